@@ -1,0 +1,172 @@
+"""Find a definition in source text, and digest it. Nothing is imported or executed.
+
+The digest is that of a definition's syntax tree without docstring, comments, formatting and
+positions. It is the same on Python 3.10 to 3.13, which ``ast.dump`` is not: fields that are
+empty, or that only some versions have, are left out, and f-strings are brought to one form.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from .errors import TargetError
+
+FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@lru_cache(maxsize=16)
+def _parse(text: str) -> ast.Module:
+    with warnings.catch_warnings():
+        # Such as invalid escapes: the module's own import has its say on them.
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(text)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One function or method in its file.
+
+    ``segment`` is its whole lines, decorators included, with the file's indentation;
+    ``first_line`` is the number (from 1) of the first of them. ``future_flags`` and
+    ``imported_names`` (those bound by the module's import statements) are what else of the module
+    the compiler looks at when it compiles a function.
+    """
+
+    module: str
+    qualname: str
+    segment: str
+    first_line: int
+    future_flags: int
+    imported_names: tuple[str, ...]
+
+    @cached_property
+    def node(self) -> ast.FunctionDef | ast.AsyncFunctionDef:
+        """The syntax tree of the segment, with line numbers of the file."""
+        indented = self.segment[:1].isspace()
+        tree = _parse("class _:\n" + self.segment if indented else self.segment)
+        body = copy.deepcopy(tree).body
+        if indented:
+            assert isinstance(body[0], ast.ClassDef)
+            body = body[0].body
+        if len(body) != 1 or not isinstance(body[0], FunctionNode):
+            raise TargetError(f"{self.module}:{self.qualname}: shares a line with other code")
+        ast.increment_lineno(body[0], self.first_line - (2 if indented else 1))
+        return body[0]
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits, see :func:`digest`."""
+        return digest(self.node)
+
+
+def locate(module: str, text: str, qualname: str) -> Definition | None:
+    """Find ``Class.method`` or ``function`` in the source ``text`` of ``module``.
+
+    Returns ``None`` when there is no such definition. Raises ``TargetError`` when there is more
+    than one, or when it is not a function, and ``SyntaxError`` when the text does not parse.
+    """
+    tree = _parse(text)
+    body: list[ast.stmt] = tree.body
+    *scopes, name = qualname.split(".")
+    for depth, scope in enumerate(scopes):
+        classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
+        if not classes:
+            return None
+        if len(classes) > 1:
+            dotted = ".".join(scopes[: depth + 1])
+            raise TargetError(f"{module}:{dotted} is defined {len(classes)} times; expected once")
+        body = classes[0].body
+    found = [n for n in body if isinstance(n, (*FunctionNode, ast.ClassDef)) and n.name == name]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise TargetError(f"{module}:{qualname} is defined {len(found)} times; expected once")
+    node = found[0]
+    if isinstance(node, ast.ClassDef):
+        raise TargetError(f"{module}:{qualname} is a class; expected a function")
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    assert node.end_lineno is not None
+    # Not str.splitlines: the tokenizer does not take form feeds and the like for line ends.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    segment = "\n".join(lines[first - 1 : node.end_lineno]) + "\n"
+    return Definition(
+        module, qualname, segment, first, _future_flags(tree), tuple(_imported_names(tree.body))
+    )
+
+
+def _future_flags(tree: ast.Module) -> int:
+    flags = 0
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            for alias in node.names:
+                flags |= getattr(__future__, alias.name).compiler_flag
+    return flags
+
+
+def _imported_names(body: Iterable[ast.AST]) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (a.asname or a.name.partition(".")[0] for a in node.names if a.name != "*")
+        elif not isinstance(node, (*FunctionNode, ast.ClassDef, ast.expr)):
+            yield from _imported_names(ast.iter_child_nodes(node))
+
+
+def digest(node: ast.AST) -> str:
+    """16 hexadecimal digits that are equal for equal syntax trees, docstring left out."""
+    return hashlib.sha256(canonical(node).encode("ascii")).hexdigest()[:16]
+
+
+def canonical(node: object) -> str:
+    """A text form of a syntax tree that does not depend on the version of Python."""
+    if isinstance(node, list):
+        return "[" + ",".join(canonical(item) for item in node) + "]"
+    if not isinstance(node, ast.AST):
+        # ascii(): what repr() prints as it is depends on the Unicode tables of the interpreter.
+        return f"{type(node).__name__}:{node!a}"
+    if isinstance(node, ast.JoinedStr):
+        return "JoinedStr(" + canonical(_joined(node)) + ")"
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name in ("type_comment", "kind"):
+            continue
+        if name == "body" and isinstance(node, FunctionNode) and _has_docstring(node):
+            value = value[1:]
+        if name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined(value):
+            value = None
+        if value is None and not isinstance(node, ast.Constant):
+            continue
+        if value == []:
+            continue
+        fields.append(f"{name}={canonical(value)}")
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _has_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    first = node.body[0] if node.body else None
+    return (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
+
+
+def _joined(node: ast.JoinedStr) -> list[ast.expr]:
+    """The parts of an f-string with neighbouring literals merged and empty ones dropped."""
+    parts: list[ast.expr] = []
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            if part.value == "":
+                continue
+            if parts and isinstance(parts[-1], ast.Constant):
+                parts[-1] = ast.Constant(str(parts[-1].value) + str(part.value))
+                continue
+            part = ast.Constant(part.value)
+        parts.append(part)
+    return parts

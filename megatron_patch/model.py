@@ -1,0 +1,217 @@
+"""The records: what a backport is, what it edits, and what became of it.
+
+Everything here is a frozen dataclass or an enum; nothing here reads a file, imports a module
+or changes anything. A *target* is written ``package.module:Class.method``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Union
+
+
+class State(str, Enum):
+    """What became of a patch in this process."""
+
+    PENDING = "pending"  #: the target module has not been imported yet
+    APPLIED = "applied"  #: our code runs
+    UPSTREAMED = "upstreamed"  #: the source already has the change
+    DRIFTED = "drifted"  #: the source is not one we know: left alone
+    NOT_APPLICABLE = "not_applicable"  #: the release has no such target
+    DISABLED = "disabled"  #: not selected by ``MEGATRON_PATCH``, or uninstalled
+    SHADOWED = "shadowed"  #: somebody else's patch is on the same target
+    FAILED = "failed"  #: applying raised; everything of the patch was rolled back
+
+    def __str__(self) -> str:
+        return self.value
+
+
+#: States in which a selected patch does not protect the process, and an operator must know.
+UNHEALTHY = frozenset({State.DRIFTED, State.FAILED, State.SHADOWED})
+
+
+class Kind(str, Enum):
+    """What a patch is for."""
+
+    PERFORMANCE = "performance"
+    CORRECTNESS = "correctness"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Target:
+    """A dotted target, taken apart: ``package.module`` and ``Class.method`` or ``function``."""
+
+    module: str
+    qualname: str
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``package.module:Class.method``. Raises ``ValueError`` on any other form."""
+        module, colon, qualname = text.partition(":")
+        parts = [*module.split("."), *qualname.split(".")]
+        if not colon or not all(part.isidentifier() for part in parts):
+            raise ValueError(f"target {text!r}: expected 'package.module:Class.method'")
+        return cls(module, qualname)
+
+    @property
+    def scope(self) -> str:
+        """The classes around the target, dotted; empty for a module-level function."""
+        return self.qualname.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part of the dotted name."""
+        return self.qualname.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.qualname}"
+
+
+def source_of(function: Callable[..., Any] | type) -> str:
+    """The dedented source text of one of our own functions or classes."""
+    return textwrap.dedent(inspect.getsource(function))
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put our function's signature-equal body in the place of the whole target.
+
+    For small methods. Decorators of the target stay. ``digest`` is the fingerprint of the
+    original (see :mod:`megatron_patch.fingerprint`).
+    """
+
+    target: str
+    function: Callable[..., Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Before:
+    """Insert the statements of ``hook`` in front of the target's first statement.
+
+    ``hook`` takes one argument with the name of the target's first parameter (``self``), and
+    returns nothing. For resets of state.
+    """
+
+    target: str
+    hook: Callable[[Any], None]
+    digest: str
+
+    @property
+    def statements(self) -> str:
+        """The hook's body without its docstring, dedented."""
+        text = source_of(self.hook)
+        node = ast.parse(text).body[0]
+        assert isinstance(node, ast.FunctionDef)
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        start, end = body[0].lineno - 1, body[-1].end_lineno
+        return textwrap.dedent("".join(text.splitlines(keepends=True)[start:end]))
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """A structural hunk: the code ``find`` occurs exactly once; ``put`` takes its place.
+
+    ``find`` is one expression, or one or more consecutive statements; it is searched by syntax
+    tree, so formatting and comments do not matter. ``put`` is an expression for an expression,
+    and any number of statements (also none) for statements.
+    """
+
+    target: str
+    find: str
+    put: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Add:
+    """Define a helper in the target's module or class, under a name that is not taken there.
+
+    ``target`` is ``module:name`` or ``module:Class.name``; ``definition`` is a function or a
+    class of ours, or one assignment statement as text. Names in it are looked up in the target
+    module, as if it had been written there.
+    """
+
+    target: str
+    definition: Callable[..., Any] | type | str
+    digest: ClassVar[None] = None
+
+    @property
+    def source(self) -> str:
+        """The definition as text."""
+        return self.definition if isinstance(self.definition, str) else source_of(self.definition)
+
+
+Edit = Union[Replace, Before, Substitute, Add]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Releases whose targets have the same fingerprints, and the edits for them."""
+
+    releases: str
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A fingerprint of a target that already has the upstream change, and where it is found."""
+
+    target: str
+    digest: str
+    releases: str
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One upstream change brought to older source.
+
+    ``target`` is the target whose absence means that the release has nothing to patch.
+    ``removal`` says when this record can be deleted.
+    """
+
+    id: str
+    kind: Kind
+    summary: str
+    symptom: str
+    upstream_pr: int
+    upstream_commit: str
+    upstream_date: str
+    fixed_in: str
+    releases: str
+    removal: str
+    target: str
+    families: tuple[Family, ...]
+    upstreamed: tuple[Known, ...]
+    default: bool = True
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    """The one state of one patch, and the one reason for it."""
+
+    id: str
+    kind: Kind
+    state: State
+    reason: str
+    upstream_pr: int
+    fixed_in: str
+
+    def as_dict(self) -> dict[str, str | int]:
+        """The fields in a form that ``json.dumps`` takes."""
+        return {
+            "id": self.id,
+            "kind": self.kind.value,
+            "state": self.state.value,
+            "reason": self.reason,
+            "upstream_pr": self.upstream_pr,
+            "fixed_in": self.fixed_in,
+        }

@@ -1,0 +1,57 @@
+"""The environment variables, read once at ``install()``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .errors import SettingsError
+from .model import Kind, Patch
+
+SELECTION = "MEGATRON_PATCH"
+STRICT = "MEGATRON_PATCH_STRICT"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which patches are selected, by id, and whether an unhealthy one raises."""
+
+    selected: frozenset[str]
+    strict: bool
+
+    @classmethod
+    def from_environment(
+        cls, series: Sequence[Patch], environment: Mapping[str, str] | None = None
+    ) -> Settings:
+        """Read the variables. Raises ``SettingsError`` that names the variable and the values."""
+        values = os.environ if environment is None else environment
+        return cls(
+            selected=_selected(series, values.get(SELECTION, "")),
+            strict=_flag(values.get(STRICT, "")),
+        )
+
+
+def _selected(series: Sequence[Patch], text: str) -> frozenset[str]:
+    groups = {"all": {p.id for p in series if p.default}, "none": set()}
+    for kind in Kind:
+        groups[kind.value] = {p.id for p in series if p.default and p.kind is kind}
+    names = {**groups, **{p.id: {p.id} for p in series}}
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    # A list that starts by taking away takes away from the default.
+    selected = set(groups["all"]) if not items or items[0].startswith("-") else set()
+    for item in items:
+        name = item[1:].strip() if item.startswith("-") else item
+        if name not in names or item == "-none":
+            raise SettingsError(
+                f"{SELECTION}={text!r}: unknown name {item!r}; expected a comma-separated list "
+                f"of {', '.join(names)}, each optionally with a leading '-'"
+            )
+        selected = selected - names[name] if item.startswith("-") else selected | names[name]
+    return frozenset(selected)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("", "0", "1"):
+        raise SettingsError(f"{STRICT}={text!r}: expected 0 or 1")
+    return text == "1"

@@ -1,0 +1,3 @@
+from .sample import workshop
+
+__all__ = ["workshop"]
