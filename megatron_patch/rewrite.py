@@ -288,7 +288,11 @@ def rebuild(
     Static methods, class methods and properties are taken apart and put together again;
     other decorators are evaluated again, in the module's and the class's namespaces.
     """
-    return _rebuild(value, raw, new, definition.node.decorator_list, owner)
+    result = _rebuild(value, raw, new, definition.node.decorator_list, owner)
+    set_name = getattr(type(result), "__set_name__", None)
+    if set_name is not None:  # what a class body does for cached_property and its like
+        set_name(result, owner, new.__name__)
+    return result
 
 
 def _rebuild(

@@ -12,6 +12,8 @@ from megatron_patch.model import Add, Before, Edit, Replace, State, Substitute
 
 from .sample import Workshop, make_patch, only
 
+pytestmark = pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+
 MODULE = '''
 import functools
 
@@ -277,7 +279,9 @@ def test_add_defines_a_helper_in_the_namespace_of_the_target(workshop, sample):
     edit = substitute(workshop, "Sample.plain", "return total * FACTOR", "return self.helper(x)")
     engine = workshop.engine(
         make_patch(
-            Add("sample_module:Sample.helper", helper), Add("sample_module:EXTRA", "EXTRA = 5"), edit
+            Add("sample_module:Sample.helper", helper),
+            Add("sample_module:EXTRA", "EXTRA = 5"),
+            edit,
         )
     )
     assert only(engine).state is State.APPLIED, only(engine).reason

@@ -1,0 +1,337 @@
+"""Verdicts, atomicity, ownership, strictness and the state that is reported."""
+
+from __future__ import annotations
+
+import importlib
+import py_compile
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from megatron_patch.engine import Engine
+from megatron_patch.errors import MegatronPatchWarning, StrictModeError
+from megatron_patch.model import Known, State, Substitute
+from megatron_patch.settings import Settings
+
+from .sample import Workshop, make_patch, only
+
+MODULE = """
+class Thing:
+    def one(self):
+        return 1
+
+    def two(self):
+        return 2
+
+
+class Child(Thing):
+    pass
+"""
+
+ONE = "target_module:Thing.one"
+TWO = "target_module:Thing.two"
+
+
+def substitute(workshop: Workshop, target: str, find: str, put: str) -> Substitute:
+    return Substitute(target, find, put, workshop.digest(target))
+
+
+@pytest.fixture
+def both(workshop: Workshop):  # type: ignore[no-untyped-def]
+    """A patch of two targets, on a module that is written but not imported."""
+    workshop.write("target_module", MODULE)
+    return make_patch(substitute(workshop, ONE, "1", "10"), substitute(workshop, TWO, "2", "20"))
+
+
+def thing():  # type: ignore[no-untyped-def]
+    return sys.modules["target_module"].Thing()
+
+
+def test_pending_until_the_import_then_applied(workshop, both):
+    engine = workshop.engine(both)
+    assert only(engine).state is State.PENDING
+    assert "target_module has not been imported yet" in only(engine).reason
+    module = importlib.import_module("target_module")
+    assert only(engine).state is State.APPLIED
+    assert (thing().one(), thing().two()) == (10, 20)
+    assert module.__loader__ is module.__spec__.loader
+    assert type(module.__loader__).__module__.startswith("_frozen_importlib")
+
+
+def test_applied_at_once_to_a_module_that_is_imported_and_to_instances_that_exist(workshop, both):
+    importlib.import_module("target_module")
+    existing = thing()
+    engine = workshop.engine(both)
+    assert only(engine).state is State.APPLIED
+    assert existing.one() == 10
+
+
+def test_uninstall_restores_the_original_objects_and_install_applies_again(workshop, both):
+    module = importlib.import_module("target_module")
+    original = dict(vars(module.Thing))
+    engine = workshop.engine(both)
+    engine.uninstall()
+    engine.uninstall()
+    assert only(engine).state is State.DISABLED
+    assert {n: vars(module.Thing)[n] for n in ("one", "two")} == {
+        n: original[n] for n in ("one", "two")
+    }
+    assert engine._finder not in sys.meta_path
+    engine.install(Settings(frozenset({"sample"}), strict=False))
+    assert (only(engine).state, thing().one()) == (State.APPLIED, 10)
+    engine.install(Settings(frozenset(), strict=False))
+    assert (only(engine).state, thing().one()) == (State.DISABLED, 1)
+    assert "not selected" in only(engine).reason
+
+
+def test_reload_is_patched_again(workshop, both):
+    module = importlib.import_module("target_module")
+    engine = workshop.engine(both)
+    old = module.Thing
+    importlib.reload(module)
+    assert module.Thing is not old
+    assert only(engine).state is State.APPLIED
+    assert (thing().one(), thing().two()) == (10, 20)
+    engine.uninstall()
+    assert (thing().one(), thing().two()) == (1, 2)
+
+
+def test_reload_of_changed_source_is_drifted(workshop, both):
+    module = importlib.import_module("target_module")
+    engine = workshop.engine(both)
+    workshop.write("target_module", MODULE.replace("return 2", "return 22222"))
+    with pytest.warns(MegatronPatchWarning, match="target_module:Thing.two: expected"):
+        importlib.reload(module)
+    assert only(engine).state is State.DRIFTED
+    assert (thing().one(), thing().two()) == (1, 22222)
+
+
+def test_a_half_imported_module_is_patched_at_the_end_of_its_import(workshop, monkeypatch):
+    workshop.write("target_module", "import trigger_module\n" + MODULE)
+    workshop.write("trigger_module", "import builtins\nbuiltins.install_sample()\n")
+    patch = make_patch(substitute(workshop, ONE, "1", "10"))
+    engines: list[Engine] = []
+
+    def install_sample():  # type: ignore[no-untyped-def]
+        engines.append(workshop.engine(patch))
+        assert only(engines[0]).state is State.PENDING
+
+    monkeypatch.setattr("builtins.install_sample", install_sample, raising=False)
+    module = importlib.import_module("target_module")
+    assert only(engines[0]).state is State.APPLIED
+    assert module.Thing().one() == 10
+    assert type(module.__spec__) is importlib.machinery.ModuleSpec
+
+
+def test_a_half_imported_module_that_raises_stays_pending(workshop, monkeypatch):
+    workshop.write("target_module", "import trigger_module\n" + MODULE + "raise OSError('no')\n")
+    workshop.write("trigger_module", "import builtins\nbuiltins.install_sample()\n")
+    patch = make_patch(substitute(workshop, ONE, "1", "10"))
+    engines: list[Engine] = []
+    monkeypatch.setattr(
+        "builtins.install_sample", lambda: engines.append(workshop.engine(patch)), raising=False
+    )
+    with pytest.raises(OSError, match="no"):
+        importlib.import_module("target_module")
+    assert only(engines[0]).state is State.PENDING
+
+
+def test_a_module_that_raises_while_importing_stays_pending(workshop):
+    workshop.write("target_module", MODULE + "raise OSError('no')\n")
+    engine = workshop.engine(make_patch(substitute(workshop, ONE, "1", "10")))
+    with pytest.raises(OSError, match="no"):
+        importlib.import_module("target_module")
+    assert only(engine).state is State.PENDING
+    workshop.write("target_module", MODULE)
+    importlib.import_module("target_module")
+    assert only(engine).state is State.APPLIED
+
+
+def test_one_changed_token_in_one_target_leaves_all_targets_alone(workshop, both):
+    workshop.write("target_module", MODULE.replace("return 2", "return 3"))
+    engine = workshop.engine(both)
+    with pytest.warns(MegatronPatchWarning) as caught:
+        importlib.import_module("target_module")
+    message = str(caught[0].message)
+    for part in ("sample is drifted", TWO, "expected", "found", "upstream #1", "MEGATRON_PATCH=-"):
+        assert part in message
+    assert (thing().one(), thing().two()) == (1, 3)
+    assert only(engine).state is State.DRIFTED
+
+
+def test_known_fixed_source_is_upstreamed(workshop, both):
+    known = Known(TWO, workshop.digest(TWO), "9.9 and later")
+    workshop.load("target_module", MODULE)
+    engine = workshop.engine(make_patch(*both.families[0].edits, upstreamed=(known,)))
+    assert only(engine).state is State.UPSTREAMED
+    assert "9.9 and later" in only(engine).reason
+    assert thing().one() == 1
+
+
+def test_a_release_without_the_target_is_not_applicable(workshop, both):
+    workshop.load("target_module", "class Thing:\n    pass\n")
+    engine = workshop.engine(both)
+    assert only(engine).state is State.NOT_APPLICABLE
+    assert ONE in only(engine).reason
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_an_inherited_method_is_not_patched_and_the_place_to_patch_is_named(workshop):
+    workshop.load("target_module", MODULE)
+    edit = Substitute("target_module:Child.one", "1", "10", workshop.digest(ONE))
+    engine = workshop.engine(make_patch(edit))
+    assert only(engine).state is State.DRIFTED
+    assert "patch target_module:Thing.one" in only(engine).reason
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_compiled_only_source_is_drifted(workshop, both):
+    path = workshop.write("target_module", MODULE)
+    py_compile.compile(str(path), cfile=str(path.with_suffix(".pyc")))
+    path.unlink()
+    engine = workshop.engine(both)
+    importlib.import_module("target_module")
+    assert only(engine).state is State.DRIFTED
+    assert "target_module has no source text" in only(engine).reason
+    assert thing().one() == 1
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_code_that_is_not_that_of_the_source_is_left_alone(workshop, both):
+    """The file was edited after its import: its digest says nothing of what runs."""
+    workshop.load("target_module", MODULE.replace("return 2", "return 3"))
+    workshop.write("target_module", MODULE)
+    engine = workshop.engine(both)
+    assert only(engine).state is State.SHADOWED
+    assert "not compiled from the module's source" in only(engine).reason
+    assert (thing().one(), thing().two()) == (1, 3)
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_somebody_elses_patch_before_ours_is_reported_and_stays(workshop, both):
+    module = importlib.import_module("target_module")
+    module.Thing.two = lambda self: 222
+    engine = workshop.engine(both)
+    assert only(engine).state is State.SHADOWED
+    assert TWO in only(engine).reason
+    assert (thing().one(), thing().two()) == (1, 222)
+
+
+def test_somebody_elses_patch_after_ours_is_reported_and_stays(workshop, both):
+    module = importlib.import_module("target_module")
+    engine = workshop.engine(both)
+    ours = vars(module.Thing)["two"]
+    module.Thing.two = lambda self: ours(self) + 1
+    assert only(engine).state is State.SHADOWED
+    assert TWO in only(engine).reason
+    engine.uninstall()
+    assert (thing().one(), thing().two()) == (10, 21)
+    assert only(engine).state is State.SHADOWED
+    module.Thing.two = ours
+    assert only(engine).state is State.APPLIED
+    engine.uninstall()
+    assert (thing().one(), thing().two()) == (1, 2)
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_a_failure_half_way_rolls_everything_back(workshop, caplog):
+    workshop.load(
+        "target_module",
+        """
+        class Meta(type):
+            def __setattr__(cls, name, value):
+                if name == "two" and not getattr(cls, "open", True):
+                    raise RuntimeError("closed")
+                super().__setattr__(name, value)
+
+
+        class Thing(metaclass=Meta):
+            open = False
+
+            def one(self):
+                return 1
+
+            def two(self):
+                return 2
+        """,
+    )
+    patch = make_patch(substitute(workshop, ONE, "1", "10"), substitute(workshop, TWO, "2", "20"))
+    original = vars(sys.modules["target_module"].Thing)["one"]
+    engine = workshop.engine(patch)
+    assert only(engine).state is State.FAILED
+    assert "RuntimeError('closed')" in only(engine).reason
+    assert vars(sys.modules["target_module"].Thing)["one"] is original
+    assert "rolled back" in caplog.text
+
+
+def test_strict_raises_out_of_the_import(workshop, both):
+    workshop.write("target_module", MODULE.replace("return 2", "return 3"))
+    workshop.engine(both, strict=True)
+    with pytest.raises(StrictModeError, match="sample is drifted"):
+        importlib.import_module("target_module")
+    assert "target_module" not in sys.modules
+
+
+def test_strict_raises_out_of_install_and_takes_everything_back(workshop, both):
+    workshop.write("other_module", MODULE)
+    workshop.write("target_module", MODULE.replace("return 2", "return 3"))
+    good = Substitute(
+        "other_module:Thing.one", "1", "10", workshop.digest("other_module:Thing.one")
+    )
+    for name in ("target_module", "other_module"):
+        importlib.import_module(name)
+    with pytest.raises(StrictModeError):
+        workshop.engine(make_patch(good, id="good"), both, strict=True)
+    assert sys.modules["other_module"].Thing().one() == 1
+
+
+def test_a_patch_of_two_modules_waits_for_both(workshop):
+    workshop.write("target_module", MODULE)
+    workshop.write("other_module", MODULE)
+    patch = make_patch(
+        substitute(workshop, ONE, "1", "10"),
+        substitute(workshop, "other_module:Thing.one", "1", "100"),
+    )
+    engine = workshop.engine(patch)
+    importlib.import_module("target_module")
+    assert (only(engine).state, thing().one()) == (State.PENDING, 1)
+    importlib.import_module("other_module")
+    assert (only(engine).state, thing().one()) == (State.APPLIED, 10)
+    assert sys.modules["other_module"].Thing().one() == 100
+
+
+def test_one_warning_and_one_log_record(workshop, both, caplog):
+    workshop.write("target_module", MODULE.replace("return 2", "return 3"))
+    engine = workshop.engine(both)
+    with pytest.warns(MegatronPatchWarning):
+        importlib.import_module("target_module")
+    for _ in range(3):  # a second warning would be an error
+        engine.status()
+        engine.install(Settings(frozenset({"sample"}), strict=False))
+    assert [record.name for record in caplog.records] == ["megatron_patch"]
+
+
+def test_threads_that_import_at_once_all_see_the_patch(workshop, both):
+    workshop.engine(both)
+    barrier, seen = threading.Barrier(8), []
+
+    def run() -> None:
+        barrier.wait()
+        seen.append(importlib.import_module("target_module").Thing().one())
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [10] * 8
+
+
+def test_importing_the_package_imports_neither_torch_nor_megatron():
+    code = (
+        "import sys, megatron_patch;"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'megatron'}))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -1,0 +1,101 @@
+"""What changes a digest and what does not; finding a definition."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_patch.errors import TargetError
+from megatron_patch.fingerprint import locate
+
+TEXT = '''
+class A:
+    @staticmethod
+    def f(x, *, y=1):
+        """Doc."""
+        # why
+        return f"{x!r:>{y}} and {{}}" + "a" "b"
+'''
+
+
+def digest(text: str, name: str = "A.f") -> str:
+    found = locate("m", text, name)
+    assert found is not None
+    return found.digest
+
+
+def test_the_digest_is_this_one_on_every_python():
+    assert digest(TEXT) == "552ea3a65a4a068c"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# why", "# another reason"),
+        ('        """Doc."""\n', ""),
+        ('"""Doc."""', '"""Other."""'),
+        ("x, *, y=1", "x,\n          *,\n          y = 1,"),
+        ('"a" "b"', "'ab'"),
+        ("class A:", "import os\n\n\nclass A:\n    other = 1\n"),
+        ("\n", "\r\n"),
+        ("        return", "\n        return"),
+        ("return f", "return (f"),
+    ],
+)
+def test_what_means_the_same_has_the_same_digest(old, new):
+    text = TEXT.replace(old, new)
+    if new.endswith("(f"):
+        text = text.replace('"a" "b"', '"a" "b")')
+    assert text != TEXT
+    assert digest(text) == digest(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("y=1", "y=2"),
+        ("y=1", "y=1.0"),
+        ("y=1", "y=True"),
+        ("x, *,", "x,"),
+        ("x!r", "x!s"),
+        (":>", ":<"),
+        ('"a" "b"', '"a" "c"'),
+        ("@staticmethod", "@classmethod"),
+        ("    @staticmethod\n", ""),
+        ("def f", "async def f"),
+        ("return f", "yield f"),
+    ],
+)
+def test_what_means_something_else_has_another_digest(old, new):
+    text = TEXT.replace(old, new)
+    assert text != TEXT
+    assert digest(text) != digest(TEXT)
+
+
+def test_a_string_that_is_no_docstring_counts():
+    assert digest("def f():\n    x\n    'a'", "f") != digest("def f():\n    x\n    'b'", "f")
+
+
+def test_lines_and_numbers_are_those_of_the_file():
+    found = locate("m", TEXT, "A.f")
+    assert found is not None
+    assert found.first_line == 3
+    assert found.segment.startswith("    @staticmethod\n    def f(")
+    assert found.node.lineno == 4
+
+
+@pytest.mark.parametrize("name", ["A.g", "B.f", "f", "A.f.g"])
+def test_a_definition_that_is_not_there(name):
+    assert locate("m", TEXT, name) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "why"),
+    [
+        ("def f(): 1\ndef f(): 2", "f", "m:f is defined 2 times"),
+        ("class A: pass\nclass A: pass", "A.f", "m:A is defined 2 times"),
+        ("class A:\n  class f: pass", "A.f", "m:A.f is a class"),
+    ],
+)
+def test_what_is_not_one_function_is_refused(text, name, why):
+    with pytest.raises(TargetError, match=why):
+        locate("m", text, name)

@@ -1,0 +1,78 @@
+"""The environment variables."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from megatron_patch.errors import SettingsError
+from megatron_patch.model import Kind, Substitute
+from megatron_patch.settings import Settings
+
+from .sample import make_patch
+
+EDIT = Substitute("m:f", "1", "2", "0")
+SERIES = (
+    make_patch(EDIT, id="a"),
+    replace(make_patch(EDIT, id="b"), kind=Kind.PERFORMANCE),
+    replace(make_patch(EDIT, id="opt"), default=False),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "a b"),
+        ("all", "a b"),
+        (" all , ", "a b"),
+        ("none", ""),
+        ("a", "a"),
+        ("correctness", "a"),
+        ("performance", "b"),
+        ("-a", "b"),
+        ("-correctness", "b"),
+        ("all,-b", "a"),
+        ("all,opt", "a b opt"),
+        ("opt", "opt"),
+        ("-all,b", "b"),
+        ("none,a", "a"),
+    ],
+)
+def test_selection(text, expected):
+    settings = Settings.from_environment(SERIES, {"MEGATRON_PATCH": text})
+    assert settings.selected == set(expected.split())
+
+
+@pytest.mark.parametrize("text", ["c", "a,c", "-c", "A", "-none", "a b"])
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(text):
+    with pytest.raises(SettingsError, match="unknown name") as caught:
+        Settings.from_environment(SERIES, {"MEGATRON_PATCH": text})
+    for name in ("MEGATRON_PATCH=", "all", "none", "correctness", "performance", "a, b, opt"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", False), ("0", False), ("1", True)])
+def test_strict(text, expected):
+    assert Settings.from_environment((), {"MEGATRON_PATCH_STRICT": text}).strict is expected
+
+
+def test_strict_takes_nothing_else():
+    with pytest.raises(SettingsError, match="MEGATRON_PATCH_STRICT='yes': expected 0 or 1"):
+        Settings.from_environment((), {"MEGATRON_PATCH_STRICT": "yes"})
+
+
+def test_a_typo_raises_at_import():
+    done = subprocess.run(
+        [sys.executable, "-c", "import megatron_patch"],
+        env={**os.environ, "MEGATRON_PATCH": "input-position-view-cach"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "unknown name 'input-position-view-cach'" in done.stderr
+    assert "input-position-view-cache" in done.stderr
