@@ -89,7 +89,7 @@ def judge(patch: Patch, read: Callable[[str], str | None] = read_source) -> Verd
 
     ``read`` gives a module's text, or ``None`` for a module that does not exist.
     """
-    drifts: list[tuple[int, str]] = []
+    drifts: list[tuple[tuple[int, int], str]] = []
     try:
         if _definition(patch.target, read) is None:
             return Verdict(State.NOT_APPLICABLE, f"{patch.target} does not exist in this release")
@@ -101,12 +101,14 @@ def judge(patch: Patch, read: Callable[[str], str | None] = read_source) -> Verd
             misses = [miss for edit in family.edits for miss in _misses(edit, read)]
             if not misses:
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
-            drifts.append((len(misses), f"{'; '.join(misses)} (source of {family.releases})"))
+            # The closest family is the one with the fewest misses, then with the most matches.
+            rank = (len(misses), -len(family.edits))
+            drifts.append((rank, f"{'; '.join(misses)} (source of {family.releases})"))
     except SyntaxError as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
     except TargetError as error:
         return Verdict(State.DRIFTED, str(error))
-    closest = min(drifts, default=(0, f"{patch.target}: no known source"))[1]
+    closest = min(drifts, default=((0, 0), f"{patch.target}: no known source"))[1]
     return Verdict(State.DRIFTED, f"unknown source: {closest}")
 
 

@@ -1,0 +1,95 @@
+"""A small GPT model with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .releases import check, parameters_of
+from .runtime import running
+from .spec import EngineSpec, UnsupportedError
+
+# Wide enough that what a token attends to decides what comes next: with Megatron's usual 0.02 the
+# greedy choice of a model this small depends on little but the last token.
+INIT_METHOD_STD = 0.2
+
+
+def transformer_config(spec: EngineSpec) -> Any:
+    """The ``TransformerConfig`` of the model.
+
+    Raises:
+        UnsupportedError: the release has no such feature, or ``spec.dtype`` is not known.
+    """
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    check(spec)
+    dtype = torch_dtype(spec)
+    arguments: dict[str, Any] = {
+        "num_layers": spec.num_layers,
+        "hidden_size": spec.hidden_size,
+        "num_attention_heads": spec.num_attention_heads,
+        "params_dtype": dtype,
+        "bf16": spec.dtype == "bfloat16",
+        "fp16": spec.dtype == "float16",
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "init_method_std": INIT_METHOD_STD,
+        # The same weights with and without a CUDA device.
+        "use_cpu_initialization": True,
+    }
+    if spec.num_cuda_graphs is not None and not running().on_cpu:
+        if "cuda_graph_impl" in parameters_of(TransformerConfig):
+            arguments["cuda_graph_impl"] = "local"
+        else:
+            arguments["enable_cuda_graph"] = True
+    if spec.num_speculative_tokens:
+        arguments["mtp_num_layers"] = spec.num_speculative_tokens
+    return TransformerConfig(**arguments)
+
+
+def torch_dtype(spec: EngineSpec) -> Any:
+    """``spec.dtype`` as a ``torch.dtype``."""
+    import torch
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+    if spec.dtype not in dtypes:
+        raise UnsupportedError(f"dtype must be one of {', '.join(dtypes)}, not {spec.dtype!r}")
+    return dtypes[spec.dtype]
+
+
+def build_model(spec: EngineSpec) -> Any:
+    """A ``GPTModel`` of Megatron's local (PyTorch-only) layers, in evaluation mode, on the device.
+
+    Called with ``(input_ids, position_ids, attention_mask)`` it returns logits of shape
+    (batch, sequence, ``spec.vocab_size``) in ``spec.dtype``. Does not change the state of PyTorch's
+    default random number generators.
+
+    Raises:
+        RuntimeError: :func:`~megatron_patch.testing.start` was not called.
+        UnsupportedError: see :class:`EngineSpec`.
+    """
+    device = running().device
+    import torch
+    from megatron.core.models.gpt import gpt_layer_specs
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    config = transformer_config(spec)
+    layer_spec = gpt_layer_specs.get_gpt_layer_local_spec()
+    arguments: dict[str, Any] = {}
+    if spec.num_speculative_tokens:
+        arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
+            config, layer_spec, use_transformer_engine=False
+        )
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(spec.seed)
+        model_parallel_cuda_manual_seed(spec.seed)
+        model = GPTModel(
+            config=config,
+            transformer_layer_spec=layer_spec,
+            vocab_size=spec.vocab_size,
+            max_sequence_length=spec.max_sequence_length,
+            position_embedding_type=spec.position_embedding_type,
+            **arguments,
+        )
+    # PyTorch's own layers in it have not heard of `params_dtype`.
+    return model.to(device, torch_dtype(spec)).eval()

@@ -1,0 +1,164 @@
+"""What the installed release of Megatron calls things, found by looking at its signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+from .runtime import running
+from .spec import EngineSpec, UnsupportedError
+
+# Other names that releases have for a field of EngineSpec.
+ALIASES = {
+    "block_size_tokens": ("chunk_size_tokens",),
+    "max_requests": ("max_requests_override",),
+    "max_tokens": ("max_tokens_override",),
+}
+
+# Fields of EngineSpec that are arguments of the context, or of the engine where releases have
+# them there.
+INFERENCE_FIELDS = (
+    "max_sequence_length",
+    "block_size_tokens",
+    "buffer_size_gb",
+    "max_requests",
+    "max_tokens",
+    "materialize_only_last_token_logits",
+    "unified_memory_level",
+    "kv_cache_management_mode",
+    "num_cuda_graphs",
+    "enable_chunked_prefill",
+    "enable_prefix_caching",
+    "num_speculative_tokens",
+)
+
+
+def release() -> str:
+    """The name and version that the installed Megatron-Core gives itself, for messages."""
+    from megatron.core import package_info
+
+    return f"Megatron-Core {package_info.__version__}"
+
+
+def context_class() -> Any:
+    """Megatron's own ``DynamicInferenceContext``.
+
+    Raises RuntimeError if :func:`~megatron_patch.testing.start` was not called: a context cannot
+    be made without.
+    """
+    running()
+    from megatron.core.inference.contexts.dynamic_context import DynamicInferenceContext
+
+    return DynamicInferenceContext
+
+
+def engine_class() -> Any:
+    """Megatron's own ``DynamicInferenceEngine``."""
+    running()
+    from megatron.core.inference.engines.dynamic_engine import DynamicInferenceEngine
+
+    return DynamicInferenceEngine
+
+
+def inference_config_class() -> Any:
+    """Megatron's ``InferenceConfig``, or None: then the context takes its fields itself."""
+    parameter = inspect.signature(context_class()).parameters.get("inference_config")
+    if parameter is None:
+        return None
+    from megatron.core.inference.config import InferenceConfig
+
+    return InferenceConfig
+
+
+def set_inference_mode(active: bool) -> bool:
+    """Set Megatron's process-wide inference mode, in releases that have it; returns what it was.
+
+    Engines from 0.18 on switch it on when they are made or resumed, and off when suspended, each
+    for all others too.
+    """
+    from megatron.core.inference import utils
+
+    mode = getattr(utils, "InferenceMode", None)
+    if mode is None:
+        return False
+    before = bool(mode.is_active())
+    if active:
+        mode.set_active()
+    else:
+        mode.unset_active()
+    return before
+
+
+def parameters_of(function: Any) -> Collection[str]:
+    """Names of the arguments that ``function``, or the constructor of a class, takes."""
+    return inspect.signature(function).parameters.keys()
+
+
+def check(spec: EngineSpec) -> None:
+    """Raise UnsupportedError for a field that the release or this machine has no such thing for."""
+    known = {*_context_parameters(), *parameters_of(engine_class())}
+    for name, value in _inference_values(spec).items():
+        default = _default(name)
+        if value != default and not known.intersection((name, *ALIASES.get(name, ()))):
+            raise UnsupportedError(f"{release()} has no {name}; leave it at {default!r}")
+    for name in spec.options:
+        if name not in _context_parameters():
+            raise UnsupportedError(f"{release()} has no inference option {name!r}")
+    if spec.unified_memory_level and running().on_cpu:
+        raise UnsupportedError(
+            f"unified_memory_level {spec.unified_memory_level} needs a CUDA device ({release()} "
+            "would warn and go on without)"
+        )
+
+
+def inference_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Arguments of the context, or of its ``InferenceConfig``, under the release's names."""
+    check(spec)
+    parameters = _context_parameters()
+    arguments: dict[str, Any] = {}
+    for name, value in _inference_values(spec).items():
+        for known in (name, *ALIASES.get(name, ())):
+            if known in parameters and value is not None:
+                arguments[known] = value
+    if "kv_cache_management_mode" in arguments:
+        from megatron.core.inference.config import KVCacheManagementMode
+
+        mode = KVCacheManagementMode(arguments["kv_cache_management_mode"])
+        arguments["kv_cache_management_mode"] = mode
+    if "use_cuda_graphs_for_non_decode_steps" in parameters:
+        arguments["use_cuda_graphs_for_non_decode_steps"] = False
+    arguments.update(spec.options)
+    return arguments
+
+
+def _context_parameters() -> Collection[str]:
+    return parameters_of(inference_config_class() or context_class())
+
+
+def _inference_values(spec: EngineSpec) -> dict[str, Any]:
+    values = {name: getattr(spec, name) for name in INFERENCE_FIELDS}
+    mode = spec.kv_cache_management_mode
+    modes = ("persist", "offload", "recompute")
+    if mode is not None and mode not in modes:
+        raise ValueError(f"kv_cache_management_mode must be one of {modes}, not {mode!r}")
+    if values["buffer_size_gb"] is None:
+        values["buffer_size_gb"] = _default_buffer_size_gb(spec)
+    return values
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in dataclasses.fields(EngineSpec) if field.name == name)
+
+
+def _default_buffer_size_gb(spec: EngineSpec) -> float:
+    """GiB of ``max_requests`` sequences of the greatest length, and of one block not in use."""
+    from .models import torch_dtype
+
+    blocks_per_request = -(-spec.max_sequence_length // spec.block_size_tokens)
+    block_bytes = (
+        2 * spec.num_layers * spec.block_size_tokens * spec.hidden_size * torch_dtype(spec).itemsize
+    )
+    # Half a block more, so that no rounding on the way loses one.
+    return float((spec.max_requests * blocks_per_request + 1.5) * block_bytes / 1024**3)

@@ -1,0 +1,193 @@
+"""Make a process able to run Megatron's dynamic engine, and undo that."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+ATTENTION = "megatron.core.transformer.attention"
+CONTEXT = "megatron.core.inference.contexts.dynamic_context"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What :func:`start` has set up."""
+
+    device: torch.device
+    loop: asyncio.AbstractEventLoop
+    """Every engine's event loop. Megatron would make a new one per engine, and close none."""
+    undo: ExitStack
+
+    @property
+    def on_cpu(self) -> bool:
+        return bool(self.device.type == "cpu")
+
+
+_runtime: Runtime | None = None
+
+
+def start() -> torch.device:
+    """Make this process able to run Megatron's dynamic engine; returns the device it runs on.
+
+    Without a CUDA device that is the CPU, and parts of ``torch.cuda`` and flash-attn are stood in
+    for; see the modules ``standins`` and ``attention`` for what that means. With one,
+    ``torch.cuda`` is left alone, and flash-attn is stood in for only if it cannot be imported.
+    Nothing of Megatron is replaced, except that on a CPU its Triton kernel for writing the KV
+    cache is set to None: Megatron then does that in PyTorch.
+
+    Also sets up ``torch.distributed`` and Megatron's parallel state with a world of one process,
+    unless they are initialised. Does nothing if called again.
+
+    Raises:
+        RuntimeError: Megatron's attention was imported before, without what it needs.
+    """
+    global _runtime
+    if _runtime is None:
+        import torch
+
+        on_cpu = not torch.cuda.is_available()
+        with ExitStack() as stack:
+            if on_cpu:
+                from . import standins
+
+                device = stack.enter_context(standins.installed())
+            else:
+                device = torch.device("cuda", torch.cuda.current_device())
+            _enter_attention(stack, on_cpu)
+            stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
+            stack.enter_context(_parallel_state())
+            if on_cpu:
+                stack.enter_context(_without_triton())
+            loop = stack.enter_context(_event_loop())
+            # A process that ends without stop() would otherwise leave a process group behind.
+            stack.callback(atexit.unregister, atexit.register(stop))
+            _runtime = Runtime(device, loop, stack.pop_all())
+    return _runtime.device
+
+
+def stop() -> None:
+    """Undo :func:`start`; does nothing if there is nothing to undo.
+
+    Engines and contexts made before are of no use afterwards. Megatron stays imported, and on a
+    CPU does not run until :func:`start` is called again.
+    """
+    global _runtime
+    if _runtime is not None:
+        runtime, _runtime = _runtime, None
+        runtime.undo.close()
+
+
+def running() -> Runtime:
+    """What :func:`start` has set up. Raises RuntimeError if it was not called."""
+    if _runtime is None:
+        raise RuntimeError("call megatron_patch.testing.start() first, before importing Megatron")
+    return _runtime
+
+
+def _enter_attention(stack: ExitStack, on_cpu: bool) -> None:
+    """Provide flash-attn, or make sure that it is there."""
+    from . import attention
+
+    imported = sys.modules.get(ATTENTION)
+    if imported is not None and not _is_usable(imported, on_cpu):
+        raise RuntimeError(
+            f"{ATTENTION} was imported before megatron_patch.testing.start(), without a "
+            "flash-attn that runs on this machine, and cannot be given one any more. Call start() "
+            "before anything imports Megatron, for example at the top of conftest.py."
+        )
+    if on_cpu or (imported is None and not _can_import("flash_attn")):
+        stack.enter_context(attention.installed())
+
+
+def _is_usable(imported: ModuleType, on_cpu: bool) -> bool:
+    from . import attention
+
+    names: dict[str, Any] = vars(imported)
+    newer = names.get("HAVE_FA3") or names.get("HAVE_FA4")
+    if on_cpu:
+        ours = names.get("flash_attn_varlen_func") is attention.flash_attn_varlen_func
+        return ours and not newer
+    return newer or names.get("flash_attn_varlen_func") is not None
+
+
+def _can_import(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+@contextmanager
+def _process_group(backend: str) -> Iterator[None]:
+    """A default process group; destroyed at the end if it was made here."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        yield
+        return
+    # A store within the process: no port and no file that two test runs could share.
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _parallel_state() -> Iterator[None]:
+    """Megatron's parallel state; destroyed at the end if it was made here."""
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        yield
+        return
+    parallel_state.initialize_model_parallel()
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+@contextmanager
+def _without_triton() -> Iterator[None]:
+    """Have the context write the KV cache in PyTorch."""
+    from importlib import import_module
+
+    module = import_module(CONTEXT)
+    name = "triton_append_key_value_cache"
+    if getattr(module, name, None) is None:
+        yield
+        return
+    kernel = getattr(module, name)
+    setattr(module, name, None)
+    try:
+        yield
+    finally:
+        setattr(module, name, kernel)
+
+
+@contextmanager
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop
+    finally:
+        settle(loop)
+        loop.close()
+
+
+def settle(loop: asyncio.AbstractEventLoop) -> None:
+    """Run what engines have scheduled, notices of new requests and the like, to its end."""
+    loop.run_until_complete(asyncio.sleep(0))
+    while tasks := asyncio.all_tasks(loop):
+        loop.run_until_complete(asyncio.gather(*tasks))

@@ -1,0 +1,63 @@
+"""What a small engine is to be like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class UnsupportedError(ValueError):
+    """A field of an :class:`EngineSpec` that the installed Megatron or this machine lacks."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A small model, its inference context and its engine. The defaults run quickly on a CPU.
+
+    A field that the installed release of Megatron has no such thing for must be left at its
+    default; otherwise building raises :class:`UnsupportedError`, which names field and release.
+    """
+
+    num_layers: int = 2
+    hidden_size: int = 64
+    num_attention_heads: int = 4
+    vocab_size: int = 128
+    dtype: str = "float32"
+    """Of parameters, activations and KV cache: ``float32``, ``bfloat16`` or ``float16``. The real
+    flash-attn has no ``float32``."""
+    seed: int = 0
+    """Of the weights, which are the same on every device and, up to rounding, in every dtype."""
+    position_embedding_type: str = "learned_absolute"
+    """``learned_absolute`` reads the position ids that the context hands out, ``rope`` does not."""
+
+    max_sequence_length: int = 128
+    """Longest prompt together with what is generated for it, in tokens."""
+    block_size_tokens: int = 16
+    """Tokens in one block of the KV cache. The real flash-attn takes multiples of 256 only."""
+    buffer_size_gb: float | None = None
+    """Size of the KV cache in GiB. None: enough for ``max_requests`` of the longest sequences."""
+    max_requests: int = 8
+    """Requests in one step, a multiple of 4."""
+    max_tokens: int = 64
+    """Tokens in one step, a multiple of 64."""
+    materialize_only_last_token_logits: bool = True
+    unified_memory_level: int = 0
+    """Above 0 needs a CUDA device."""
+    kv_cache_management_mode: str | None = None
+    """What a suspended engine does with its KV cache: ``persist``, ``offload`` or ``recompute``.
+    None: the release's default."""
+    num_cuda_graphs: int | None = None
+    """None: no CUDA graphs. Otherwise at most so many, for decode steps, unless ``options`` has
+    ``use_cuda_graphs_for_non_decode_steps=True``. Without a CUDA device batches are padded as for
+    the graphs, but none is captured."""
+
+    enable_chunked_prefill: bool | None = None
+    """None: the release's default."""
+    enable_prefix_caching: bool = False
+    num_speculative_tokens: int = 0
+    """The model gets as many multi-token prediction layers."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments, by their names in the installed release: those of ``InferenceConfig``
+    where it exists, and of ``DynamicInferenceContext`` otherwise."""
