@@ -71,7 +71,6 @@ def build_model(spec: EngineSpec) -> Any:
     import torch
     from megatron.core.models.gpt import gpt_layer_specs
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     config = transformer_config(spec)
     layer_spec = gpt_layer_specs.get_gpt_layer_local_spec()
@@ -82,7 +81,6 @@ def build_model(spec: EngineSpec) -> Any:
         )
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(spec.seed)
-        model_parallel_cuda_manual_seed(spec.seed)
         model = GPTModel(
             config=config,
             transformer_layer_spec=layer_spec,

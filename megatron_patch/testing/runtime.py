@@ -44,8 +44,8 @@ def start() -> torch.device:
     Nothing of Megatron is replaced, except that on a CPU its Triton kernel for writing the KV
     cache is set to None: Megatron then does that in PyTorch.
 
-    Also sets up ``torch.distributed`` and Megatron's parallel state with a world of one process,
-    unless they are initialised. Does nothing if called again.
+    Also sets up ``torch.distributed`` with a world of one process, and Megatron's parallel state
+    and random seed, unless they are initialised. Does nothing if called again.
 
     Raises:
         RuntimeError: Megatron's attention was imported before, without what it needs.
@@ -145,14 +145,17 @@ def _process_group(backend: str) -> Iterator[None]:
 
 @contextmanager
 def _parallel_state() -> Iterator[None]:
-    """Megatron's parallel state; destroyed at the end if it was made here."""
+    """Megatron's parallel state and random seed; destroyed at the end if made here."""
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     if parallel_state.model_parallel_is_initialized():
         yield
         return
     parallel_state.initialize_model_parallel()
     try:
+        # The tracker for inference: it can be captured in a CUDA graph, and needs no CUDA device.
+        model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
         yield
     finally:
         parallel_state.destroy_model_parallel()

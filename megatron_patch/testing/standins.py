@@ -2,7 +2,7 @@
 
 Only what Megatron's dynamic engine uses of :mod:`torch.cuda` is stood in for. Nothing is
 asynchronous: an operation has ended when the call returns, so streams are no-ops, and events only
-take the time. Orders of operations that are wrong on a CUDA device are not found here.
+take the time. A missing synchronisation is not found here. Triton's kernels run in its interpreter.
 
 Every call of a PyTorch function passes through :class:`CudaOnCpu` first, which costs it about a
 microsecond and otherwise changes nothing, unless it names a CUDA device or pinned memory. So times
@@ -12,6 +12,7 @@ that entered it are not affected.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -122,52 +123,18 @@ def _no_op() -> Callable[..., None]:
     return no_op
 
 
-class _Generators:
-    """In place of ``torch.cuda.default_generators``: one generator, whatever the index."""
-
-    def __init__(self) -> None:
-        self._generator = torch.Generator(CPU)
-
-    def __getitem__(self, index: object) -> torch.Generator:
-        return self._generator
-
-
 @contextmanager
 def installed() -> Iterator[torch.device]:
     """Install the stand-ins for the length of the ``with`` block; yields the CPU device.
 
-    ``torch.cuda.is_available()`` goes on telling the truth. The CUDA random generator becomes one
-    that nothing draws from: random numbers come from the CPU's.
+    ``torch.cuda.is_available()`` goes on telling the truth.
     """
-    generators = _Generators()
     stream = Stream()
-
-    def run_now(callback: Any, **_: Any) -> None:
-        callback()
 
     def memory_stats(*_: Any, **__: Any) -> dict[str, int]:
         return defaultdict(int)
 
-    def manual_seed(seed: int) -> None:
-        generators[0].manual_seed(seed)
-
-    def manual_seed_all(seed: int) -> None:
-        generators[0].manual_seed(seed)
-
-    def get_rng_state(*_: Any, **__: Any) -> Tensor:
-        return generators[0].get_state()
-
-    def set_rng_state(new_state: Tensor, *_: Any, **__: Any) -> None:
-        generators[0].set_state(new_state)
-
-    random = {
-        "get_rng_state": get_rng_state,
-        "manual_seed": manual_seed,
-        "manual_seed_all": manual_seed_all,
-        "set_rng_state": set_rng_state,
-    }
     cuda = {
-        **random,
         # The device itself, and no index: everything that takes a device takes it.
         "current_device": lambda: CPU,
         "set_device": _no_op(),
@@ -181,19 +148,13 @@ def installed() -> Iterator[torch.device]:
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,
         "is_current_stream_capturing": lambda: False,
-        "default_generators": generators,
-        # Megatron's random number tracker sets generator states through it. Without a CUDA
-        # device it would queue them, with a stack trace each, until there is one.
-        "_lazy_call": run_now,
     }
-    nvtx = {"range_push": _no_op(), "range_pop": _no_op(), "mark": _no_op()}
+    nvtx = {name: _no_op() for name in ("range_push", "range_pop", "mark")}
     with ExitStack() as stack:
-        for module, functions in (
-            (torch.cuda, cuda),
-            (torch.cuda.random, random),
-            (torch.cuda.nvtx, nvtx),
-        ):
-            for name, function in functions.items():
-                stack.enter_context(mock.patch.object(module, name, function))
+        stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
+        stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, **nvtx))
+        # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
+        # defines the kernel.
+        stack.enter_context(mock.patch.dict(os.environ, TRITON_INTERPRET="1"))
         stack.enter_context(CudaOnCpu())
         yield CPU

@@ -320,9 +320,8 @@ def test_one_changed_token_in_any_target_is_drifted():
     for target in {Target.parse(edit.target) for edit in family.edits if edit.digest}:
         text = read_source(target.module)
         assert text is not None
-        head, mark, tail = text.partition(f"def {target.name}(")
-        at = mark + tail
-        changed = head + at.replace("self.", "that.", 1)
+        start = text.index(f"    def {target.name}(", text.index("class DynamicInferenceContext"))
+        changed = text[:start] + text[start:].replace("self.", "that.", 1)
         verdict = judge(INPUT_POSITION_VIEW_CACHE, lambda name, t=changed: t)
         assert verdict.state is State.DRIFTED
         assert str(target) in verdict.reason
