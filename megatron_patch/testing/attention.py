@@ -12,21 +12,10 @@ out-of-bounds read there.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-
-# High enough for Megatron's minimum (2.7.3); the local part tells whoever logs it what it is.
-VERSION = "2.7.4+megatron.patch.testing"
-
-# Other flash-attn generations, which Megatron prefers over the one stood in for.
-OTHER_GENERATIONS = ("flash_attn_3", "flashattn_hopper")
 
 
 def flash_attn_varlen_func(
@@ -57,7 +46,8 @@ def flash_attn_varlen_func(
         max_seqlen_q: at least the longest query. Sets how much memory is used.
         max_seqlen_k: at least the longest key sequence.
         softmax_scale: defaults to head_dim ** -0.5.
-        causal: the last query of a sequence sees all its keys, the one before all but the last...
+        causal: the last query of a sequence sees all its keys, the one before it one less, and
+            so on.
         window_size: keys seen to the left and right of a query's own position; -1: all.
         block_table: (batch, max_blocks_per_sequence) int32, the cache blocks of each sequence.
         deterministic: no effect, there is no backward pass.
@@ -268,30 +258,3 @@ def _check_lengths(name: str, limit: int, lengths: Tensor) -> None:
     """Raise if a length is over the limit. On a CPU only: on a CUDA device it would wait."""
     if not lengths.is_cuda and lengths.numel() and int(lengths.max()) > limit:
         raise RuntimeError(f"a length of {int(lengths.max())} is over {name}, {limit}")
-
-
-@contextmanager
-def installed() -> Iterator[ModuleType]:
-    """Have ``import flash_attn`` find the stand-ins, and the other generations nothing.
-
-    What was importable before is importable again afterwards. Modules that took the functions by
-    name keep them.
-    """
-    module = ModuleType("flash_attn", __doc__)
-    # `importlib.util.find_spec` raises for a module without one, and other packages ask it.
-    module.__spec__ = ModuleSpec("flash_attn", loader=None)
-    module.__dict__.update(
-        __version__=VERSION,
-        flash_attn_varlen_func=flash_attn_varlen_func,
-        flash_attn_with_kvcache=flash_attn_with_kvcache,
-    )
-    # None in `sys.modules` makes an import of that name fail.
-    replaced = {"flash_attn": module, **dict.fromkeys(OTHER_GENERATIONS)}
-    before = {name: sys.modules[name] for name in replaced if name in sys.modules}
-    sys.modules.update(replaced)  # type: ignore[arg-type]
-    try:
-        yield module
-    finally:
-        for name in replaced:
-            del sys.modules[name]
-        sys.modules.update(before)

@@ -67,7 +67,12 @@ def build_engine(spec: EngineSpec) -> Any:
         RuntimeError: :func:`~megatron_patch.testing.start` was not called.
         UnsupportedError: see :class:`EngineSpec`.
     """
-    loop = running().loop
+    runtime = running()
+    if runtime.real_flash_attention and (spec.dtype == "float32" or spec.block_size_tokens % 256):
+        raise UnsupportedError(
+            "the installed flash-attn takes neither dtype float32 nor a block_size_tokens that is "
+            f"no multiple of 256: {spec}"
+        )
     model = build_model(spec)
     context = build_context(spec)
     # Releases differ in what they call for, and the annotations of the arguments say it.
@@ -87,7 +92,7 @@ def build_engine(spec: EngineSpec) -> Any:
         # Within a running event loop, which is then the one that the engine uses.
         return engine_class()(controller, context, **arguments)
 
-    return loop.run_until_complete(build())
+    return runtime.loop.run_until_complete(build())
 
 
 def _wrap(model: Any, context: Any, spec: EngineSpec) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Collection
+from importlib.util import find_spec
 from typing import Any
 
 from .runtime import running
@@ -111,6 +112,10 @@ def check(spec: EngineSpec) -> None:
             f"unified_memory_level {spec.unified_memory_level} needs a CUDA device ({release()} "
             "would warn and go on without)"
         )
+    # From 0.18 on a Triton kernel verifies speculative tokens. Triton can run it on a CPU.
+    kernels = "megatron.core.inference.text_generation_controllers.mtp_utils_triton"
+    if spec.num_speculative_tokens and find_spec(kernels) and not find_spec("triton"):
+        raise UnsupportedError(f"num_speculative_tokens of {release()} needs the package triton")
 
 
 def inference_arguments(spec: EngineSpec) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Runtime:
     device: torch.device
     loop: asyncio.AbstractEventLoop
     """Every engine's event loop. Megatron would make a new one per engine, and close none."""
+    real_flash_attention: bool
     undo: ExitStack
 
     @property
@@ -62,7 +63,7 @@ def start() -> torch.device:
                 device = stack.enter_context(standins.installed())
             else:
                 device = torch.device("cuda", torch.cuda.current_device())
-            _enter_attention(stack, on_cpu)
+            stands_in = _enter_attention(stack, on_cpu)
             stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
             stack.enter_context(_parallel_state())
             if on_cpu:
@@ -70,7 +71,7 @@ def start() -> torch.device:
             loop = stack.enter_context(_event_loop())
             # A process that ends without stop() would otherwise leave a process group behind.
             stack.callback(atexit.unregister, atexit.register(stop))
-            _runtime = Runtime(device, loop, stack.pop_all())
+            _runtime = Runtime(device, loop, not stands_in, stack.pop_all())
     return _runtime.device
 
 
@@ -93,9 +94,9 @@ def running() -> Runtime:
     return _runtime
 
 
-def _enter_attention(stack: ExitStack, on_cpu: bool) -> None:
-    """Provide flash-attn, or make sure that it is there."""
-    from . import attention
+def _enter_attention(stack: ExitStack, on_cpu: bool) -> bool:
+    """Make sure that there is a flash-attn, or put one there; returns whether it had to."""
+    from . import flash_attn_module
 
     imported = sys.modules.get(ATTENTION)
     if imported is not None and not _is_usable(imported, on_cpu):
@@ -104,18 +105,22 @@ def _enter_attention(stack: ExitStack, on_cpu: bool) -> None:
             "flash-attn that runs on this machine, and cannot be given one any more. Call start() "
             "before anything imports Megatron, for example at the top of conftest.py."
         )
-    if on_cpu or (imported is None and not _can_import("flash_attn")):
-        stack.enter_context(attention.installed())
+    if imported is not None:
+        stands_in = flash_attn_module.is_stood_in(imported)
+    else:
+        stands_in = on_cpu or not _can_import("flash_attn")
+    if stands_in:
+        stack.enter_context(flash_attn_module.installed())
+    return stands_in
 
 
 def _is_usable(imported: ModuleType, on_cpu: bool) -> bool:
-    from . import attention
+    from . import flash_attn_module
 
     names: dict[str, Any] = vars(imported)
-    newer = names.get("HAVE_FA3") or names.get("HAVE_FA4")
+    newer = bool(names.get("HAVE_FA3") or names.get("HAVE_FA4"))
     if on_cpu:
-        ours = names.get("flash_attn_varlen_func") is attention.flash_attn_varlen_func
-        return ours and not newer
+        return flash_attn_module.is_stood_in(imported) and not newer
     return newer or names.get("flash_attn_varlen_func") is not None
 
 
@@ -182,15 +187,25 @@ def _without_triton() -> Iterator[None]:
 @contextmanager
 def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.new_event_loop()
+    # Engines of old releases make futures of the current loop.
+    asyncio.set_event_loop(loop)
     try:
         yield loop
     finally:
         settle(loop)
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks))
+        asyncio.set_event_loop(None)
         loop.close()
 
 
 def settle(loop: asyncio.AbstractEventLoop) -> None:
-    """Run what engines have scheduled, notices of new requests and the like, to its end."""
-    loop.run_until_complete(asyncio.sleep(0))
-    while tasks := asyncio.all_tasks(loop):
-        loop.run_until_complete(asyncio.gather(*tasks))
+    """Run what an engine has scheduled between its steps, such as notices of new requests.
+
+    Otherwise Python warns of coroutines that were never awaited when the loop is closed.
+    """
+    for _ in range(3):  # one turn makes the task, the next runs it
+        loop.run_until_complete(asyncio.sleep(0))

@@ -124,6 +124,19 @@ def _no_op() -> Callable[..., None]:
 
 
 @contextmanager
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
 def installed() -> Iterator[torch.device]:
     """Install the stand-ins for the length of the ``with`` block; yields the CPU device.
 
@@ -134,7 +147,7 @@ def installed() -> Iterator[torch.device]:
     def memory_stats(*_: Any, **__: Any) -> dict[str, int]:
         return defaultdict(int)
 
-    cuda = {
+    cuda: dict[str, Any] = {
         # The device itself, and no index: everything that takes a device takes it.
         "current_device": lambda: CPU,
         "set_device": _no_op(),
@@ -149,12 +162,12 @@ def installed() -> Iterator[torch.device]:
         "default_stream": lambda device=None: stream,
         "is_current_stream_capturing": lambda: False,
     }
-    nvtx = {name: _no_op() for name in ("range_push", "range_pop", "mark")}
+    nvtx: dict[str, Any] = {name: _no_op() for name in ("range_push", "range_pop", "mark")}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
         stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, **nvtx))
         # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
         # defines the kernel.
-        stack.enter_context(mock.patch.dict(os.environ, TRITON_INTERPRET="1"))
+        stack.enter_context(_environment_variable("TRITON_INTERPRET", "1"))
         stack.enter_context(CudaOnCpu())
         yield CPU
