@@ -24,3 +24,11 @@ def unpatched(device: Any) -> Iterator[None]:
     megatron_patch.uninstall()
     yield
     megatron_patch.install()
+
+
+@pytest.fixture
+def cuda_device(device: Any) -> Any:
+    """The CUDA device; skips the test where there is none."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA device")
+    return device
