@@ -72,9 +72,10 @@ def speculative_views(
             (1, num_tokens). The same objects as long as token count and storage are the same.
     """
     num_tokens = num_warmup_tokens or self.padded_active_token_count
-    assert num_tokens >= self.padded_batch_dimensions.decode_req_count * (
-        self.num_speculative_tokens + 1
-    )
+    least = self.padded_batch_dimensions.decode_req_count
+    if self.num_speculative_tokens:
+        least *= self.num_speculative_tokens + 1
+    assert num_tokens >= least
     try:
         input_ids, pos_ids, views = self._input_position_cache
         if input_ids is self.token_to_input_ids and pos_ids is self.token_to_pos_ids:
@@ -98,9 +99,10 @@ def gpu_view_views(self: Any, *, num_warmup_tokens: Optional[int] = None) -> Tup
             (1, num_tokens). The same objects as long as token count and storage are the same.
     """
     num_tokens = num_warmup_tokens or self.padded_active_token_count
-    assert num_tokens >= self.padded_batch_dimensions.decode_req_count * (
-        self.num_speculative_tokens + 1
-    )
+    least = self.padded_batch_dimensions.decode_req_count
+    if self.num_speculative_tokens:
+        least *= self.num_speculative_tokens + 1
+    assert num_tokens >= least
     gpu_view = self.gpu_view
     try:
         input_ids, pos_ids, views = self._input_position_cache
