@@ -6,6 +6,7 @@ Nothing here runs on a hot path: the functions that are put in place are plain f
 from __future__ import annotations
 import __future__
 
+import functools
 import logging
 import sys
 import threading
@@ -90,15 +91,16 @@ def judge(patch: Patch, read: Callable[[str], str | None] = read_source) -> Verd
     ``read`` gives a module's text, or ``None`` for a module that does not exist.
     """
     drifts: list[tuple[tuple[int, int], str]] = []
+    find = functools.cache(functools.partial(_definition, read=functools.cache(read)))
     try:
-        if _definition(patch.target, read) is None:
+        if find(patch.target) is None:
             return Verdict(State.NOT_APPLICABLE, f"{patch.target} does not exist in this release")
         for known in patch.upstreamed:
-            found = _definition(known.target, read)
+            found = find(known.target)
             if found is not None and found.digest == known.digest:
                 return Verdict(State.UPSTREAMED, f"{known.target} is that of {known.releases}")
         for family in patch.families:
-            misses = [miss for edit in family.edits for miss in _misses(edit, read)]
+            misses = [miss for edit in family.edits for miss in _misses(edit, find)]
             if not misses:
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
             # The closest family is the one with the fewest misses, then with the most matches.
@@ -118,10 +120,10 @@ def _definition(target: str, read: Callable[[str], str | None]) -> Definition | 
     return None if text is None else fingerprint.locate(parsed.module, text, parsed.qualname)
 
 
-def _misses(edit: Edit, read: Callable[[str], str | None]) -> Iterator[str]:
+def _misses(edit: Edit, find: Callable[[str], Definition | None]) -> Iterator[str]:
     if isinstance(edit, Add):
         return
-    found = _definition(edit.target, read)
+    found = find(edit.target)
     if found is None:
         yield f"{edit.target}: expected {edit.digest}, not found"
     elif found.digest != edit.digest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -23,8 +22,12 @@ def is_ready(name: str) -> bool:
     return module is not None and not getattr(module.__spec__, "_initializing", False)
 
 
-class PostImportFinder(MetaPathFinder):
-    """Calls ``callback(name)`` after the code of a watched module has run, also on reload."""
+class PostImportFinder:
+    """Calls ``callback(name)`` after the code of a watched module has run, also on reload.
+
+    A finder of ``sys.meta_path``. It does not derive from ``importlib.abc.MetaPathFinder``, whose
+    module takes longer to import than this whole package.
+    """
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback

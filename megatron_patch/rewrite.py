@@ -94,7 +94,7 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
             definition, f"the hook takes {hook_parameters}; the target's first is {first_parameter}"
         )
     skip = 1 if ast.get_docstring(node, clean=False) is not None else 0
-    expected = copy.deepcopy(node)
+    expected = definition.parse()
     expected.body[skip:skip] = ast.parse(edit.statements).body
     if len(node.body) == skip:
         raise _fail(definition, "there is no statement to put the hook in front of")
@@ -141,7 +141,7 @@ def _substituted(definition: Definition, edit: Substitute) -> Definition:
             raise _fail(definition, f"`{edit.find}` is all of its block; put `pass` in its place")
         segment = definition.segment[: start - len(margin)] + definition.segment[end:].lstrip("\n")
     # The same edit on the tree: the matched list is found again by its position.
-    expected = copy.deepcopy(definition.node)
+    expected = definition.parse()
     which = next(n for n, candidate in enumerate(_bodies(definition.node)) if candidate is body)
     list(_bodies(expected))[which][index : index + len(find)] = put
     return _checked(definition, segment, expected)
@@ -158,7 +158,7 @@ def _substituted_expression(
         def visit(self, node: ast.AST) -> Any:
             return put if canonical(node) == wanted else self.generic_visit(node)
 
-    expected = Exchange().visit(copy.deepcopy(definition.node))
+    expected = Exchange().visit(definition.parse())
     lines = definition.segment.splitlines(True)
     start, end = _span(definition, lines, places[0], places[0])
     before, after = definition.segment[:start], definition.segment[end:]
@@ -196,7 +196,7 @@ def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tu
 def compile_code(definition: Definition, filename: str) -> CodeType:
     """Compile a definition as its own module would: same classes around it, same lines."""
     *scopes, name = definition.qualname.split(".")
-    body: ast.stmt = copy.deepcopy(definition.node)
+    body: ast.stmt = definition.parse()
     for scope in reversed(scopes):
         shell = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
         shell.body = [body]
