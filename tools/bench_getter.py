@@ -73,7 +73,7 @@ def main() -> int:
         ratios["unpatched/patched"] = result["unpatched"] / result["patched"]
     if "gpu_view" in result:
         ratios["gpu_view/upstream"] = result["gpu_view"] / result["upstream"]
-    report = {
+    report: dict[str, Any] = {
         "megatron_core": importlib.metadata.version("megatron-core"),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
@@ -85,7 +85,7 @@ def main() -> int:
         print(json.dumps(report))
     else:
         print("{megatron_core}, Python {python}, torch {torch}, {device}".format(**report))
-        for name, value in {**report["ns_per_call"], **report["ratios"]}.items():  # type: ignore[dict-item]
+        for name, value in {**report["ns_per_call"], **report["ratios"]}.items():
             print(f"  {name:20}{value:10}")
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from .models import build_model, torch_dtype, transformer_config
 from .releases import (
+    allow_more_cuda_graphs,
     context_class,
     engine_class,
     inference_arguments,
@@ -75,6 +76,8 @@ def build_engine(spec: EngineSpec) -> Any:
         )
     model = build_model(spec)
     context = build_context(spec)
+    if spec.num_cuda_graphs is not None and not runtime.on_cpu:
+        allow_more_cuda_graphs()
     # Releases differ in what they call for, and the annotations of the arguments say it.
     parameters = inspect.signature(engine_class(), eval_str=True).parameters
     controller_class = parameters["controller"].annotation

@@ -92,6 +92,19 @@ def set_inference_mode(active: bool) -> bool:
     return before
 
 
+def allow_more_cuda_graphs() -> None:
+    """Let another engine capture CUDA graphs; those of earlier engines stay as they are.
+
+    0.14 notes in a process-wide flag that graphs were captured, and then takes a model without any
+    for an error.
+    """
+    from megatron.core.transformer import cuda_graphs
+
+    record = getattr(cuda_graphs, "_CudagraphGlobalRecord", None)
+    if record is not None:
+        record.cudagraph_created = False
+
+
 def parameters_of(function: Any) -> Collection[str]:
     """Names of the arguments that ``function``, or the constructor of a class, takes."""
     return inspect.signature(function).parameters.keys()
