@@ -2,20 +2,26 @@
 
 ``import megatron_patch`` may come before or after Megatron's own import; it imports neither torch
 nor Megatron. Each patch is applied to source that is recognised by its fingerprint, and to nothing
-else; :func:`status` says what became of it. The environment variables ``MEGATRON_PATCH`` and
-``MEGATRON_PATCH_STRICT`` are read at import and at each :func:`install`.
+else; :func:`status` says what became of it. The environment variables ``MEGATRON_PATCH``,
+``MEGATRON_PATCH_ACCEPT`` and ``MEGATRON_PATCH_STRICT`` are read at import and at each
+:func:`install`.
 
 Not the module zoo of the same import name, Pai-Megatron-Patch: ``megatron_patch.__file__`` tells.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from . import ranks as _ranks
 from .backports import SERIES
 from .engine import Engine
 from .errors import (
     ForeignPatchError,
     MegatronPatchError,
     MegatronPatchWarning,
+    NotMegatronError,
+    RankMismatchError,
     RewriteError,
     SettingsError,
     SourceMissingError,
@@ -24,6 +30,7 @@ from .errors import (
 )
 from .model import Kind, PatchStatus, State
 from .settings import Settings
+from .sources import megatron_version
 
 __version__ = "0.1.0"
 
@@ -32,7 +39,9 @@ __all__ = [
     "Kind",
     "MegatronPatchError",
     "MegatronPatchWarning",
+    "NotMegatronError",
     "PatchStatus",
+    "RankMismatchError",
     "RewriteError",
     "SettingsError",
     "SourceMissingError",
@@ -42,6 +51,7 @@ __all__ = [
     "install",
     "status",
     "uninstall",
+    "verify_ranks",
 ]
 
 _engine = Engine(SERIES)
@@ -50,7 +60,8 @@ _engine = Engine(SERIES)
 def install() -> None:
     """Apply the selected patches now, or as soon as their modules are imported. Idempotent.
 
-    Raises ``SettingsError`` for a value of an environment variable that is not understood, and
+    Raises ``SettingsError`` for a value of an environment variable that is not understood or, in
+    ``MEGATRON_PATCH_ACCEPT``, does not fit the source, and
     ``StrictModeError``, with everything taken back, when ``MEGATRON_PATCH_STRICT=1`` and a
     selected patch is drifted, failed or shadowed.
     """
@@ -69,6 +80,28 @@ def uninstall() -> None:
 def status() -> tuple[PatchStatus, ...]:
     """The state of each patch and the reason for it, looked up now, in the series' order."""
     return _engine.status()
+
+
+def verify_ranks(group: Any = None) -> None:
+    """Raise on every rank of a process group when its ranks differ in what is patched.
+
+    Compares the version of Megatron-Core, the version of this package, and the state and reason
+    of each patch, so that a node with another Megatron or other environment variables is found.
+    Call it on all ranks, once, after the import of Megatron's inference engine and before
+    serving. It is a collective: a rank that does not call it makes the others wait.
+
+    Args:
+        group: a ``torch.distributed`` process group of any size, gloo or NCCL; ``None`` is the
+            default group. A process that is not in the group returns at once.
+
+    Raises:
+        RankMismatchError: on all ranks alike; it names the patches and the ranks that differ, or
+            the patches that are still pending.
+        RuntimeError: there is no initialised process group.
+
+    The cost is that of one ``all_gather_object`` of about 200 bytes and 150 for each patch.
+    """
+    _ranks.verify_ranks(status(), megatron_version(), __version__, group)
 
 
 install()

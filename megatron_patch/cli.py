@@ -1,4 +1,4 @@
-"""The command line: ``python -m megatron_patch status [--json]``."""
+"""The command line: ``megatron-patch``, the same as ``python -m megatron_patch``."""
 
 from __future__ import annotations
 
@@ -6,45 +6,151 @@ import argparse
 import importlib
 import importlib.metadata
 import json
+import os
 import platform
+import sys
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import status
+from . import inspection, launcher, status
 from .backports import SERIES
-from .model import UNHEALTHY, PatchStatus, State, Target
-from .sources import find_module_spec
+from .errors import NotMegatronError, SettingsError
+from .model import UNHEALTHY, Patch, PatchStatus, State, Target
+from .settings import Settings
+from .sources import SourceTree, find_module_spec, megatron_version
 
 UNSETTLED = UNHEALTHY | {State.PENDING}
+
+EXAMPLES = """\
+examples:
+  megatron-patch check                         what will be patched in the installed Megatron
+  megatron-patch check --megatron ~/Megatron-LM  ... in a checkout; nothing of it is executed
+  megatron-patch status --json                 what is patched in a process, for a machine to read
+  megatron-patch run -- torchrun --nproc-per-node 8 serve.py
+  megatron-patch run --strict --only correctness -- python -m my.server
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.function(options))
+    except (NotMegatronError, SettingsError) as error:
+        print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megatron-patch", description="Backports for a pinned Megatron-Core."
+        prog="megatron-patch",
+        description="Backports for a pinned Megatron-Core.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("list", help="the backports, a line each")
+    command.set_defaults(function=_list)
+
+    command = commands.add_parser("show", help="all about one backport")
+    command.add_argument("patch", metavar="ID", type=_patch)
+    command.set_defaults(function=_show)
+
     command = commands.add_parser(
         "status",
         help="import the target modules and print the state of each patch",
         epilog="exit status: 0 when no patch is pending, drifted, shadowed or failed; else 1",
     )
+    command.add_argument("--only", metavar="ID", type=_patch, help="that patch and no other")
     command.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
-    return _status(options.json)
+    command.set_defaults(function=_status)
+
+    command = commands.add_parser(
+        "check",
+        help="say what the patches would do in a Megatron tree, without importing it",
+        epilog="exit status: 0; 1 when a patch is drifted; 2 when there is no Megatron tree",
+    )
+    command.add_argument(
+        "--megatron",
+        metavar="DIR",
+        type=Path,
+        help="a Megatron-LM checkout, or a directory that megatron/core is in; "
+        "default: the installed Megatron",
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(function=_check)
+
+    command = commands.add_parser(
+        "run",
+        help="run a command with the patches in it and in all Python processes it starts",
+        description="Run COMMAND with the patches active in it and in every Python process that "
+        "it starts on this machine, as if each had imported megatron_patch before Megatron. "
+        "Needs no change of code; a Python that is started with -E, -I or -S is not reached.",
+        epilog="exit status: that of COMMAND; 127 when it is not found",
+    )
+    command.add_argument(
+        "--only", metavar="ID", action="append", default=[], help="sets MEGATRON_PATCH; repeatable"
+    )
+    command.add_argument("--strict", action="store_true", help="sets MEGATRON_PATCH_STRICT=1")
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    command.set_defaults(function=_run, usage_error=command.error)
+    return parser
 
 
-def _status(as_json: bool) -> int:
+def _patch(text: str) -> Patch:
+    for patch in SERIES:
+        if patch.id == text:
+            return patch
+    known = ", ".join(patch.id for patch in SERIES)
+    raise argparse.ArgumentTypeError(f"there is no backport {text!r}; expected one of {known}")
+
+
+def _list(_: argparse.Namespace) -> int:
+    for patch in SERIES:
+        opt_in = "" if patch.default else "  (only when selected by name)"
+        print(f"{patch.id}  {patch.kind}  #{patch.upstream_pr}  megatron-core {patch.releases}")
+        print(f"    {patch.summary}{opt_in}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    patch: Patch = options.patch
+    targets = {edit.target: None for family in patch.families for edit in family.edits}
+    rows = {
+        "summary": patch.summary,
+        "kind": str(patch.kind),
+        "without it": patch.symptom,
+        "upstream": f"https://github.com/NVIDIA/Megatron-LM/pull/{patch.upstream_pr}, "
+        f"commit {patch.upstream_commit} of {patch.upstream_date}",
+        "fixed in": f"megatron-core {patch.fixed_in}",
+        "applies to": f"megatron-core {patch.releases}: "
+        + "; ".join(family.releases for family in patch.families),
+        "by default": "on" if patch.default else "off: select it by its id in MEGATRON_PATCH",
+        "edits": "\n".join(targets),
+        "removal": patch.removal,
+    }
+    print(patch.id)
+    for name, text in rows.items():
+        lines = text.splitlines() if name == "edits" else textwrap.wrap(text, 84)
+        print(f"  {name:12}" + ("\n" + " " * 14).join(lines))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
     problems = _import_targets()
-    patches = [_explained(entry, problems) for entry in status()]
+    chosen = {options.only.id} if options.only else {patch.id for patch in SERIES}
+    patches = [_explained(entry, problems) for entry in status() if entry.id in chosen]
     report = {
-        "megatron_core": _version("megatron-core"),
+        "megatron_core": megatron_version(),
         "python": platform.python_version(),
         "torch": _version("torch"),
         "location": str(Path(__file__).parent),
         "patches": [entry.as_dict() for entry in patches],
     }
-    if as_json:
+    if options.json:
         print(json.dumps(report, indent=2))
     else:
         print(
@@ -77,18 +183,44 @@ def _explained(entry: PatchStatus, problems: dict[str, str]) -> PatchStatus:
     problem = problems.get(Target.parse(patch.target).module)
     if entry.state is not State.PENDING or problem is None:
         return entry
-    return PatchStatus(
-        id=entry.id,
-        kind=entry.kind,
-        state=State.FAILED,
-        reason=f"{patch.target} cannot be patched: {problem}",
-        upstream_pr=entry.upstream_pr,
-        fixed_in=entry.fixed_in,
-    )
+    reason = f"{patch.target} cannot be patched: {problem}"
+    return replace(entry, state=State.FAILED, reason=reason)
 
 
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return None  # a checkout on PYTHONPATH has no metadata
+        return None
+
+
+def _check(options: argparse.Namespace) -> int:
+    tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
+    settings = Settings.from_environment(SERIES)
+    findings = [
+        inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()))
+        for patch in SERIES
+    ]
+    version = megatron_version(tree.read)
+    if options.json:
+        report = {
+            "megatron": str(tree.root),
+            "megatron_core": version,
+            "patches": [finding.as_dict() for finding in findings],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
+        for finding in findings:
+            print(finding)
+    return int(any(finding.verdict == State.DRIFTED.value for finding in findings))
+
+
+def _run(options: argparse.Namespace) -> int:
+    command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    if not command:
+        options.usage_error("expected a command after --")
+    environment = launcher.environment_for(os.environ, only=options.only, strict=options.strict)
+    # What the processes of the command would stumble over is told here, before any starts.
+    Settings.from_environment(SERIES, environment)
+    return launcher.run(command, environment)

@@ -14,6 +14,14 @@ class SettingsError(MegatronPatchError, ValueError):
     """An environment variable holds a value that is not understood."""
 
 
+class NotMegatronError(MegatronPatchError):
+    """There is no Megatron tree where one was expected."""
+
+
+class RankMismatchError(MegatronPatchError):
+    """The ranks of a process group do not run the same patches on the same Megatron."""
+
+
 class TargetError(MegatronPatchError):
     """A target cannot be found, or is not made from the source that was recognised."""
 

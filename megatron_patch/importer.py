@@ -13,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from .sources import search_finders
+
 Callback = Callable[[str], None]
 
 
@@ -58,24 +60,12 @@ class PostImportFinder:
             return None
         busy.add(fullname)
         try:
-            spec = self._find_elsewhere(fullname, path, target)
+            spec = search_finders(fullname, path, target, without=self)
         finally:
             busy.discard(fullname)
         if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _NotifyingLoader(spec.loader, self)  # type: ignore[assignment]
         return spec
-
-    def _find_elsewhere(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            if finder is self or find is None:
-                continue
-            spec: ModuleSpec | None = find(fullname, path, target)
-            if spec is not None:
-                return spec
-        return None
 
     def notify(self, name: str) -> None:
         """Call back, unless watching was stopped meanwhile."""

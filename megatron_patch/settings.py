@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import SettingsError
 from .model import Kind, Patch
 
 SELECTION = "MEGATRON_PATCH"
+ACCEPT = "MEGATRON_PATCH_ACCEPT"
 STRICT = "MEGATRON_PATCH_STRICT"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Which patches are selected, by id, and whether an unhealthy one raises."""
+    """Which patches are selected, by id, and whether an unhealthy one raises.
 
-    selected: frozenset[str]
-    strict: bool
+    ``accepted`` holds, by patch id, digests of source that its user takes for known.
+    """
+
+    selected: frozenset[str] = frozenset()
+    strict: bool = False
+    accepted: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def from_environment(
@@ -29,6 +35,7 @@ class Settings:
         return cls(
             selected=_selected(series, values.get(SELECTION, "")),
             strict=_flag(values.get(STRICT, "")),
+            accepted=_accepted(series, values.get(ACCEPT, "")),
         )
 
 
@@ -49,6 +56,21 @@ def _selected(series: Sequence[Patch], text: str) -> frozenset[str]:
             )
         selected = selected - names[name] if item.startswith("-") else selected | names[name]
     return frozenset(selected)
+
+
+def _accepted(series: Sequence[Patch], text: str) -> dict[str, frozenset[str]]:
+    ids = [patch.id for patch in series]
+    accepted: dict[str, frozenset[str]] = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        name, _, digest = item.partition("@")
+        if name not in ids or not re.fullmatch("[0-9a-f]{16}", digest):
+            raise SettingsError(
+                f"{ACCEPT}={text!r}: {item!r} is not understood; expected a comma-separated list "
+                f"of ID@DIGEST, as `megatron-patch check` prints it: an id of {', '.join(ids)}, "
+                "and 16 hexadecimal digits"
+            )
+        accepted[name] = accepted.get(name, frozenset()) | {digest}
+    return accepted
 
 
 def _flag(text: str) -> bool:

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+import tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 from typing import cast
 
-from .errors import SourceMissingError
+from .errors import NotMegatronError, SourceMissingError
+
+
+def search_finders(
+    name: str,
+    path: Sequence[str] | None,
+    target: ModuleType | None = None,
+    *,
+    without: object = None,
+) -> ModuleSpec | None:
+    """The spec that the first finder of ``sys.meta_path`` gives, ``without`` left out."""
+    for finder in list(sys.meta_path):
+        find = getattr(finder, "find_spec", None)
+        if finder is without or find is None:
+            continue
+        spec: ModuleSpec | None = find(name, path, target)
+        if spec is not None:
+            return spec
+    return None
 
 
 def find_module_spec(name: str) -> ModuleSpec | None:
@@ -23,7 +46,7 @@ def find_module_spec(name: str) -> ModuleSpec | None:
     for part in name.split("."):
         prefix = f"{prefix}.{part}" if prefix else part
         loaded = sys.modules.get(prefix)
-        spec = PathFinder.find_spec(prefix, path) if loaded is None else loaded.__spec__
+        spec = search_finders(prefix, path) if loaded is None else loaded.__spec__
         if spec is None:
             return None
         # An empty path finds nothing: what is not a package has no submodules.
@@ -47,3 +70,68 @@ def read_source(name: str) -> str | None:
             "install the release from a wheel that has its sources"
         )
     return cast(str, text)
+
+
+def megatron_version(read: Callable[[str], str | None] = read_source) -> str | None:
+    """The version that Megatron-Core's own ``package_info`` says, ``None`` if it does not."""
+    text = read("megatron.core.package_info")
+    if text is None:
+        return None
+    values: dict[str, object] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            values.update({t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)})
+    numbers = [values.get(name) for name in ("MAJOR", "MINOR", "PATCH")]
+    if None in numbers:
+        return None
+    return ".".join(map(str, numbers)) + str(values.get("PRE_RELEASE") or "")
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """A Megatron tree on disk that need not be importable: ``root`` holds ``megatron/core``."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, directory: Path) -> SourceTree:
+        """The tree that ``directory`` is the root, the ``megatron`` or the ``core`` folder of.
+
+        Raises ``NotMegatronError`` when it is none of these.
+        """
+        path = directory.resolve()
+        depth = {"megatron": 1, "core": 2}.get(path.name, 0)
+        for root in (path, path.parents[depth - 1] if depth else path):
+            if (root / "megatron" / "core" / "__init__.py").is_file():
+                return cls(root)
+        raise NotMegatronError(
+            f"{directory} is not a Megatron tree: expected megatron/core/__init__.py in it; name "
+            "the root of a Megatron-LM checkout, or the site-packages that Megatron-Core is in"
+        )
+
+    @classmethod
+    def installed(cls) -> SourceTree:
+        """The tree that ``import megatron.core`` would take.
+
+        Raises ``NotMegatronError`` when there is none, or when it is not a directory.
+        """
+        spec = find_module_spec("megatron.core")
+        if spec is None or spec.origin is None:
+            raise NotMegatronError("Megatron-Core is not installed: pip install megatron-core")
+        return cls.at(Path(spec.origin).parent)
+
+    def path(self, module: str) -> Path | None:
+        """The file of ``module``, ``None`` if there is none."""
+        base = self.root.joinpath(*module.split("."))
+        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+            if path.is_file():
+                return path
+        return None
+
+    def read(self, module: str) -> str | None:
+        """The source text of ``module``, ``None`` if there is none."""
+        path = self.path(module)
+        if path is None:
+            return None
+        with tokenize.open(path) as file:  # the encoding is what the file says it is
+            return file.read()

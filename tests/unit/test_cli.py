@@ -1,44 +1,29 @@
-"""``python -m megatron_patch status`` in processes of its own, with stand-in Megatron trees."""
+"""The command line in processes of its own, with stand-in Megatron trees."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_patch.backports.input_position_view_cache import GETTER
 
-PACKAGE_PARENT = str(Path(__file__).parents[2])
+from .trees import PACKAGE_PARENT, write_tree
+from .trees import command as run
+
 FIELDS = ["id", "kind", "state", "reason", "upstream_pr", "fixed_in"]
-
-
-def run(
-    *arguments: str, path: Path | None = None, isolate: bool = True, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """The command without site-packages, so that only what ``path`` holds is installed."""
-    search = os.pathsep.join([str(path)] * bool(path) + [PACKAGE_PARENT])
-    return subprocess.run(
-        [sys.executable, *["-S"] * isolate, "-m", "megatron_patch", *arguments],
-        env={**os.environ, "PYTHONPATH": search, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+DRIFTED = """
+class DynamicInferenceContext:
+    def current_input_and_position_ids(self):
+        return None
+"""
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A Megatron of packages only; ``dynamic_context`` is for the test to write."""
-    package = tmp_path
-    for part in ("megatron", "core", "inference", "contexts"):
-        package /= part
-        package.mkdir()
-        if part != "megatron":
-            (package / "__init__.py").write_text("")
+    write_tree(tmp_path, "")
     return tmp_path
 
 
@@ -98,11 +83,7 @@ def test_a_target_module_that_cannot_be_imported(tree, text, says):
 
 
 def test_drifted_source(tree):
-    context(tree).write_text(
-        "class DynamicInferenceContext:\n"
-        "    def current_input_and_position_ids(self):\n"
-        "        return None\n"
-    )
+    context(tree).write_text(DRIFTED)
     done = run("status", path=tree)
     assert done.returncode == 1
     assert "input-position-view-cache: drifted" in done.stdout
@@ -117,3 +98,75 @@ def test_no_command_is_a_usage_error():
     done = run()
     assert done.returncode == 2
     assert "status" in done.stderr
+
+
+def test_status_of_one_patch(tree):
+    context(tree).write_text(DRIFTED)
+    done = run("status", "--json", "--only", "input-position-view-cache", path=tree)
+    assert [p["id"] for p in json.loads(done.stdout)["patches"]] == ["input-position-view-cache"]
+    unknown = run("status", "--only", "input-position", path=tree)
+    assert unknown.returncode == 2
+    assert "expected one of input-position-view-cache" in unknown.stderr
+
+
+def test_list_and_show_are_made_from_the_records():
+    listed = run("list")
+    assert listed.returncode == 0
+    assert "input-position-view-cache  performance  #4634  megatron-core >=0.14,<0.18" in (
+        listed.stdout
+    )
+    shown = run("show", "input-position-view-cache")
+    assert shown.returncode == 0
+    for part in ("pull/4634", "1df264c4d8", "0.18.0", "by default  on", "removal", GETTER):
+        assert part in shown.stdout
+    assert run("show", "nothing").returncode == 2
+
+
+def test_check_reads_a_tree_that_cannot_be_imported(tmp_path):
+    file = write_tree(tmp_path / "fork", DRIFTED + "raise OSError\n", version=(0, 16, 9))
+    done = run("check", "--megatron", str(tmp_path / "fork"))
+    assert done.returncode == 1, done.stderr
+    assert f"megatron-core 0.16.9rc1 in {tmp_path / 'fork'}" in done.stdout
+    assert f"{file}:3: {GETTER}" in done.stdout
+    for part in ("digest ", "expected 1a2cfb0c86666fe1", "known source: 0.14.0; 0.15.0 to 0.15.3"):
+        assert part in done.stdout
+    assert "cannot be accepted" in done.stdout
+
+
+@pytest.mark.parametrize("folder", ["", "megatron", "megatron/core"])
+def test_check_takes_the_root_or_a_folder_of_megatron(tmp_path, folder):
+    write_tree(tmp_path / "fork", "class DynamicInferenceContext: pass\n", version=(0, 1, 0))
+    done = run("check", "--json", "--megatron", str(tmp_path / "fork" / folder))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["megatron"], report["megatron_core"]) == (str(tmp_path / "fork"), "0.1.0rc1")
+    (patch,) = report["patches"]
+    assert (patch["id"], patch["verdict"]) == ("input-position-view-cache", "not_applicable")
+
+
+def test_check_of_what_is_no_megatron(tmp_path):
+    done = run("check", "--megatron", str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path} is not a Megatron tree: expected megatron/core/__init__.py" in done.stderr
+    done = run("check")
+    assert done.returncode == 2
+    assert "pip install megatron-core" in done.stderr
+
+
+def test_run_without_a_command():
+    done = run("run", "--strict", "--")
+    assert done.returncode == 2
+    assert "expected a command after --" in done.stderr
+
+
+def test_run_refuses_an_unknown_patch_before_it_starts_anything():
+    done = run("run", "--only", "nothing", "--", "echo", "started")
+    assert done.returncode == 2
+    assert "unknown name 'nothing'" in done.stderr
+    assert "started" not in done.stdout
+
+
+def test_help_has_examples():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "megatron-patch run -- torchrun" in done.stdout

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from megatron_patch.engine import Engine
-from megatron_patch.errors import MegatronPatchWarning, StrictModeError
+from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
 from megatron_patch.model import Known, State, Substitute
 from megatron_patch.settings import Settings
 
@@ -311,6 +311,61 @@ def test_one_warning_and_one_log_record(workshop, both, caplog):
         engine.status()
         engine.install(Settings(frozenset({"sample"}), strict=False))
     assert [record.name for record in caplog.records] == ["megatron_patch"]
+
+
+def accepting(workshop: Workshop, digest: str) -> Settings:
+    return Settings(frozenset({"sample"}), accepted={"sample": frozenset({digest})})
+
+
+def test_accepted_source_is_applied_and_the_reason_says_so(workshop, both):
+    workshop.load("target_module", MODULE.replace("return 2", "return 2 + 0"))
+    engine = Engine([both])
+    workshop.engines.append(engine)
+    engine.install(accepting(workshop, workshop.digest(TWO)))
+    assert (only(engine).state, thing().two()) == (State.APPLIED, 20)
+    assert only(engine).reason.startswith(f"accepted source: {TWO}: expected")
+
+
+def test_a_digest_that_is_nowhere_raises_and_takes_everything_back(workshop, both):
+    workshop.load("target_module", MODULE)
+    engine = Engine([both])
+    workshop.engines.append(engine)
+    with pytest.raises(SettingsError, match="sample@0123456789abcdef is not the source of any"):
+        engine.install(accepting(workshop, "0123456789abcdef"))
+    assert (only(engine).state, thing().one()) == (State.DISABLED, 1)
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_a_digest_that_is_nowhere_raises_out_of_the_import(workshop, both):
+    engine = Engine([both])
+    workshop.engines.append(engine)
+    engine.install(accepting(workshop, "0123456789abcdef"))
+    with pytest.raises(SettingsError):
+        importlib.import_module("target_module")
+    assert only(engine).state is State.FAILED
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, 1), ("0", 1), ("3", 0)])
+def test_one_summary_a_process_when_all_are_settled(
+    workshop, both, caplog, monkeypatch, rank, expected
+):
+    caplog.set_level("INFO", "megatron_patch")
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    workshop.write("other_module", MODULE)
+    known = Known(ONE, workshop.digest(ONE), "9.9")
+    other = "other_module:Thing.one"
+    late = make_patch(Substitute(other, "1", "10", workshop.digest(other)), id="late")
+    upstreamed = make_patch(*both.families[0].edits, id="upstreamed", upstreamed=(known,))
+    engine = workshop.engine(both, late, upstreamed)
+    importlib.import_module("target_module")
+    assert caplog.messages == []
+    importlib.import_module("other_module")
+    importlib.reload(sys.modules["other_module"])
+    engine.status()
+    assert len(caplog.messages) == expected
+    for message in caplog.messages:
+        assert message.endswith(": 2 applied, 1 upstreamed, 0 drifted")
 
 
 def test_threads_that_import_at_once_all_see_the_patch(workshop, both):

@@ -65,6 +65,30 @@ def test_strict_takes_nothing_else():
         Settings.from_environment((), {"MEGATRON_PATCH_STRICT": "yes"})
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("a@0123456789abcdef", {"a": {"0123456789abcdef"}}),
+        (
+            " a@0123456789abcdef, b@00000000000000ff ,a@00000000000000ff,",
+            {"a": {"0123456789abcdef", "00000000000000ff"}, "b": {"00000000000000ff"}},
+        ),
+    ],
+)
+def test_accept(text, expected):
+    assert Settings.from_environment(SERIES, {"MEGATRON_PATCH_ACCEPT": text}).accepted == expected
+
+
+@pytest.mark.parametrize("text", ["a", "a@", "c@0123456789abcdef", "a@0123", "a@0123456789ABCDEF"])
+def test_accept_takes_ids_and_digests_only(text):
+    with pytest.raises(
+        SettingsError, match="expected a comma-separated list of ID@DIGEST"
+    ) as caught:
+        Settings.from_environment(SERIES, {"MEGATRON_PATCH_ACCEPT": text})
+    assert "a, b, opt" in str(caught.value)
+
+
 def test_a_typo_raises_at_import():
     done = subprocess.run(
         [sys.executable, "-c", "import megatron_patch"],

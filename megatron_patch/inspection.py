@@ -1,0 +1,95 @@
+"""What ``megatron-patch check`` finds in a tree, for people and for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .judge import Miss, judge
+from .model import Patch, State, Target
+from .sources import SourceTree
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One target whose source is not known."""
+
+    target: str
+    file: str | None  #: ``None`` when the tree has no such module
+    line: int | None  #: of the definition, from 1; ``None`` when there is none
+    found: str | None  #: digest of what is there
+    expected: str | None  #: digest for the closest known source
+    anchor: str | None  #: what is wrong with the code that a ``Substitute`` looks for
+
+    def __str__(self) -> str:
+        where = self.target if self.file is None else f"{self.file}:{self.line or 1}: {self.target}"
+        found = f"digest {self.found}" if self.found else "is not there"
+        anchor = f"\n        {self.anchor}" if self.anchor else ""
+        return f"    {where}\n        {found}, expected {self.expected}{anchor}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one patch: ``applicable``, ``upstreamed``, ``drifted``, ``not_applicable``."""
+
+    id: str
+    verdict: str
+    reason: str
+    drifts: tuple[Drift, ...]
+    known: tuple[str, ...]  #: releases whose source is known
+    accept: str | None  #: what would accept the source as it is; ``None`` when nothing would
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields in a form that ``json.dumps`` takes."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.verdict != State.DRIFTED.value:
+            return f"{self.id}: {self.verdict}\n    {self.reason}"
+        lines = [f"{self.id}: {self.verdict}"]
+        lines += map(str, self.drifts) if self.drifts else [f"    {self.reason}"]
+        lines.append(f"    known source: {'; '.join(self.known)}")
+        if self.accept is not None:
+            lines += [
+                "    If you have looked at the code and the patch is right for it, accept it with",
+                f"    MEGATRON_PATCH_ACCEPT={self.accept}",
+            ]
+        elif self.drifts:
+            lines.append("    This source cannot be accepted: the patch does not fit it.")
+        return "\n".join(lines)
+
+
+def inspect(patch: Patch, tree: SourceTree, accepted: Collection[str] = frozenset()) -> Finding:
+    """Judge ``patch`` on ``tree``. Raises ``SettingsError`` as :func:`~.judge.judge` does."""
+    verdict = judge(patch, tree.read, accepted)
+    state = "applicable" if verdict.family else verdict.state.value
+    digests = [miss.found for miss in verdict.misses]
+    accept = None
+    if verdict.misses and verdict.family is None and None not in digests:
+        everything = frozenset(filter(None, digests))
+        if judge(patch, tree.read, everything).family is not None:
+            accept = ",".join(f"{patch.id}@{digest}" for digest in dict.fromkeys(digests))
+    return Finding(
+        id=patch.id,
+        verdict=state,
+        reason=verdict.reason,
+        drifts=tuple(_drift(miss, tree) for miss in verdict.misses),
+        known=tuple(
+            [family.releases for family in patch.families]
+            + [f"{known.releases} (upstreamed)" for known in patch.upstreamed]
+        ),
+        accept=accept,
+    )
+
+
+def _drift(miss: Miss, tree: SourceTree) -> Drift:
+    path = tree.path(Target.parse(miss.edit.target).module)
+    return Drift(
+        target=miss.edit.target,
+        file=None if path is None else str(path),
+        line=None if miss.definition is None else miss.definition.first_line,
+        found=miss.found,
+        expected=miss.edit.digest,
+        anchor=miss.anchor,
+    )

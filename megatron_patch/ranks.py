@@ -1,0 +1,75 @@
+"""Make sure that all ranks of a process group run the same patches on the same Megatron."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import RankMismatchError
+from .model import PatchStatus, State
+
+Summary = Mapping[str, str]
+
+
+def verify_ranks(
+    statuses: Sequence[PatchStatus], version: str | None, package: str, group: Any
+) -> None:
+    """See :func:`megatron_patch.verify_ranks`."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        raise RuntimeError(
+            "verify_ranks() needs an initialised process group: call it after "
+            "torch.distributed.init_process_group()"
+        )
+    if distributed.get_rank(group) < 0:
+        return  # this process has no part in the group
+    mine = summary(statuses, version, package)
+    everyone: list[Any] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(everyone, mine, group=group)
+    members = distributed.get_process_group_ranks(group or distributed.group.WORLD)
+    problems = differences(dict(zip(members, everyone, strict=True)))
+    if problems:
+        raise RankMismatchError("the ranks do not run the same:\n" + "\n".join(problems))
+
+
+def summary(statuses: Sequence[PatchStatus], version: str | None, package: str) -> Summary:
+    """What has to be the same on all ranks, by name."""
+    return {
+        "megatron-core": version or "not found",
+        "megatron_patch": package,
+        **{entry.id: f"{entry.state} ({entry.reason})" for entry in statuses},
+    }
+
+
+def differences(everyone: Mapping[int, Summary]) -> list[str]:
+    """A line for each name that the summaries, by rank, differ in or that is still pending."""
+    problems = []
+    for name in dict.fromkeys(name for one in everyone.values() for name in one):
+        values = {rank: one.get(name, "unknown there") for rank, one in everyone.items()}
+        common = [value for value, _ in Counter(values.values()).most_common()]
+        if len(common) > 1:
+            groups = [
+                f"{value} on {_span([rank for rank in values if values[rank] == value])}"
+                for value in common
+            ]
+            problems.append(f"  {name}: {'; '.join(groups)}")
+        elif common[0].startswith(f"{State.PENDING} "):
+            problems.append(
+                f"  {name}: {common[0]} on all ranks; call verify_ranks() after the import of "
+                "Megatron's inference engine"
+            )
+    return problems
+
+
+def _span(ranks: Sequence[int]) -> str:
+    """``ranks 0-2, 5`` for ``[0, 1, 2, 5]``."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], rank]
+        else:
+            spans.append([rank])
+    text = ", ".join("-".join(map(str, span)) for span in spans)
+    return f"rank {text}" if len(ranks) == 1 else f"ranks {text}"

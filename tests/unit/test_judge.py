@@ -1,0 +1,139 @@
+"""Verdicts on unknown source, and source that is accepted by its digest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_patch.errors import SettingsError
+from megatron_patch.fingerprint import locate
+from megatron_patch.judge import judge
+from megatron_patch.model import Before, Known, Patch, Replace, State, Substitute
+
+from .sample import make_patch
+
+TEXT = """
+class Thing:
+    def one(self):
+        total = 1
+        return total
+
+    def two(self):
+        return 2
+"""
+ONE, TWO = "m:Thing.one", "m:Thing.two"
+
+
+def digest(text: str, target: str) -> str:
+    found = locate("m", text, target.partition(":")[2])
+    assert found is not None
+    return found.digest
+
+
+def hook(self) -> None:  # type: ignore[no-untyped-def]
+    self.log = 1
+
+
+def new_two(self):  # type: ignore[no-untyped-def]
+    return 22
+
+
+PATCH = make_patch(
+    Substitute(ONE, "total = 1", "total = 10", digest(TEXT, ONE)),
+    Replace(TWO, new_two, digest(TEXT, TWO)),
+    Before(TWO, hook, digest(TEXT, TWO)),
+)
+
+
+def verdict(text: str, *accepted: str, patch: Patch = PATCH):  # type: ignore[no-untyped-def]
+    return judge(patch, {"m": text}.get, frozenset(accepted))
+
+
+def changed(old: str, new: str) -> str:
+    assert TEXT.count(old) == 1
+    return TEXT.replace(old, new)
+
+
+def test_known_source_has_no_misses():
+    found = verdict(TEXT)
+    assert found.family is PATCH.families[0]
+    assert found.misses == ()
+
+
+def test_unknown_source_names_each_target_once_per_edit_with_both_digests():
+    text = changed("return 2", "return 3")
+    found = verdict(text)
+    assert (found.state, found.family) == (State.DRIFTED, None)
+    assert [str(miss) for miss in found.misses] == [
+        f"{TWO}: expected {digest(TEXT, TWO)}, found {digest(text, TWO)}"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "anchor"),
+    [
+        ("total = 1", "total = 2", "`total = 1` is not there; expected once"),
+        ("total = 1", "total = 1\n        total = 1", "`total = 1` is there 2 times"),
+        ("return total", "return -total", None),
+    ],
+)
+def test_a_substitute_says_what_is_wrong_with_its_anchor(old, new, anchor):
+    (miss,) = verdict(changed(old, new)).misses
+    assert (miss.anchor or "").startswith(anchor or "")
+    assert (miss.anchor is None) == (anchor is None)
+
+
+def test_accepted_source_is_patched_though_unknown():
+    text = changed("return total", "return -total")
+    found = verdict(text, digest(text, ONE))
+    assert found.family is PATCH.families[0]
+    assert found.reason.startswith(f"accepted source: {ONE}: expected ")
+
+
+def test_all_drifted_targets_have_to_be_accepted():
+    text = changed("return total", "return -total").replace("return 2", "return 3")
+    one, two = digest(text, ONE), digest(text, TWO)
+    assert verdict(text, one).family is None
+    assert verdict(text, two).family is None
+    assert verdict(text, one, two).family is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "target", "why"),
+    [
+        ("total = 1", "total = 2", ONE, "expected `total = 1` exactly once; not found"),
+        ("def two(self)", "def two(self, x=1)", TWO, "the signature is (self, x=1)"),
+    ],
+)
+def test_accepted_source_that_the_edits_do_not_fit_stays_drifted(old, new, target, why):
+    text = changed(old, new)
+    found = verdict(text, digest(text, target))
+    assert (found.state, found.family) == (State.DRIFTED, None)
+    assert found.reason.startswith("accepted source, but ")
+    assert why in found.reason
+
+
+def test_a_target_that_is_gone_cannot_be_accepted():
+    text = changed("def one", "def uno")
+    assert verdict(text, digest(TEXT, TWO)).state is State.NOT_APPLICABLE
+    patch = replace(PATCH, target=TWO)
+    found = verdict(text, digest(TEXT, TWO), patch=patch)
+    assert found.state is State.DRIFTED
+    assert f"{ONE}: expected {digest(TEXT, ONE)}, not found" in found.reason
+
+
+@pytest.mark.parametrize("text", [TEXT, changed("return 2", "return 3"), "class Thing: pass"])
+def test_a_digest_that_is_nowhere_is_an_error(text):
+    wrong = "0123456789abcdef"
+    with pytest.raises(SettingsError) as caught:
+        verdict(text, wrong)
+    assert f"MEGATRON_PATCH_ACCEPT: sample@{wrong} is not the source of any target" in str(
+        caught.value
+    )
+
+
+def test_accepting_what_is_known_or_upstreamed_changes_nothing():
+    assert verdict(TEXT, digest(TEXT, ONE)).misses == ()
+    known = make_patch(*PATCH.families[0].edits, upstreamed=(Known(TWO, digest(TEXT, TWO), "9"),))
+    assert verdict(TEXT, digest(TEXT, TWO), patch=known).state is State.UPSTREAMED

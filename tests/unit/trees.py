@@ -1,0 +1,56 @@
+"""Megatron trees that a test writes, and the package's command on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import megatron_patch
+
+PACKAGE_PARENT = str(Path(megatron_patch.__file__).parents[1])
+
+
+def environment(*path: Path | str, **variables: str) -> dict[str, str]:
+    """The environment of a child that imports the package under test, and what ``path`` holds."""
+    search = os.pathsep.join([*map(str, path), PACKAGE_PARENT])
+    return {**os.environ, "PYTHONPATH": search, **variables}
+
+
+def python(*arguments: str, path: Path | None = None, isolate: bool = True, **variables: str):  # type: ignore[no-untyped-def]
+    """Python without site-packages, so that only what ``path`` holds is installed."""
+    return subprocess.run(
+        [sys.executable, *["-S"] * isolate, *arguments],
+        env=environment(*[path] * bool(path), **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def command(*arguments: str, path: Path | None = None, isolate: bool = True, **variables: str):  # type: ignore[no-untyped-def]
+    """``python -m megatron_patch``."""
+    return python("-m", "megatron_patch", *arguments, path=path, isolate=isolate, **variables)
+
+
+def write_tree(root: Path, context: str, version: tuple[int, int, int] | None = None) -> Path:
+    """A Megatron of packages only, with ``context`` as its ``dynamic_context``; returns that file.
+
+    Its packages raise when they are imported, unless ``version`` is ``None``.
+    """
+    package = root
+    for part in ("megatron", "core", "inference", "contexts"):
+        package /= part
+        package.mkdir(parents=True)
+        if part != "megatron":
+            (package / "__init__.py").write_text("" if version is None else "raise OSError\n")
+    if version is not None:
+        names = ("MAJOR", "MINOR", "PATCH")
+        lines = [f"{name} = {number}" for name, number in zip(names, version, strict=True)]
+        info = root / "megatron" / "core" / "package_info.py"
+        info.write_text("\n".join([*lines, "PRE_RELEASE = 'rc1'", "raise OSError"]))
+    file = package / "dynamic_context.py"
+    file.write_text(context)
+    return file
