@@ -1,0 +1,117 @@
+"""The command on the installed Megatron, and on a copy that somebody has changed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch.sources import SourceTree
+
+ID = "input-position-view-cache"
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+APPLICABLE = RELEASE < Version("0.18")
+MODULE = "megatron.core.inference.contexts.dynamic_context"
+SHOW = f"""
+import importlib, json, sys
+importlib.import_module("{MODULE}")
+package = sys.modules["megatron_patch"]
+print(json.dumps([(s.id, str(s.state), s.reason) for s in package.status()]))
+"""
+
+
+def megatron_patch_command(*arguments: str, path: Path | None = None, **variables: str):  # type: ignore[no-untyped-def]
+    """The console script where the package is installed, so that this tests the installed one."""
+    search = [str(path)] * bool(path) + [str(Path(megatron_patch.__file__).parents[1])]
+    script = Path(sys.executable).with_name("megatron-patch")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "megatron_patch"]
+    return subprocess.run(
+        [*start, *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def states(stdout: str) -> dict[str, tuple[str, str]]:
+    return {id: (state, reason) for id, state, reason in json.loads(stdout.splitlines()[-1])}
+
+
+def test_check_says_what_the_release_needs_in_under_a_second():
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        done = megatron_patch_command("check", "--json")
+        times.append(time.perf_counter() - begin)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["megatron_core"] == str(RELEASE)
+    verdicts = {patch["id"]: patch["verdict"] for patch in report["patches"]}
+    assert verdicts[ID] == ("applicable" if APPLICABLE else "upstreamed")
+    assert min(times) < 1
+
+
+def test_run_patches_a_script_that_does_not_know_of_us(tmp_path):
+    script = tmp_path / "serve.py"
+    script.write_text(SHOW)
+    done = megatron_patch_command("run", "--strict", "--", sys.executable, str(script))
+    assert done.returncode == 0, done.stderr
+    assert states(done.stdout)[ID][0] == ("applied" if APPLICABLE else "upstreamed")
+
+
+@pytest.fixture
+def fork(tmp_path):  # type: ignore[no-untyped-def]
+    """A copy of the release that logs in a method which the patch edits."""
+    if not APPLICABLE:
+        pytest.skip(f"{RELEASE} has upstream's own cache")
+    installed = SourceTree.installed()
+    shutil.copytree(installed.root / "megatron" / "core", tmp_path / "megatron" / "core")
+    file = SourceTree.at(tmp_path).path(MODULE)
+    assert file is not None
+    text = file.read_text(encoding="utf-8")
+    name = "allocate_all_tensors" if "def allocate_all_tensors" in text else "__init__"
+    name = "initialize_all_tensors" if "def initialize_all_tensors" in text else name
+    head = re.compile(rf"(class DynamicInferenceContext\(.*?    def {name}\(.*?\) ?(?:-> None)?:\n)(        r?\"\"\".*?\"\"\"\n)?", re.S)  # fmt: skip # noqa: E501
+    changed, count = head.subn(r"\1\2        self.fork_was_here = True\n", text, count=1)
+    assert count == 1
+    file.write_text(changed, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_fork_is_left_alone_until_its_source_is_accepted(fork, tmp_path):
+    script = tmp_path / "serve.py"
+    script.write_text(SHOW)
+    checked = megatron_patch_command("check", "--megatron", str(fork))
+    assert checked.returncode == 1, checked.stderr
+    assert f"{ID}: drifted" in checked.stdout
+    assert re.search(r"dynamic_context\.py:\d+: megatron\.core.*:DynamicInferenceContext\.", checked.stdout)  # fmt: skip # noqa: E501
+    (line,) = re.findall(rf"MEGATRON_PATCH_ACCEPT=({ID}@[0-9a-f]{{16}})$", checked.stdout, re.M)
+
+    run = ("run", "--", sys.executable, "-W", "ignore", str(script))
+    done = megatron_patch_command(*run, path=fork)
+    assert states(done.stdout)[ID][0] == "drifted", done.stderr
+    done = megatron_patch_command(*run, path=fork, MEGATRON_PATCH_ACCEPT=line)
+    state, reason = states(done.stdout)[ID]
+    assert (state, reason[:16]) == ("applied", "accepted source:"), done.stderr
+    accepted = megatron_patch_command("check", "--megatron", str(fork), MEGATRON_PATCH_ACCEPT=line)
+    assert (accepted.returncode, f"{ID}: applicable" in accepted.stdout) == (0, True)
+
+
+def test_accepting_the_source_of_a_fork_on_the_release_itself_is_an_error(fork):
+    checked = megatron_patch_command("check", "--megatron", str(fork))
+    (line,) = re.findall(r"MEGATRON_PATCH_ACCEPT=(\S+)$", checked.stdout, re.M)
+    done = megatron_patch_command("check", MEGATRON_PATCH_ACCEPT=line)
+    assert done.returncode == 2
+    assert f"{line} is not the source of any target" in done.stderr
