@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import inspection, launcher, status
+from . import export, in_place, inspection, launcher, status
 from .backports import SERIES
-from .errors import NotMegatronError, SettingsError
+from .errors import DriftedError, NotMegatronError, SettingsError, TreeError
 from .model import UNHEALTHY, Patch, PatchStatus, State, Target
 from .settings import Settings
+from .source_edits import SourcePatch, source_patches
 from .sources import SourceTree, find_module_spec, megatron_version
 
 UNSETTLED = UNHEALTHY | {State.PENDING}
@@ -30,6 +31,7 @@ examples:
   megatron-patch status --json                 what is patched in a process, for a machine to read
   megatron-patch run -- torchrun --nproc-per-node 8 serve.py
   megatron-patch run --strict --only correctness -- python -m my.server
+  megatron-patch export --megatron ~/Megatron-LM --output patches   for git am patches/*.patch
 """
 
 
@@ -41,6 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (NotMegatronError, SettingsError) as error:
         print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
         return 2
+    except DriftedError as error:
+        print(
+            f"megatron-patch {options.command}: nothing was written, for this source is not "
+            f"known:\n{error}\nLook at what `megatron-patch check` says; --only leaves patches "
+            "out, and --allow-drift edits unknown source for you to read",
+            file=sys.stderr,
+        )
+        return 1
+    except TreeError as error:
+        print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +97,34 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(function=_check)
 
     command = commands.add_parser(
+        "export",
+        help="write the patches that fit a Megatron tree as files for git am",
+        epilog="exit status: 0; 1 when a patch is drifted: then nothing is written; "
+        "2 when there is no Megatron tree",
+    )
+    _add_tree(command)
+    command.add_argument("--output", metavar="DIR", type=Path, required=True)
+    _add_selection(command)
+    command.set_defaults(function=_export)
+
+    command = commands.add_parser(
+        "apply",
+        help="make the edits of the patches in the files of a Megatron tree",
+        description="Make the edits of the patches that are applicable in the files of the tree. "
+        "Afterwards check says upstreamed, and import megatron_patch leaves the tree alone.",
+        epilog="exit status: 0; 1 when a patch is drifted or the tree is not clean: then nothing "
+        "is written; 2 when there is no Megatron tree",
+    )
+    _add_tree(command)
+    _add_selection(command)
+    command.add_argument("--dry-run", action="store_true", help="say what would be changed")
+    command.set_defaults(function=_apply)
+
+    command = commands.add_parser("revert", help="put back the files that apply has changed")
+    _add_tree(command)
+    command.set_defaults(function=_revert)
+
+    command = commands.add_parser(
         "run",
         help="run a command with the patches in it and in all Python processes it starts",
         description="Run COMMAND with the patches active in it and in every Python process that "
@@ -98,6 +139,31 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     command.set_defaults(function=_run, usage_error=command.error)
     return parser
+
+
+def _add_tree(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--megatron",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="a Megatron-LM checkout, or a directory that megatron/core is in",
+    )
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--only",
+        metavar="ID",
+        type=_patch,
+        action="append",
+        help="that patch; repeatable; default: those that are on by default",
+    )
+    command.add_argument(
+        "--allow-drift",
+        action="store_true",
+        help="edit source that is not known too, if the edits fit it: read the result",
+    )
 
 
 def _patch(text: str) -> Patch:
@@ -198,7 +264,7 @@ def _check(options: argparse.Namespace) -> int:
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
     settings = Settings.from_environment(SERIES)
     findings = [
-        inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()))
+        inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES)
         for patch in SERIES
     ]
     version = megatron_version(tree.read)
@@ -224,3 +290,39 @@ def _run(options: argparse.Namespace) -> int:
     # What the processes of the command would stumble over is told here, before any starts.
     Settings.from_environment(SERIES, environment)
     return launcher.run(command, environment)
+
+
+def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[SourcePatch]]:
+    """What the options select on the tree; says what is left out."""
+    tree = SourceTree.at(options.megatron)
+    selected = [patch.id for patch in options.only or SERIES if options.only or patch.default]
+    made, skipped = source_patches(tree, SERIES, selected, allow_drift=options.allow_drift)
+    for entry in skipped:
+        print(f"left out {entry.patch.id}: {entry.state} ({entry.reason})")
+    return tree, made
+
+
+def _export(options: argparse.Namespace) -> int:
+    _, made = _source_patches(options)
+    for path in export.write(made, options.output):
+        print(f"wrote {path}")
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    tree, made = _source_patches(options)
+    if not options.dry_run:
+        in_place.apply(tree, made)
+    verb = "would change" if options.dry_run else "changed"
+    for patch in made:
+        for edit in patch.files:
+            print(f"{patch.patch.id}: {verb} {tree.root / edit.path}")
+    if not made:
+        print("nothing to change")
+    return 0
+
+
+def _revert(options: argparse.Namespace) -> int:
+    for path in in_place.revert(SourceTree.at(options.megatron)):
+        print(f"put back {path}")
+    return 0

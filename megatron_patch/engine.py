@@ -130,7 +130,9 @@ class Engine:
                 continue
             try:
                 verdict = judge(
-                    record.patch, accepted=self._settings.accepted.get(record.patch.id, frozenset())
+                    record.patch,
+                    accepted=self._settings.accepted.get(record.patch.id, frozenset()),
+                    series=[other.patch for other in self.records.values()],
                 )
             except SettingsError as error:
                 record.state, record.reason = State.FAILED, str(error)

@@ -18,6 +18,14 @@ class NotMegatronError(MegatronPatchError):
     """There is no Megatron tree where one was expected."""
 
 
+class TreeError(MegatronPatchError):
+    """A tree is not in a state in which its files may be written."""
+
+
+class DriftedError(MegatronPatchError):
+    """Source is not known, and it was not said that unknown source is to be edited."""
+
+
 class RankMismatchError(MegatronPatchError):
     """The ranks of a process group do not run the same patches on the same Megatron."""
 

@@ -140,8 +140,8 @@ def canonical(node: object) -> str:
     for name, value in ast.iter_fields(node):
         if name in ("type_comment", "kind"):
             continue
-        if name == "body" and isinstance(node, FunctionNode) and _has_docstring(node):
-            value = value[1:]
+        if name == "body" and isinstance(node, FunctionNode):
+            value = without_docstring(node)
         if name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined(value):
             value = None
         if value is None and not isinstance(node, ast.Constant):
@@ -152,13 +152,15 @@ def canonical(node: object) -> str:
     return f"{type(node).__name__}({','.join(fields)})"
 
 
-def _has_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+    """The statements of a function, its docstring left out."""
     first = node.body[0] if node.body else None
-    return (
+    has_docstring = (
         isinstance(first, ast.Expr)
         and isinstance(first.value, ast.Constant)
         and isinstance(first.value.value, str)
     )
+    return node.body[1:] if has_docstring else node.body
 
 
 def _joined(node: ast.JoinedStr) -> list[ast.expr]:

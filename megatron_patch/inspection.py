@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,9 +60,14 @@ class Finding:
         return "\n".join(lines)
 
 
-def inspect(patch: Patch, tree: SourceTree, accepted: Collection[str] = frozenset()) -> Finding:
+def inspect(
+    patch: Patch,
+    tree: SourceTree,
+    accepted: Collection[str] = frozenset(),
+    series: Sequence[Patch] = (),
+) -> Finding:
     """Judge ``patch`` on ``tree``. Raises ``SettingsError`` as :func:`~.judge.judge` does."""
-    verdict = judge(patch, tree.read, accepted)
+    verdict = judge(patch, tree.read, accepted, series)
     state = "applicable" if verdict.family else verdict.state.value
     digests = [miss.found for miss in verdict.misses]
     accept = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import fingerprint, rewrite
@@ -46,22 +46,28 @@ class Miss:
 class Verdict:
     """What the source says of a patch: ``family`` is set when, and only when, it applies.
 
-    ``misses`` are those against the closest family where the source is not known.
+    Where the source is not known, ``misses`` are those against the ``closest`` family.
     """
 
     state: State
     reason: str
     family: Family | None = None
     misses: tuple[Miss, ...] = ()
+    closest: Family | None = None
 
 
 def judge(
-    patch: Patch, read: Reader = read_source, accepted: Collection[str] = frozenset()
+    patch: Patch,
+    read: Reader = read_source,
+    accepted: Collection[str] = frozenset(),
+    series: Sequence[Patch] = (),
 ) -> Verdict:
     """What the source that ``read`` gives means for ``patch``.
 
     ``accepted`` are digests of source that is to be taken for that of the closest family. Raises
-    ``SettingsError`` when one of them is not the digest of any target of the patch.
+    ``SettingsError`` when one of them is not the digest of any target of the patch. ``series`` are
+    patches, ``patch`` among them, that may be in the source already, put there by
+    ``megatron-patch apply`` or as exported patches.
     """
     find = functools.cache(functools.partial(find_definition, read=functools.cache(read)))
     try:
@@ -83,6 +89,10 @@ def judge(
                 closest = rank, family, misses
         if closest is None:
             return Verdict(State.DRIFTED, f"{patch.target}: no known source")
+        for family in patch.families if series else ():
+            verdict = _verdict_below_edits(patch, family, find, series)
+            if verdict is not None:
+                return verdict
         return _verdict_of_unknown(*closest[1:], find, accepted)
     except SyntaxError as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
@@ -113,11 +123,52 @@ def _verdict_of_unknown(
 ) -> Verdict:
     reason = f"{'; '.join(map(str, misses))} (source of {family.releases})"
     if not all(miss.found in accepted for miss in misses):
-        return Verdict(State.DRIFTED, f"unknown source: {reason}", misses=misses)
+        return Verdict(State.DRIFTED, f"unknown source: {reason}", None, misses, family)
     why = why_not(family, find)
     if why is not None:
-        return Verdict(State.DRIFTED, f"accepted source, but {why}", misses=misses)
+        return Verdict(State.DRIFTED, f"accepted source, but {why}", None, misses, family)
     return Verdict(State.PENDING, f"accepted source: {reason}", family, misses)
+
+
+def _verdict_below_edits(
+    patch: Patch, family: Family, find: Finder, series: Sequence[Patch]
+) -> Verdict | None:
+    """The verdict if the source is that of ``family`` with edits of the series made in it."""
+    own = []
+    for edit in family.edits:
+        if not isinstance(edit, Add):
+            found = find(edit.target)
+            below = found and _look_below(found, edit.target, patch, family, series)
+            if not below or below[0] != edit.digest:
+                return None
+            own.append(patch.id in below[1])
+    if all(own):
+        reason = f"source of {family.releases}, with this patch made in it"
+        return Verdict(State.UPSTREAMED, reason)
+    if not any(own):
+        reason = f"source of {family.releases}, with other patches of the series made in it"
+        return Verdict(State.PENDING, reason, family)
+    return None
+
+
+def _look_below(
+    definition: Definition, target: str, patch: Patch, family: Family, series: Sequence[Patch]
+) -> tuple[str, set[str]]:
+    """The digest of a target without the edits of the series, and the ids of those found."""
+    node = definition.node
+    ids: set[str] = set()
+    for other in reversed(series):
+        for candidate in (family,) if other.id == patch.id else other.families:
+            edits = [e for e in candidate.edits if e.target == target and not isinstance(e, Add)]
+            below = rewrite.undone(node, edits) if edits else None
+            if below is None:
+                continue
+            ids.add(other.id)
+            if isinstance(below, str):
+                return below, ids
+            node = below
+            break
+    return fingerprint.digest(node), ids
 
 
 def why_not(family: Family, find: Finder) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,9 +76,13 @@ class Target:
         return f"{self.module}:{self.qualname}"
 
 
+# What our own type checker needs and the target module does not.
+_OURS_ALONE = re.compile(r"  # type: ignore.*$|(?<=\bself): Any\b", re.MULTILINE)
+
+
 def source_of(function: Callable[..., Any] | type) -> str:
-    """The dedented source text of one of our own functions or classes."""
-    return textwrap.dedent(inspect.getsource(function))
+    """The dedented source text of one of our own functions or classes, as it is put in place."""
+    return _OURS_ALONE.sub("", textwrap.dedent(inspect.getsource(function)))
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,8 @@ class Patch:
     """One upstream change brought to older source.
 
     ``target`` is the target whose absence means that the release has nothing to patch.
-    ``removal`` says when this record can be deleted.
+    ``removal`` says when this record can be deleted, ``updated`` when it was last changed
+    (``YYYY-MM-DD``, as ``upstream_date``).
     """
 
     id: str
@@ -188,6 +194,7 @@ class Patch:
     fixed_in: str
     releases: str
     removal: str
+    updated: str
     target: str
     families: tuple[Family, ...]
     upstreamed: tuple[Known, ...]

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
-from typing import Any
+from typing import Any, Union, cast
 
 from .errors import RewriteError
-from .fingerprint import Definition, canonical
-from .model import Before, Replace, Substitute, source_of
+from .fingerprint import Definition, canonical, without_docstring
+from .model import Before, Edit, Replace, Substitute, source_of
+
+FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 
 def edited(definition: Definition, edit: Replace | Before | Substitute) -> Definition:
@@ -30,7 +34,8 @@ def _fail(definition: Definition, why: str) -> RewriteError:
     return RewriteError(f"{definition.module}:{definition.qualname}: {why}")
 
 
-def _indent(text: str, prefix: str) -> str:
+def indented(text: str, prefix: str) -> str:
+    """``text`` with ``prefix`` before each line that is not blank."""
     return "".join(prefix + line if line.strip() else line for line in text.splitlines(True))
 
 
@@ -61,15 +66,18 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
             f"the signature is ({ast.unparse(old.args)}); "
             f"the replacement has ({ast.unparse(new.args)})",
         )
-    expected = copy.deepcopy(new)
-    expected.name, expected.decorator_list = old.name, old.decorator_list
+    expected = definition.parse()
+    expected.body = new.body
     lines = definition.segment.splitlines(True)
-    head = old.lineno - definition.first_line
-    text = "".join(text.splitlines(True)[new.lineno - 1 :])
-    text = text.replace(f"def {new.name}(", f"def {old.name}(", 1)
-    return _checked(
-        definition, "".join(lines[:head]) + _indent(text, _margin(lines[head])), expected
-    )
+    row = old.body[0].lineno - definition.first_line
+    column = len(lines[row].encode()[: old.body[0].col_offset].decode())
+    margin = lines[row][:column]
+    head = lines[:row]
+    if margin.strip():  # `def f(self): return 1`
+        head.append(margin.rstrip() + "\n")
+        margin = _margin(margin) + "    "
+    body = textwrap.dedent("".join(text.splitlines(True)[new.body[0].lineno - 1 :]))
+    return _checked(definition, "".join(head) + indented(body, margin), expected)
 
 
 def _bare(arguments: ast.arguments) -> ast.arguments:
@@ -99,103 +107,97 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
     before, after = lines[row][:column], lines[row][column:]
     if before.strip():  # `def f(self): return 1`: open a suite of its own
         margin = _margin(lines[row]) + "    "
-        lines[row] = before.rstrip() + "\n" + _indent(edit.statements, margin) + margin + after
+        lines[row] = before.rstrip() + "\n" + indented(edit.statements, margin) + margin + after
     else:
         while lines[row - 1].lstrip().startswith("#"):
             row -= 1  # a comment above the first statement belongs to that statement
-        lines.insert(row, _indent(edit.statements, before))
+        lines.insert(row, indented(edit.statements, before))
     return _checked(definition, "".join(lines), expected)
 
 
 def occurrences(definition: Definition, edit: Substitute) -> int:
     """How often the code that ``edit`` looks for is in the definition."""
-    expressions = _expressions(edit)
-    if expressions is not None:
-        return len(_expression_places(definition, expressions[0]))
-    return len(_statement_places(definition, ast.parse(edit.find).body))
-
-
-def _expressions(edit: Substitute) -> tuple[ast.expr, ast.expr] | None:
-    """The two expressions of an edit that puts one for another, ``None`` for other edits."""
-    find, put = ast.parse(edit.find).body, ast.parse(edit.put).body
-    if (
-        len(find) == len(put) == 1
-        and isinstance(find[0], ast.Expr)
-        and isinstance(put[0], ast.Expr)
-    ):
-        return find[0].value, put[0].value
-    return None
-
-
-def _expression_places(definition: Definition, find: ast.expr) -> list[ast.expr]:
-    wanted = canonical(find)
-    return [
-        node
-        for node in ast.walk(definition.node)
-        if isinstance(node, type(find)) and canonical(node) == wanted
-    ]
-
-
-def _statement_places(
-    definition: Definition, find: list[ast.stmt]
-) -> list[tuple[list[ast.stmt], int]]:
-    wanted = canonical(find)
-    return [
-        (body, index)
-        for body in _bodies(definition.node)
-        for index in range(len(body) - len(find) + 1)
-        if isinstance(body[index], type(find[0]))
-        and canonical(body[index : index + len(find)]) == wanted
-    ]
+    return len(_places(definition.node, edit.find, edit.put))
 
 
 def _substituted(definition: Definition, edit: Substitute) -> Definition:
-    expressions = _expressions(edit)
-    if expressions is not None:
-        return _substituted_expression(definition, edit, *expressions)
-    find, put = ast.parse(edit.find).body, ast.parse(edit.put).body
-    places = _statement_places(definition, find)
-    _once(definition, edit.find, len(places))
-    body, index = places[0]
-    nodes = body[index : index + len(find)]
+    places = _places(definition.node, edit.find, edit.put)
+    if len(places) != 1:
+        found = f"found {len(places)} times" if places else "not found"
+        raise _fail(definition, f"expected `{edit.find.strip()}` exactly once; {found}")
+    expected = substituted_tree(definition.parse(), edit.find, edit.put)
+    assert expected is not None
+    nodes = places[0].nodes
     lines = definition.segment.splitlines(True)
     start, end = _span(definition, lines, nodes[0], nodes[-1])
-    margin = definition.segment[definition.segment.rfind("\n", 0, start) + 1 : start]
+    before, after = definition.segment[:start], definition.segment[end:]
+    put = edit.put.strip("\n")
+    if places[0].body is None:
+        try:
+            return _checked(definition, before + put.strip() + after, expected)
+        except RewriteError:
+            # Operators of the surroundings may bind tighter than those of the new expression.
+            return _checked(definition, before + "(" + put.strip() + ")" + after, expected)
+    margin = before[before.rfind("\n") + 1 :]
     if margin.strip():
         raise _fail(definition, f"`{edit.find}` shares its line with other code")
-    text = _indent(edit.put.strip("\n"), margin)[len(margin) :] if put else ""
-    segment = definition.segment[:start] + text + definition.segment[end:]
-    if not put:
-        if len(body) == len(find):
-            raise _fail(definition, f"`{edit.find}` is all of its block; put `pass` in its place")
-        segment = definition.segment[: start - len(margin)] + definition.segment[end:].lstrip("\n")
-    # The same edit on the tree: the matched list is found again by its position.
-    expected = definition.parse()
-    which = next(n for n, candidate in enumerate(_bodies(definition.node)) if candidate is body)
-    list(_bodies(expected))[which][index : index + len(find)] = put
-    return _checked(definition, segment, expected)
+    if put.strip():
+        return _checked(
+            definition, before + indented(put, margin).removeprefix(margin) + after, expected
+        )
+    if len(places[0].body) == len(nodes):
+        raise _fail(definition, f"`{edit.find}` is all of its block; put `pass` in its place")
+    return _checked(definition, before.removesuffix(margin) + after.lstrip("\n"), expected)
 
 
-def _substituted_expression(
-    definition: Definition, edit: Substitute, find: ast.expr, put: ast.expr
-) -> Definition:
-    places = _expression_places(definition, find)
-    _once(definition, edit.find, len(places))
-    wanted = canonical(find)
+def substituted_tree(node: FunctionTree, find: str, put: str) -> FunctionTree | None:
+    """``node``, changed, with the code ``put`` for ``find``; ``None`` unless that is there once."""
+    places = _places(node, find, put)
+    if len(places) != 1:
+        return None
+    new = ast.parse(put).body
+    (place,) = places
+    if place.body is not None:
+        place.body[place.index : place.index + len(place.nodes)] = new
+        return node
+    assert isinstance(new[0], ast.Expr)
+    expression = new[0].value
 
     class Exchange(ast.NodeTransformer):
         def visit(self, node: ast.AST) -> Any:
-            return put if canonical(node) == wanted else self.generic_visit(node)
+            return expression if node is place.nodes[0] else self.generic_visit(node)
 
-    expected = Exchange().visit(definition.parse())
-    lines = definition.segment.splitlines(True)
-    start, end = _span(definition, lines, places[0], places[0])
-    before, after = definition.segment[:start], definition.segment[end:]
-    try:
-        return _checked(definition, before + edit.put.strip() + after, expected)
-    except RewriteError:
-        # Operators of the surroundings may bind tighter than those of the new expression.
-        return _checked(definition, before + "(" + edit.put.strip() + ")" + after, expected)
+    return cast(FunctionTree, Exchange().visit(node))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where code was found: statements from ``index`` of ``body``, or one expression."""
+
+    nodes: Sequence[ast.stmt | ast.expr]
+    body: list[ast.stmt] | None = None
+    index: int = 0
+
+
+def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
+    """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements."""
+    found, new = ast.parse(find).body, ast.parse(put).body
+    first = found[0]
+    if len(found) == len(new) == 1 and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
+        wanted = canonical(first.value)
+        return [
+            _Place([child])
+            for child in ast.walk(node)
+            if isinstance(child, type(first.value)) and canonical(child) == wanted
+        ]
+    wanted = canonical(found)
+    return [
+        _Place(body[index : index + len(found)], body, index)
+        for body in _bodies(node)
+        for index in range(len(body) - len(found) + 1)
+        if isinstance(body[index], type(first))
+        and canonical(body[index : index + len(found)]) == wanted
+    ]
 
 
 def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -206,12 +208,6 @@ def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
                 yield body
 
 
-def _once(definition: Definition, find: str, count: int) -> None:
-    if count != 1:
-        found = "not found" if count == 0 else f"found {count} times"
-        raise _fail(definition, f"expected `{find.strip()}` exactly once; {found}")
-
-
 def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tuple[int, int]:
     """Offsets in the segment's characters of two nodes' start and end."""
 
@@ -220,3 +216,29 @@ def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tu
         return sum(map(len, lines[:row])) + len(lines[row].encode()[:column].decode())
 
     return offset(first.lineno, first.col_offset), offset(last.end_lineno, last.end_col_offset)
+
+
+def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | str | None:
+    """The tree that one patch's ``edits`` of one target have made ``node`` from.
+
+    ``None`` when the edits are not in there, and the original's digest when they have replaced it
+    as a whole. ``node`` is not changed.
+    """
+    node = copy.deepcopy(node)
+    for edit in reversed(edits):
+        if isinstance(edit, Replace):
+            new = cast(FunctionTree, ast.parse(source_of(edit.function)).body[0])
+            same = canonical(without_docstring(new)) == canonical(without_docstring(node))
+            return edit.digest if same and edit is edits[0] else None
+        if isinstance(edit, Before):
+            start = len(node.body) - len(without_docstring(node))
+            statements = ast.parse(edit.statements).body
+            if canonical(node.body[start : start + len(statements)]) != canonical(statements):
+                return None
+            del node.body[start : start + len(statements)]
+        elif isinstance(edit, Substitute):
+            original = substituted_tree(node, edit.put, edit.find) if edit.put.strip() else None
+            if original is None:
+                return None
+            node = original
+    return node

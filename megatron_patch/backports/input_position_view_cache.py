@@ -164,6 +164,7 @@ INPUT_POSITION_VIEW_CACHE = Patch(
     fixed_in="0.18.0",
     releases=">=0.14,<0.18",
     removal="no supported release is older than 0.18.0",
+    updated="2026-11-24",
     target=GETTER,
     families=(
         Family("0.14.0", (HELPER, PLAIN, _drop("__init__", "e298d829525b63e0"))),

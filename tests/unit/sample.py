@@ -63,6 +63,7 @@ def make_patch(*edits: Edit, id: str = "sample", upstreamed: tuple[Known, ...] =
         fixed_in="9.9",
         releases=">=1",
         removal="never",
+        updated="2026-01-02",
         target=main.target,
         families=(Family("the sample", edits),),
         upstreamed=upstreamed,
