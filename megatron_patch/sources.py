@@ -99,9 +99,9 @@ class SourceTree:
 
         Raises ``NotMegatronError`` when it is none of these.
         """
-        path = directory.resolve()
-        depth = {"megatron": 1, "core": 2}.get(path.name, 0)
-        for root in (path, path.parents[depth - 1] if depth else path):
+        full = directory.resolve()
+        depth = {"megatron": 1, "core": 2}.get(full.name, 0)
+        for root in (directory, full.parents[depth - 1] if depth else full):
             if (root / "megatron" / "core" / "__init__.py").is_file():
                 return cls(root)
         raise NotMegatronError(
