@@ -78,6 +78,11 @@ def judge(
             found = find(known.target)
             if found is not None and found.digest == known.digest:
                 return Verdict(State.UPSTREAMED, f"{known.target} is that of {known.releases}")
+        for known in patch.unaffected:
+            found = find(known.target)
+            if found is not None and found.digest == known.digest:
+                reason = f"{known.target} is that of {known.releases}, which needs no patch"
+                return Verdict(State.NOT_APPLICABLE, reason)
         closest: tuple[tuple[int, int], Family, tuple[Miss, ...]] | None = None
         for family in patch.families:
             misses = tuple(_misses(family, find))
@@ -191,7 +196,7 @@ def _check_accepted(patch: Patch, find: Finder, accepted: Collection[str]) -> No
     if not accepted:
         return
     edits = [edit for family in patch.families for edit in family.edits if edit.digest]
-    targets = dict.fromkeys(item.target for item in (*edits, *patch.upstreamed))
+    targets = dict.fromkeys(item.target for item in (*edits, *patch.upstreamed, *patch.unaffected))
     digests = {found.digest: target for target in targets if (found := find(target))}
     for digest in accepted:
         if digest not in digests:

@@ -168,7 +168,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Known:
-    """A fingerprint of a target that already has the upstream change, and where it is found."""
+    """A fingerprint of a target that needs no patch, and the releases where it is found."""
 
     target: str
     digest: str
@@ -180,6 +180,7 @@ class Patch:
     """One upstream change brought to older source.
 
     ``target`` is the target whose absence means that the release has nothing to patch.
+    ``upstreamed`` is source that has the change, ``unaffected`` source that never needed it.
     ``removal`` says when this record can be deleted, ``updated`` when it was last changed
     (``YYYY-MM-DD``, as ``upstream_date``).
     """
@@ -198,6 +199,7 @@ class Patch:
     target: str
     families: tuple[Family, ...]
     upstreamed: tuple[Known, ...]
+    unaffected: tuple[Known, ...] = ()
     default: bool = True
 
 

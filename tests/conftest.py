@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import megatron_patch
 from megatron_patch import testing
+
+# HYPOTHESIS_PROFILE says how many examples property tests try: `ci`, the default, the same few
+# ones each time; `nightly`, ten times as many, other ones each time. Tests that want more or fewer
+# scale the profile's number. To reproduce a failure, use what it prints with the same profile.
+hypothesis.settings.register_profile(
+    "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "nightly", max_examples=1000, deadline=None, derandomize=False, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -137,3 +137,10 @@ def test_accepting_what_is_known_or_upstreamed_changes_nothing():
     assert verdict(TEXT, digest(TEXT, ONE)).misses == ()
     known = make_patch(*PATCH.families[0].edits, upstreamed=(Known(TWO, digest(TEXT, TWO), "9"),))
     assert verdict(TEXT, digest(TEXT, TWO), patch=known).state is State.UPSTREAMED
+
+
+def test_source_that_never_needed_the_change_is_not_applicable():
+    known = Known(TWO, digest(TEXT, TWO), "0.1")
+    found = verdict(TEXT, patch=replace(PATCH, unaffected=(known,)))
+    assert (found.state, found.family) == (State.NOT_APPLICABLE, None)
+    assert found.reason == f"{TWO} is that of 0.1, which needs no patch"
