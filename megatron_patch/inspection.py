@@ -83,6 +83,7 @@ def inspect(
         known=tuple(
             [family.releases for family in patch.families]
             + [f"{known.releases} (upstreamed)" for known in patch.upstreamed]
+            + [f"{known.releases} (needs no patch)" for known in patch.unaffected]
         ),
         accept=accept,
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import megatron_patch
 from megatron_patch import Kind, PatchStatus, State
@@ -56,17 +57,20 @@ def test_without_a_process_group():
 # The last of several ranks has another environment; the others are a group of their own as well.
 RANKS = """
 import os, sys, tempfile
+import torch
 import torch.multiprocessing as mp
 from torch import distributed
 
 def say(line):
     os.write(1, f"{line}\\n".encode())  # in one piece: the ranks share it
 
-def main(rank, world, store):
+def main(rank, world, store, backend):
     os.environ["MEGATRON_PATCH"] = "none" if rank == world - 1 > 0 else "all"
     import megatron_patch
     import megatron.core.inference.contexts.dynamic_context
-    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    distributed.init_process_group(backend, init_method=store, rank=rank, world_size=world)
     small = distributed.new_group(list(range(max(1, world - 1))))
     for name, group in ("small", small), ("all", None):
         try:
@@ -81,16 +85,17 @@ if __name__ == "__main__":
     world = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
-        mp.start_processes(main, (world, store), nprocs=world, start_method="fork")
+        arguments = (world, store, sys.argv[2])
+        mp.start_processes(main, arguments, nprocs=world, start_method="fork")
 """
 
 
-def over_gloo(tmp_path, world: int) -> list[str]:  # type: ignore[no-untyped-def]
+def run_ranks(tmp_path, world: int, backend: str = "gloo") -> list[str]:  # type: ignore[no-untyped-def]
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     write_tree(tmp_path / "tree", "class DynamicInferenceContext:\n    pass\n")
     done = subprocess.run(
-        [sys.executable, str(script), str(world)],
+        [sys.executable, str(script), str(world), backend],
         env=environment(tmp_path / "tree"),
         capture_output=True,
         text=True,
@@ -102,7 +107,7 @@ def over_gloo(tmp_path, world: int) -> list[str]:  # type: ignore[no-untyped-def
 
 
 def test_one_other_rank_makes_all_raise_and_a_group_without_it_is_equal(tmp_path):
-    lines = over_gloo(tmp_path, 3)
+    lines = run_ranks(tmp_path, 3)
     assert lines[3:] == ["small 0 equal", "small 1 equal", "small 2 equal"]
     for rank, line in enumerate(lines[:3]):
         assert line.startswith(f"all {rank} the ranks do not run the same:")
@@ -111,4 +116,15 @@ def test_one_other_rank_makes_all_raise_and_a_group_without_it_is_equal(tmp_path
 
 
 def test_a_world_of_one(tmp_path):
-    assert over_gloo(tmp_path, 1) == ["all 0 equal", "small 0 equal"]
+    assert run_ranks(tmp_path, 1) == ["all 0 equal", "small 0 equal"]
+
+
+@pytest.mark.gpu
+def test_two_ranks_over_nccl(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    lines = run_ranks(tmp_path, 2, "nccl")
+    assert lines[2:] == ["small 0 equal", "small 1 equal"]
+    for rank, line in enumerate(lines[:2]):
+        assert line.startswith(f"all {rank} the ranks do not run the same:")
+        assert "disabled (not selected by MEGATRON_PATCH) on rank 1" in line
