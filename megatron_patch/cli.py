@@ -20,7 +20,8 @@ from .errors import DriftedError, NotMegatronError, SettingsError, TreeError
 from .model import UNHEALTHY, Patch, PatchStatus, State, Target
 from .settings import Settings
 from .source_edits import SourcePatch, source_patches
-from .sources import SourceTree, find_module_spec, megatron_version
+from .source_tree import SourceTree
+from .sources import find_module_spec, megatron_version
 
 UNSETTLED = UNHEALTHY | {State.PENDING}
 

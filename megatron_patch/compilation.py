@@ -65,9 +65,13 @@ def raw_function(definition: Definition, value: object) -> FunctionType:
             # vars-like look-up: a proxy's __getattr__ must not be run on our behalf
             if hasattr(type(item), name) or name in getattr(item, "__dict__", {}):
                 queue.append(getattr(item, name))
+    raise _foreign(definition, value)
+
+
+def _foreign(definition: Definition, value: object) -> ForeignPatchError:
     where = getattr(value, "__module__", None) or type(value).__module__
     name = getattr(value, "__qualname__", type(value).__qualname__)
-    raise ForeignPatchError(
+    return ForeignPatchError(
         f"{definition.module}:{definition.qualname} runs {where}.{name}, "
         "which is not compiled from the module's source"
     )
@@ -113,7 +117,7 @@ def rebuild(
     Static methods, class methods and properties are taken apart and put together again;
     other decorators are evaluated again, in the module's and the class's namespaces.
     """
-    result = _rebuild(value, raw, new, definition.node.decorator_list, owner)
+    result = _rebuild(definition, value, raw, new, definition.node.decorator_list, owner)
     set_name = getattr(type(result), "__set_name__", None)
     if set_name is not None:  # what a class body does for cached_property and its like
         set_name(result, owner, new.__name__)
@@ -121,18 +125,30 @@ def rebuild(
 
 
 def _rebuild(
-    value: Any, raw: FunctionType, new: FunctionType, decorators: list[ast.expr], owner: Any
+    definition: Definition,
+    value: Any,
+    raw: FunctionType,
+    new: FunctionType,
+    decorators: list[ast.expr],
+    owner: Any,
 ) -> Any:
     if value is raw:
         return new
     if isinstance(value, (staticmethod, classmethod)):
-        return type(value)(_rebuild(value.__func__, raw, new, decorators[1:], owner))
+        return type(value)(_rebuild(definition, value.__func__, raw, new, decorators[1:], owner))
     if isinstance(value, property):
         # Only a getter comes here: a name that is defined again for its setter is ambiguous.
-        return value.getter(_rebuild(value.fget, raw, new, decorators[1:], owner))
+        return value.getter(_rebuild(definition, value.fget, raw, new, decorators[1:], owner))
 
     def evaluate(node: ast.expr) -> Callable[[Any], Any]:
         code = compile(ast.Expression(node), "<decorator>", "eval", dont_inherit=True)
         return cast(Callable[[Any], Any], eval(code, raw.__globals__, dict(vars(owner))))
 
-    return reduce(lambda inner, node: evaluate(node)(inner), reversed(decorators), cast(Any, new))
+    result = reduce(lambda inner, node: evaluate(node)(inner), reversed(decorators), cast(Any, new))
+    if type(result) is not type(value) or _code(result) != _code(value):
+        raise _foreign(definition, value)
+    return result
+
+
+def _code(value: object) -> object:
+    return getattr(value, "__code__", None)

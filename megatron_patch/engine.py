@@ -72,7 +72,7 @@ class Engine:
             for record in self.records.values():
                 if record.patch.id not in settings.selected:
                     self._revert(record, "not selected by MEGATRON_PATCH")
-                elif record.state is State.DISABLED:
+                elif record not in self._applied:  # also what failed before: it may not now
                     record.state, record.reason = State.PENDING, _waiting(record.patch)
             selected = [r for r in self.records.values() if r.state is not State.DISABLED]
             self._finder.watch({m for record in selected for m in modules_of(record.patch)})
@@ -93,7 +93,6 @@ class Engine:
         """One entry a patch, in the order of the series, looked up now."""
         with self._lock:
             self._settle(raising=False)
-            self._find_shadows()
             return tuple(
                 PatchStatus(
                     id=r.patch.id,
@@ -148,6 +147,7 @@ class Engine:
             modules = {Target.parse(edit.target).module for edit in verdict.family.edits}
             if all(module == ready or is_ready(module) for module in modules):
                 self._apply(record, verdict.family, verdict.reason)
+        self._find_shadows()
         self._tell(raising)
         if wrong and raising:
             raise wrong[0]

@@ -13,12 +13,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .errors import TreeError
 from .source_edits import SourcePatch
-from .sources import SourceTree
+from .source_tree import SourceTree
 
 STATE = Path("megatron", "core", ".megatron_patch")
 RECORD = "applied.json"
@@ -27,8 +27,9 @@ RECORD = "applied.json"
 def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
     """Write the edited files, all or none; returns their paths.
 
-    Raises ``TreeError`` when one of them has changes that git has not committed, or is not what an
-    earlier ``apply`` left, and ``OSError`` when a file cannot be written.
+    Raises ``TreeError`` when one of them has changes that git has not committed, is not what an
+    earlier ``apply`` left, or is reached through a symbolic link, and ``OSError``, with the tree as
+    it was, when a file cannot be written.
     """
     before: dict[str, bytes] = {}
     after: dict[str, bytes] = {}
@@ -37,18 +38,24 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
             before.setdefault(edit.path, edit.before)
             after[edit.path] = edit.after
     record = _record(tree)
+    if not after:
+        return []
+    _refuse_links(tree, list(after))
     _refuse_dirty(tree, [path for path in after if path not in record])
     state = tree.root / STATE
-    if after:
+    new = {**record, **{path: _digest(content) for path, content in after.items()}}
+    try:
         state.mkdir(exist_ok=True)
         (state / ".gitignore").write_text("*\n")
-    for path, content in before.items():
-        if path not in record:  # else the original of the first apply is kept
-            _original(state, path).write_bytes(content)
-    new = {**record, **{path: _digest(content) for path, content in after.items()}}
-    with _written({tree.root / path: content for path, content in after.items()}):
-        if after:
-            _replace(state / RECORD, json.dumps(new, indent=2).encode())
+        for path, content in before.items():
+            if path not in record:  # else the original of the first apply is kept
+                _original(state, path).write_bytes(content)
+        contents = {tree.root / path: content for path, content in after.items()}
+        _write({**contents, state / RECORD: json.dumps(new, indent=2).encode()})
+    except BaseException:
+        if not record:
+            shutil.rmtree(state, ignore_errors=True)
+        raise
     return [tree.root / path for path in after]
 
 
@@ -60,9 +67,10 @@ def revert(tree: SourceTree) -> list[Path]:
     record = _record(tree)
     if not record:
         raise TreeError(f"{tree.root}: nothing was applied there, so there is nothing to revert")
+    _refuse_links(tree, list(record))
     state = tree.root / STATE
-    with _written({tree.root / path: _original(state, path).read_bytes() for path in record}):
-        pass
+    _write({tree.root / path: _original(state, path).read_bytes() for path in record})
+    (state / RECORD).unlink()  # first: with a part of the rest gone it would be wrong
     shutil.rmtree(state)
     return [tree.root / path for path in record]
 
@@ -100,6 +108,17 @@ def _refuse_dirty(tree: SourceTree, paths: Sequence[str]) -> None:
         )
 
 
+def _refuse_links(tree: SourceTree, paths: Sequence[str]) -> None:
+    """Raise if one of the files may be outside the tree."""
+    for path in paths:
+        file = tree.root / path
+        if file.resolve() != file:
+            raise TreeError(
+                f"{file} is reached through a symbolic link, to {file.resolve()}; "
+                "name the tree that the file itself is in"
+            )
+
+
 def _original(state: Path, path: str) -> Path:
     return state / path.replace("/", "__")
 
@@ -108,36 +127,39 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@contextlib.contextmanager
-def _written(contents: Mapping[Path, bytes]) -> Iterator[None]:
-    """The files with new contents; as they were if the body or a write raises."""
-    old = {path: path.read_bytes() for path in contents}
-    done: list[Path] = []
-    try:
-        for path, content in contents.items():
-            done.append(path)
-            _replace(path, content)
-        yield
-    except BaseException:
-        for path in done:
-            if path.read_bytes() != old[path]:
-                _replace(path, old[path])
-        raise
+def _write(contents: Mapping[Path, bytes]) -> None:
+    """Write the files, each in one step, all or none. Their permissions are kept.
+
+    All that needs room on the disk is written beside the files before the first is exchanged.
+    """
+    with contextlib.ExitStack() as temporary:
+        new = {path: _beside(path, content, temporary) for path, content in contents.items()}
+        old = {
+            path: _beside(path, path.read_bytes(), temporary) for path in contents if path.exists()
+        }
+        try:
+            for path, file in new.items():
+                os.replace(file, path)
+        except BaseException:
+            for path in contents:
+                if path in old:
+                    os.replace(old[path], path)
+                else:
+                    path.unlink(missing_ok=True)
+            raise
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file in one step, so that nobody sees half of it; its permissions are kept."""
+def _beside(path: Path, content: bytes, temporary: contextlib.ExitStack) -> Path:
+    """A file in the directory of ``path`` and with its permissions, removed at the end."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, name)
-        else:
-            os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    file = Path(name)
+    temporary.callback(file.unlink, missing_ok=True)
+    with os.fdopen(handle, "wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    if path.exists():
+        shutil.copymode(path, file)
+    else:
+        file.chmod(0o644)
+    return file

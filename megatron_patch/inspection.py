@@ -8,7 +8,7 @@ from typing import Any
 
 from .judge import Miss, judge
 from .model import Patch, State, Target
-from .sources import SourceTree
+from .source_tree import SourceTree
 
 
 @dataclass(frozen=True)

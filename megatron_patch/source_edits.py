@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import io
+import itertools
 import re
 import tokenize
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import fingerprint, rewrite
-from .errors import DriftedError, TargetError
-from .fingerprint import Definition
+from .errors import DriftedError, RewriteError, TargetError
+from .fingerprint import Definition, canonical
 from .judge import judge
 from .model import Add, Edit, Family, Patch, State, Target
-from .sources import SourceTree
+from .source_tree import SourceTree
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def source_patches(
             continue
         try:
             made.append(SourcePatch(number, patch, files.edit(family)))
-        except TargetError as error:
+        except (RewriteError, TargetError) as error:
             drifted.append(f"{patch.id}: {error}")
     if drifted:
         raise DriftedError("\n".join(drifted))
@@ -93,7 +95,10 @@ class _Files:
         self._encodings: dict[str, str] = {}
 
     def edit(self, family: Family) -> tuple[FileEdit, ...]:
-        """Make the edits of one family; all or none."""
+        """Make the edits of one family; all or none.
+
+        Raises ``TargetError`` or ``RewriteError`` when one of them does not fit.
+        """
         modules = dict.fromkeys(Target.parse(edit.target).module for edit in family.edits)
         before = {module: self._text(module) for module in modules}
         after = dict(before)
@@ -135,51 +140,85 @@ class _Files:
 
 
 def with_edit(module: str, text: str, edit: Edit) -> str:
-    """``text`` with one edit of one target. Raises ``TargetError`` when it does not fit."""
+    """``text`` with one edit of one target.
+
+    Raises ``TargetError`` or ``RewriteError`` when it does not fit.
+    """
     assert not isinstance(edit, Add)
     old = _located(module, text, edit.target)
     new = rewrite.edited(old, edit)
     lines = _lines(text)
     start = old.first_line - 1
     end = start + len(_lines(old.segment))
-    lines[start:end] = _like(new.segment, lines[start:end])
+    lines[start:end] = _changed(lines[start:end], _lines(new.segment))
     return "".join(lines)
 
 
 def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
-    """``text`` with the helper, above the definition that it is for.
+    """``text`` with the helper, above the first target of its class or module.
 
-    A helper that is an assignment goes below the module's imports.
+    A helper that is an assignment goes below the module's imports. Raises ``TargetError`` when
+    there is no such place, or when the name is taken.
     """
     target = Target.parse(edit.target)
     tree = ast.parse(text)
     lines = _lines(text)
     source = edit.source.strip("\n") + "\n"
-    if target.scope:
-        anchor = _located(module, text, _first_target(family, module, target.scope))
-        row = anchor.first_line - 1
-        depth = len(target.scope.split("."))
-        source = rewrite.indented(source, "    " * depth) + "\n"
-    elif isinstance(edit.definition, str):
-        row = max(
-            n.end_lineno or 0 for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))
-        )
+    if isinstance(edit.definition, str) and not target.scope:
+        row = _below_imports(module, tree)
         source = "\n" + source
     else:
-        anchor = _located(module, text, _first_target(family, module, ""))
-        around = next(
-            node
-            for node in tree.body
-            if node.lineno <= anchor.first_line <= (node.end_lineno or 0)
-            or _first_line(node) == anchor.first_line
-        )
-        row = _first_line(around) - 1
-        source += "\n\n"
-    if not isinstance(edit.definition, str):
+        anchor = _located(module, text, _first_target(family, module, target.scope))
+        if target.scope:
+            row = anchor.first_line - 1
+            margin = anchor.segment[: -len(anchor.segment.lstrip())]
+            source = rewrite.indented(source, margin) + "\n"
+        else:
+            row = _first_line(next(n for n in tree.body if _last_line(n) >= anchor.first_line)) - 1
+            source += "\n\n"
         while row and lines[row - 1].lstrip().startswith("#"):
             row -= 1  # a comment above a definition belongs to it
-    lines[row:row] = _like(source, lines)
-    return "".join(lines)
+    end = _line_end(lines)
+    lines[row:row] = [line.removesuffix("\n") + end for line in _lines(source)]
+    result = "".join(lines)
+    body = tree.body
+    for scope in filter(None, target.scope.split(".")):
+        body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == scope).body
+    if target.name in _bound(body):
+        raise TargetError(f"{target}: the name is taken; expected it to be free")
+    index = sum(_first_line(node) <= row for node in body)
+    body[index:index] = ast.parse(edit.source).body
+    if canonical(ast.parse(result)) != canonical(tree):
+        raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
+    return result
+
+
+def _below_imports(module: str, tree: ast.Module) -> int:
+    """The number of the last line of the imports at the top of a module."""
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    top = itertools.takewhile(lambda node: not isinstance(node, definitions), tree.body)
+    imports = [node for node in top if isinstance(node, (ast.Import, ast.ImportFrom))]
+    if not imports:
+        raise TargetError(f"{module}: there are no imports to put a helper below")
+    return _last_line(imports[-1])
+
+
+def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
+    """The names that statements bind in their own scope."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        else:
+            yield from _bound(ast.iter_child_nodes(node))
+
+
+def _last_line(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno
 
 
 def _first_line(node: ast.stmt) -> int:
@@ -209,10 +248,25 @@ def _lines(text: str) -> list[str]:
     return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
 
 
-def _like(segment: str, replaced: Sequence[str]) -> list[str]:
-    """The segment's lines with the line ends of those that they take the place of."""
-    end = next((m.group() for line in replaced if (m := re.search(r"[\r\n]+$", line))), "\n")
-    lines = [line.rstrip("\n") + end for line in segment.splitlines(True)]
-    if replaced and not re.search(r"[\r\n]$", replaced[-1]):
+def _line_end(lines: Sequence[str]) -> str:
+    return next((m.group() for line in lines if (m := re.search(r"[\r\n]+$", line))), "\n")
+
+
+def _changed(old: list[str], new: list[str]) -> list[str]:
+    """The lines ``new``, which end in line feeds, with the ends that lines have in ``old``.
+
+    What is equal but for its end stays byte for byte, also where ends are mixed.
+    """
+    end = _line_end(old)
+    open_ended = not old[-1].endswith(("\r", "\n"))
+    if open_ended:
+        old = [*old[:-1], old[-1] + end]
+    bare = [line.rstrip("\r\n") + "\n" for line in old]
+    lines: list[str] = []
+    matcher = difflib.SequenceMatcher(None, bare, new, autojunk=False)
+    for tag, start, stop, first, last in matcher.get_opcodes():
+        put = [line.removesuffix("\n") + end for line in new[first:last]]
+        lines += old[start:stop] if tag == "equal" else put
+    if open_ended:
         lines[-1] = lines[-1].removesuffix(end)
     return lines

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ast
 import sys
-import tokenize
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from .errors import NotMegatronError, SourceMissingError
+from .errors import SourceMissingError
 
 
 def search_finders(
@@ -85,53 +82,3 @@ def megatron_version(read: Callable[[str], str | None] = read_source) -> str | N
     if None in numbers:
         return None
     return ".".join(map(str, numbers)) + str(values.get("PRE_RELEASE") or "")
-
-
-@dataclass(frozen=True)
-class SourceTree:
-    """A Megatron tree on disk that need not be importable: ``root`` holds ``megatron/core``."""
-
-    root: Path
-
-    @classmethod
-    def at(cls, directory: Path) -> SourceTree:
-        """The tree that ``directory`` is the root, the ``megatron`` or the ``core`` folder of.
-
-        Raises ``NotMegatronError`` when it is none of these.
-        """
-        full = directory.resolve()
-        depth = {"megatron": 1, "core": 2}.get(full.name, 0)
-        for root in (directory, full.parents[depth - 1] if depth else full):
-            if (root / "megatron" / "core" / "__init__.py").is_file():
-                return cls(root)
-        raise NotMegatronError(
-            f"{directory} is not a Megatron tree: expected megatron/core/__init__.py in it; name "
-            "the root of a Megatron-LM checkout, or the site-packages that Megatron-Core is in"
-        )
-
-    @classmethod
-    def installed(cls) -> SourceTree:
-        """The tree that ``import megatron.core`` would take.
-
-        Raises ``NotMegatronError`` when there is none, or when it is not a directory.
-        """
-        spec = find_module_spec("megatron.core")
-        if spec is None or spec.origin is None:
-            raise NotMegatronError("Megatron-Core is not installed: pip install megatron-core")
-        return cls.at(Path(spec.origin).parent)
-
-    def path(self, module: str) -> Path | None:
-        """The file of ``module``, ``None`` if there is none."""
-        base = self.root.joinpath(*module.split("."))
-        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
-            if path.is_file():
-                return path
-        return None
-
-    def read(self, module: str) -> str | None:
-        """The source text of ``module``, ``None`` if there is none."""
-        path = self.path(module)
-        if path is None:
-            return None
-        with tokenize.open(path) as file:  # the encoding is what the file says it is
-            return file.read()

@@ -16,7 +16,7 @@ import pytest
 from packaging.version import Version
 
 import megatron_patch
-from megatron_patch.sources import SourceTree
+from megatron_patch.source_tree import SourceTree
 
 ID = "input-position-view-cache"
 RELEASE = Version(importlib.metadata.version("megatron-core"))

@@ -212,11 +212,25 @@ def test_code_that_is_not_that_of_the_source_is_left_alone(workshop, both):
 @pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
 def test_somebody_elses_patch_before_ours_is_reported_and_stays(workshop, both):
     module = importlib.import_module("target_module")
+    original = module.Thing.two
     module.Thing.two = lambda self: 222
     engine = workshop.engine(both)
     assert only(engine).state is State.SHADOWED
     assert TWO in only(engine).reason
     assert (thing().one(), thing().two()) == (1, 222)
+    module.Thing.two = original
+    engine.install(Settings(frozenset({"sample"}), strict=False))
+    assert (only(engine).state, thing().two()) == (State.APPLIED, 20)
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_a_wrapper_around_the_original_is_somebody_elses_too(workshop, both):
+    module = importlib.import_module("target_module")
+    original = module.Thing.two
+    theirs = module.Thing.two = lambda self: original(self) + 1
+    engine = workshop.engine(both)
+    assert only(engine).state is State.SHADOWED
+    assert vars(module.Thing)["two"] is theirs
 
 
 def test_somebody_elses_patch_after_ours_is_reported_and_stays(workshop, both):
