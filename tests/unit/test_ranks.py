@@ -120,11 +120,15 @@ def test_a_world_of_one(tmp_path):
 
 
 @pytest.mark.gpu
-def test_two_ranks_over_nccl(tmp_path):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices")
-    lines = run_ranks(tmp_path, 2, "nccl")
-    assert lines[2:] == ["small 0 equal", "small 1 equal"]
-    for rank, line in enumerate(lines[:2]):
+@pytest.mark.parametrize("world", [1, 2])
+def test_over_nccl(tmp_path, world):
+    if torch.cuda.device_count() < world:
+        pytest.skip(f"needs {world} CUDA devices")
+    lines = run_ranks(tmp_path, world, "nccl")
+    assert lines[world:] == [f"small {rank} equal" for rank in range(world)]
+    if world == 1:
+        assert lines[0] == "all 0 equal"
+        return
+    for rank, line in enumerate(lines[:world]):
         assert line.startswith(f"all {rank} the ranks do not run the same:")
         assert "disabled (not selected by MEGATRON_PATCH) on rank 1" in line
