@@ -109,12 +109,13 @@ def _refuse_dirty(tree: SourceTree, paths: Sequence[str]) -> None:
 
 
 def _refuse_links(tree: SourceTree, paths: Sequence[str]) -> None:
-    """Raise if one of the files may be outside the tree."""
+    """Raise if one of the files may be outside the tree; how its root is named does not matter."""
+    root = tree.root.resolve()
     for path in paths:
-        file = tree.root / path
-        if file.resolve() != file:
+        there = (root / path).resolve()
+        if there != root / path:
             raise TreeError(
-                f"{file} is reached through a symbolic link, to {file.resolve()}; "
+                f"{tree.root / path} is reached through a symbolic link, to {there}; "
                 "name the tree that the file itself is in"
             )
 

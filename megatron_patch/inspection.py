@@ -79,7 +79,7 @@ def inspect(
         id=patch.id,
         verdict=state,
         reason=verdict.reason,
-        drifts=tuple(_drift(miss, tree) for miss in verdict.misses),
+        drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in verdict.misses)),
         known=tuple(
             [family.releases for family in patch.families]
             + [f"{known.releases} (upstreamed)" for known in patch.upstreamed]

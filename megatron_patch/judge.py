@@ -126,7 +126,8 @@ def _misses(family: Family, find: Finder) -> Iterator[Miss]:
 def _verdict_of_unknown(
     family: Family, misses: tuple[Miss, ...], find: Finder, accepted: Collection[str]
 ) -> Verdict:
-    reason = f"{'; '.join(map(str, misses))} (source of {family.releases})"
+    # Several edits of one target miss it alike.
+    reason = f"{'; '.join(dict.fromkeys(map(str, misses)))} (source of {family.releases})"
     if not all(miss.found in accepted for miss in misses):
         return Verdict(State.DRIFTED, f"unknown source: {reason}", None, misses, family)
     why = why_not(family, find)

@@ -10,7 +10,18 @@ import hypothesis
 import pytest
 
 import megatron_patch
-from megatron_patch import testing
+from megatron_patch import State, testing
+
+#: The imported Megatron is one of `tools/source_tree.py`, with the patches in its source.
+SOURCE = "MEGATRON_PATCH_TEST_SOURCE" in os.environ
+
+not_in_source = pytest.mark.skipif(SOURCE, reason="the source itself is patched")
+
+
+def expected_state(needed: bool) -> State:
+    """The state of a patch that the release needs, or else has from upstream."""
+    return State.APPLIED if needed and not SOURCE else State.UPSTREAMED
+
 
 # HYPOTHESIS_PROFILE says how many examples property tests try: `ci`, the default, the same few
 # ones each time; `nightly`, ten times as many, other ones each time. Tests that want more or fewer
@@ -34,6 +45,8 @@ def device() -> Iterator[Any]:
 @pytest.fixture
 def unpatched(device: Any) -> Iterator[None]:
     """Megatron as it was released, for the length of one test."""
+    if SOURCE:
+        pytest.skip("the source itself is patched")
     megatron_patch.uninstall()
     yield
     megatron_patch.install()

@@ -1,0 +1,257 @@
+"""Write `patches/`: the series as source for each pin, and the tables made from the records.
+
+    python tools/refresh_patches.py            # after any change of a record, or of the pins
+    python tools/refresh_patches.py --check    # in CI: writes nothing, fails when something is old
+
+`patches/VERSION/` holds `series` and a patch for each backport that is applicable to that release
+and on by default. One that is only on when it is selected by name changes what a model answers:
+it is left out, for `git am patches/VERSION/*.patch` takes all that is there; `megatron-patch export
+--only ID` writes it. Where nothing is applicable, `series` is empty.
+
+Also writes `patches/README.md` and the table of backports in `README.md`. What is in `patches/` and
+not written here is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from megatron_patch import export  # noqa: E402
+from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
+from megatron_patch.export import UPSTREAM  # noqa: E402
+from megatron_patch.judge import judge  # noqa: E402
+from megatron_patch.model import Patch, State  # noqa: E402
+from megatron_patch.source_edits import source_patches  # noqa: E402
+from megatron_patch.source_tree import SourceTree  # noqa: E402
+from tools import pins  # noqa: E402
+from tools.pins import Pin  # noqa: E402
+
+PATCHES = "patches"
+# What is in backticks, `name()`, and names with an underscore.
+CODE = re.compile(r"(`[^`]+`|\w[\w.]*\(\)|[\w.]*_[\w.]*\w)")
+BEGIN, END = "<!-- backports:begin -->", "<!-- backports:end -->"
+
+
+@dataclass(frozen=True)
+class PinnedSeries:
+    """The series on one pin: files by name, and what becomes of each patch, by id."""
+
+    version: str
+    files: dict[str, bytes]
+    cells: dict[str, str]
+    drifted: tuple[str, ...]
+
+
+def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> PinnedSeries:
+    """Make the files for a pin. Raises `DriftedError` when edits of known source do not fit it."""
+    verdicts = {patch.id: judge(patch, tree.read, series=series) for patch in series}
+    applicable = {id for id, verdict in verdicts.items() if verdict.family is not None}
+    selected = [patch.id for patch in series if patch.default and patch.id in applicable]
+    made, _ = source_patches(tree, series, selected)
+    cells = {id: verdict.state.value for id, verdict in verdicts.items()}
+    cells |= {id: "opt-in" for id in applicable}
+    for entry in made:
+        name = export.file_name(entry)
+        cells[entry.patch.id] = f"[{entry.number:04}]({version}/{name})"
+    return PinnedSeries(
+        version,
+        export.files(made),
+        cells,
+        tuple(
+            f"{id} on {version}: {verdict.reason}"
+            for id, verdict in verdicts.items()
+            if verdict.state is State.DRIFTED
+        ),
+    )
+
+
+def generated(
+    pinned: Sequence[Pin], series: Sequence[Patch], cache: Path, readme: str | None = None
+) -> tuple[dict[str, bytes], list[str]]:
+    """All files, by path, and the patches that are drifted on some pin.
+
+    `readme` is the text of `README.md`; without it only the files of the pins are made.
+    """
+    made = []
+    for pin in pinned:
+        with pins.source(pin.version, cache) as tree:
+            made.append(pinned_series(pin.version, tree, series))
+    files = {
+        f"{PATCHES}/{entry.version}/{name}": content
+        for entry in made
+        for name, content in entry.files.items()
+    }
+    if readme is not None:
+        files[f"{PATCHES}/README.md"] = patches_readme(made, series).encode()
+        files["README.md"] = with_table(readme, backports_table(series)).encode()
+    return files, [text for entry in made for text in entry.drifted]
+
+
+def backports_table(series: Sequence[Patch]) -> str:
+    """The table in `README.md`."""
+    rows = [
+        (
+            f"`{patch.id}`" + ("" if patch.default else " (only when selected by name)"),
+            f"[#{patch.upstream_pr}]({UPSTREAM}/pull/{patch.upstream_pr})",
+            f"`{patch.releases}`",
+            markdown(patch.symptom),
+        )
+        for patch in series
+    ]
+    return _table(("id", "upstream", "releases", "what you see without it"), rows)
+
+
+def with_table(text: str, table: str) -> str:
+    """`text` with the table between the markers; as it is when there are none."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{table}\n{end}{after}" if end else text
+
+
+def patches_readme(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str:
+    """`patches/README.md`."""
+    rows = [(f"`{patch.id}`", *(entry.cells[patch.id] for entry in made)) for patch in series]
+    table = _table(("patch", *(entry.version for entry in made)), rows)
+    head = README_HEAD.format(version=made[0].version)
+    return "\n".join([head, table, "", README_LEGEND, *map(_section, series)])
+
+
+README_HEAD = """\
+<!-- Made by tools/refresh_patches.py from the records in megatron_patch/backports/. -->
+
+# The series as source
+
+The edits that `import megatron_patch` makes at run time, as commits, for a fork that prefers
+source. Each directory is for the release that it is named after; in a git repository of that
+release:
+
+```console
+git am ~/megatron_patch/patches/{version}/*.patch
+```
+
+For a tree that has other changes too, make the series from that tree:
+`megatron-patch export --megatron ~/fork --output ~/series`. Either way, `megatron-patch check` and
+the runtime then say `upstreamed`.
+"""
+
+README_LEGEND = """\
+The number is the patch's place in the series. `upstreamed`: the release has the change.
+`not_applicable`: it has no such code, or never needed the change. `opt-in`: it changes what a model
+answers, so it is not in the directory; `megatron-patch export --only ID` writes it. `drifted`: the
+source is not known, and is left alone.
+"""
+
+
+def _section(patch: Patch) -> str:
+    opt_in = "" if patch.default else "- Only when it is selected by name.\n"
+    return f"""\
+## {patch.id}
+
+{markdown(patch.summary)}.
+
+- Without it: {markdown(patch.symptom)}.
+- Upstream: [#{patch.upstream_pr}]({UPSTREAM}/pull/{patch.upstream_pr}), \
+[{patch.upstream_commit[:10]}]({UPSTREAM}/commit/{patch.upstream_commit}) of \
+{patch.upstream_date}, in megatron-core {patch.fixed_in}.
+{opt_in}- For megatron-core `{patch.releases}`; last changed {patch.updated}.
+- To be removed when {markdown(patch.removal)}.
+"""
+
+
+def markdown(text: str) -> str:
+    """Plain text for Markdown: names and calls as code, and no character with a meaning."""
+    parts = CODE.split(text)
+    parts[::2] = (re.sub(r"([\\*_<\[\]])", r"\\\1", part) for part in parts[::2])
+    parts[1::2] = (f"`{part.strip('`')}`" for part in parts[1::2])
+    return "".join(parts).replace("|", r"\|")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def outdated(repository: Path, files: dict[str, bytes], only_pin: str | None = None) -> list[str]:
+    """Paths of files that are to be written or removed, sorted."""
+    below = repository / PATCHES / (only_pin or "")
+    there = {p.relative_to(repository).as_posix() for p in below.rglob("*") if p.is_file()}
+    return sorted(
+        path
+        for path in there | files.keys()
+        if path not in files
+        or not (repository / path).is_file()
+        or (repository / path).read_bytes() != files[path]
+    )
+
+
+def write(repository: Path, files: dict[str, bytes], paths: Sequence[str]) -> None:
+    """Bring the outdated `paths` up to date; says what was done."""
+    for path in paths:
+        file = repository / path
+        if path in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(files[path])
+            print(f"wrote {path}")
+        else:
+            file.unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
+            print(f"removed {path}")
+
+
+def _only(version: str, pinned: Sequence[Pin]) -> list[Pin]:
+    chosen = [pin for pin in pinned if pin.version == version]
+    if not chosen:
+        known = ", ".join(pin.version for pin in pinned)
+        raise pins.PinError(f"{version} is not a pin; expected one of {known}")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tool; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Write patches/ and the tables that are made from the records.",
+        epilog="Exit status: 0; 1 when a patch is drifted on a pin, or with --check when something "
+        "is not up to date; 2 when the source of a pin cannot be had.",
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--only-pin", metavar="VERSION", help="that directory, and no table")
+    parser.add_argument("--cache", metavar="DIR", type=Path, default=pins.default_cache())
+    options = parser.parse_args(arguments)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    try:
+        pinned = pins.read_pins((REPOSITORY / "tox.ini").read_text(encoding="utf-8"))
+        if options.only_pin is None:
+            files, drifted = generated(pinned, SERIES, options.cache, readme)
+        else:
+            files, drifted = generated(_only(options.only_pin, pinned), SERIES, options.cache)
+    except (pins.PinError, NotMegatronError) as error:
+        print(f"refresh_patches: {error}", file=sys.stderr)
+        return 2
+    except DriftedError as error:
+        print(f"refresh_patches: {error}", file=sys.stderr)
+        return 1
+    paths = outdated(REPOSITORY, files, options.only_pin)
+    if options.check and paths:
+        print(f"{len(paths)} patches need update: run tools/refresh_patches.py")
+        print(*(f"  {path}" for path in paths), sep="\n")
+    elif not paths:
+        print("all patches are up to date")
+    else:
+        write(REPOSITORY, files, paths)
+    for text in drifted:
+        print(f"drifted: {text}", file=sys.stderr)
+    return int(bool(drifted or (options.check and paths)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
