@@ -83,13 +83,12 @@ def judge(
             if found is not None and found.digest == known.digest:
                 reason = f"{known.target} is that of {known.releases}, which needs no patch"
                 return Verdict(State.NOT_APPLICABLE, reason)
-        closest: tuple[tuple[int, int], Family, tuple[Miss, ...]] | None = None
+        closest: tuple[tuple[int, ...], Family, tuple[Miss, ...]] | None = None
         for family in patch.families:
             misses = tuple(_misses(family, find))
             if not misses:
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
-            # The closest family is the one with the fewest misses, then with the most matches.
-            rank = (len(misses), -len(family.edits))
+            rank = _distance(family, misses)
             if closest is None or rank < closest[0]:
                 closest = rank, family, misses
         if closest is None:
@@ -121,6 +120,13 @@ def _misses(family: Family, find: Finder) -> Iterator[Miss]:
             found = find(edit.target)
             if found is None or found.digest != edit.digest:
                 yield Miss(edit, found)
+
+
+def _distance(family: Family, misses: tuple[Miss, ...]) -> tuple[int, ...]:
+    """How far the source is from a family: first what is not there, then what does not fit."""
+    absent = sum(miss.definition is None for miss in misses)
+    unfit = sum(miss.anchor is not None for miss in misses)
+    return absent, unfit, len(misses), -len(family.edits)
 
 
 def _verdict_of_unknown(

@@ -180,10 +180,15 @@ class _Place:
 
 
 def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
-    """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements."""
+    """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements.
+
+    Code that begins with a comment is a statement.
+    """
     found, new = ast.parse(find).body, ast.parse(put).body
     first = found[0]
-    if len(found) == len(new) == 1 and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
+    bare = not any(code.lstrip().startswith("#") for code in (find, put))
+    single = bare and len(found) == len(new) == 1
+    if single and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
         wanted = canonical(first.value)
         return [
             _Place([child])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -30,6 +31,17 @@ def search_finders(
     return None
 
 
+def _search_below(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    try:
+        return search_finders(name, path)
+    except KeyError:
+        # The path of a namespace package follows that of its parent, which is not imported here.
+        spec = ModuleSpec(name, None, is_package=True)
+        folders = [os.path.join(entry, name.rpartition(".")[2]) for entry in path or ()]
+        spec.submodule_search_locations = [folder for folder in folders if os.path.isdir(folder)]
+        return spec
+
+
 def find_module_spec(name: str) -> ModuleSpec | None:
     """The spec of ``name``, or ``None`` when there is no such module.
 
@@ -43,7 +55,7 @@ def find_module_spec(name: str) -> ModuleSpec | None:
     for part in name.split("."):
         prefix = f"{prefix}.{part}" if prefix else part
         loaded = sys.modules.get(prefix)
-        spec = search_finders(prefix, path) if loaded is None else loaded.__spec__
+        spec = loaded.__spec__ if loaded is not None else _search_below(prefix, path)
         if spec is None:
             return None
         # An empty path finds nothing: what is not a package has no submodules.

@@ -1,8 +1,21 @@
-"""The series: every backport, in the order in which they are applied."""
+"""The series: every backport, in the order in which they are applied.
+
+A patch keeps its place once it has been released: the numbers of exported patches come from it.
+"""
 
 from __future__ import annotations
 
 from ..model import Patch
+from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
+from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
+from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from .padded_block_table import PADDED_BLOCK_TABLE
 
-SERIES: tuple[Patch, ...] = (INPUT_POSITION_VIEW_CACHE,)
+SERIES: tuple[Patch, ...] = (
+    INPUT_POSITION_VIEW_CACHE,
+    BOOKKEEPING_TRANSFER_SYNC,
+    KV_BLOCK_REF_COUNTS,
+    BLOCK_ALLOCATOR_RESET,
+    PADDED_BLOCK_TABLE,
+)

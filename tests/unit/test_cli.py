@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.backports import SERIES
 from megatron_patch.backports.input_position_view_cache import GETTER
 
 from .trees import PACKAGE_PARENT, write_tree
@@ -38,7 +39,8 @@ def test_json_has_these_fields(tree):
     report = json.loads(done.stdout)
     assert list(report) == ["megatron_core", "python", "torch", "location", "patches"]
     assert (report["megatron_core"], report["torch"]) == (None, None)
-    (patch,) = report["patches"]
+    assert [patch["id"] for patch in report["patches"]] == [patch.id for patch in SERIES]
+    patch = report["patches"][0]
     assert list(patch) == FIELDS
     assert patch["state"] == "not_applicable"
     assert (patch["upstream_pr"], patch["fixed_in"]) == (4634, "0.18.0")
@@ -140,8 +142,7 @@ def test_check_takes_the_root_or_a_folder_of_megatron(tmp_path, folder):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["megatron"], report["megatron_core"]) == (str(tmp_path / "fork"), "0.1.0rc1")
-    (patch,) = report["patches"]
-    assert (patch["id"], patch["verdict"]) == ("input-position-view-cache", "not_applicable")
+    assert {patch["verdict"] for patch in report["patches"]} == {"not_applicable"}
 
 
 def test_check_of_what_is_no_megatron(tmp_path):

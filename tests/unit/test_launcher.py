@@ -19,7 +19,7 @@ from .trees import command, environment, write_tree
 CONTEXT = "megatron.core.inference.contexts.dynamic_context"
 SHOW = (
     f"import {CONTEXT}, sys, json; package = sys.modules.get('megatron_patch');"
-    "print(json.dumps(package and [str(s.state) for s in package.status()]))"
+    "print(json.dumps(package and sorted({str(s.state) for s in package.status()})))"
 )
 
 

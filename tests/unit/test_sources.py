@@ -46,3 +46,13 @@ def test_a_module_in_a_zip(tmp_path, monkeypatch):
 def test_a_module_without_text():
     with pytest.raises(SourceMissingError, match="_json has no source text"):
         read_source("_json" if "_json" not in sys.builtin_module_names else "_sre")
+
+
+def test_a_module_in_a_namespace_package(tmp_path, monkeypatch):
+    inner = tmp_path / "outer_package" / "spaced" / "deep"
+    inner.mkdir(parents=True)
+    (tmp_path / "outer_package" / "__init__.py").write_text("raise OSError('imported')\n")
+    (inner / "leaf.py").write_text("z = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert read_source("outer_package.spaced.deep.leaf") == "z = 3\n"
+    assert read_source("outer_package.spaced.deep.missing") is None

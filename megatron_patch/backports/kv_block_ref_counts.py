@@ -1,0 +1,65 @@
+"""Return a block once for each request that ends, also when they share it (upstream PR #6047).
+
+With prefix caching, requests with a common prefix hold the same KV blocks, and each block counts
+its holders. ``KVBlockAllocator.release_memory_blocks()`` gets the blocks of all requests that end
+in a step at once. It takes one off the count of each *different* block, however often it is there:
+indexed subtraction is not repeated for a repeated index. The count never reaches zero again, the
+block neither returns to the pool nor can be evicted, and the pool shrinks until nothing fits.
+
+What differs from upstream's commit 2576c159d4: it subtracts with ``scatter_add_`` and then drops
+repeated blocks in two places, one for each eviction policy. Here the repeated blocks are counted
+and dropped first, so that everything below sees each block once. (Upstream has come to the same
+with #5995.) Neither refuses to take more off a count than is there.
+
+Not covered: counts that are already wrong when the patch is applied, until the next ``reset()``;
+and what else is wrong with the LRU policy (upstream #5822, #5995), where blocks are lost or handed
+out twice in other ways.
+"""
+
+from __future__ import annotations
+
+from ..model import Family, Kind, Known, Patch, Substitute
+
+CONTEXTS = "megatron.core.inference.contexts"
+RELEASE = f"{CONTEXTS}.kv_block_allocator:KVBlockAllocator.release_memory_blocks"
+
+KV_BLOCK_REF_COUNTS = Patch(
+    id="kv-block-ref-counts",
+    kind=Kind.CORRECTNESS,
+    summary="Count every holder of a KV block when requests that share it end in one step",
+    symptom=(
+        "with prefix caching the number of free KV blocks falls over hours or days and does not "
+        "come back when the engine is idle; then requests wait for ever, "
+        "first those with long prompts, until the engine is restarted"
+    ),
+    upstream_pr=6047,
+    upstream_commit="2576c159d4dddf177853129ad4f03cb2e339bc0a",
+    upstream_date="2026-07-28",
+    fixed_in="0.19.0",
+    releases=">=0.17,<0.19",
+    removal="no supported release is older than 0.19.0",
+    updated="2026-11-24",
+    # Where nothing looks for a common prefix, blocks are not shared and have no counts.
+    target=f"{CONTEXTS}.dynamic_context:DynamicInferenceContext._compute_prefix_match",
+    families=(
+        Family(
+            "0.17.0 to 0.18.2",
+            (
+                Substitute(
+                    RELEASE,
+                    find="self.block_ref_counts[blocks] -= 1",
+                    put="""
+# Requests that share a prefix and end in one step bring its blocks once each.
+blocks, holders = torch.unique(blocks, return_counts=True)
+self.block_ref_counts[blocks] -= holders
+""",
+                    digest="2773562ed819d81e",
+                ),
+            ),
+        ),
+    ),
+    upstreamed=(
+        Known(RELEASE, "9a34464e2b978454", "0.19.0 to 0.19.2"),
+        Known(RELEASE, "fe0ce9107d90fb1b", "main with #5995"),
+    ),
+)
