@@ -18,9 +18,9 @@ SOURCE = "MEGATRON_PATCH_TEST_SOURCE" in os.environ
 not_in_source = pytest.mark.skipif(SOURCE, reason="the source itself is patched")
 
 
-def expected_state(needed: bool) -> State:
-    """The state of a patch that the release needs, or else has from upstream."""
-    return State.APPLIED if needed and not SOURCE else State.UPSTREAMED
+def expected_state(state: State) -> State:
+    """The state of a patch which is ``state`` where Megatron is as it was released."""
+    return State.UPSTREAMED if SOURCE and state is State.APPLIED else state
 
 
 # HYPOTHESIS_PROFILE says how many examples property tests try: `ci`, the default, the same few

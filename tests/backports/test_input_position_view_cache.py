@@ -81,7 +81,7 @@ def test_the_installed_release_is_the_expected_one():
 
 def test_state():
     testing.context_class()
-    assert state() is expected_state(PATCHED)
+    assert state() is expected_state(State.APPLIED if PATCHED else State.UPSTREAMED)
 
 
 def test_what_runs_is_a_plain_function_in_the_class():

@@ -17,11 +17,9 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.kv_block_ref_counts import KV_BLOCK_REF_COUNTS, RELEASE
-from megatron_patch.judge import find_definition, judge
-from megatron_patch.model import Target
-from megatron_patch.sources import read_source
+from megatron_patch.backports.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 
+from ..conftest import expected_state
 from ..upstream import support
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
@@ -90,34 +88,8 @@ def test_state():
     testing.context_class()
     (entry,) = (e for e in megatron_patch.status() if e.id == KV_BLOCK_REF_COUNTS.id)
     expected = State.NOT_APPLICABLE if not SHARES else State.APPLIED
-    assert entry.state is (State.UPSTREAMED if VERSION >= Version("0.19") else expected)
-
-
-@only_patched
-def test_source_with_the_fix_of_upstream_is_upstreamed():
-    definition = find_definition(RELEASE, read_source)
-    fixed = {
-        "self.block_ref_counts[blocks] -= 1\n": (
-            "blocks_i64 = blocks.to(torch.int64)\n"
-            "            self.block_ref_counts.scatter_add_(\n"
-            "                0, blocks_i64, torch.full_like(blocks_i64, -1, dtype=torch.int32)\n"
-            "            )\n"
-        ),
-        "(blocks[zero_mask])": "(torch.unique(blocks[zero_mask]))",
-        "= blocks[unreg_mask]": "= torch.unique(blocks[unreg_mask])",
-    }
-    segment = definition.segment
-    for old, new in fixed.items():
-        assert segment.count(old) == 1
-        segment = segment.replace(old, new)
-    module = Target.parse(RELEASE).module
-
-    def read(name: str) -> str | None:
-        text = read_source(name)
-        return text.replace(definition.segment, segment) if name == module else text
-
-    verdict = judge(KV_BLOCK_REF_COUNTS, read)
-    assert (verdict.state, verdict.family) == (State.UPSTREAMED, None)
+    expected = State.UPSTREAMED if VERSION >= Version("0.19") else expected
+    assert entry.state is expected_state(expected)
 
 
 @only_sharing
