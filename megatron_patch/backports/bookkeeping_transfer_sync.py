@@ -54,7 +54,7 @@ BOOKKEEPING_TRANSFER_SYNC = Patch(
     symptom=(
         "CUDA error: an illegal memory access was encountered, at a place that changes, most "
         "often during CUDA graph warm-up or in expert-parallel dummy steps; or, rarely, wrong "
-        "tokens when the GPU is behind the host. Gone with CUDA_LAUNCH_BLOCKING=1"
+        "tokens when the GPU is behind the host"
     ),
     upstream_pr=5715,
     upstream_commit="53a2dd56fec6bd0938bedf0207cce052944f3bcf",

@@ -99,8 +99,8 @@ PADDED_BLOCK_TABLE = Patch(
     kind=Kind.CORRECTNESS,
     summary="Give attention the dummy block in place of -1 in unused block table entries",
     symptom=(
-        "CUDA error: an illegal memory access was encountered, or a finding of compute-sanitizer, "
-        "in the flash-attention or FlashMLA kernel of decode steps with CUDA graphs, when the "
+        "attention reads in front of the KV cache, with CUDA error: an illegal memory access was "
+        "encountered where nothing is mapped there, in decode steps with CUDA graphs, when the "
         "batch is smaller than the graph or requests have fewer blocks than the longest sequence"
     ),
     upstream_pr=6481,
