@@ -24,7 +24,10 @@ def _parse(text: str) -> ast.Module:
     with warnings.catch_warnings():
         # Such as invalid escapes: the module's own import has its say on them.
         warnings.simplefilter("ignore", SyntaxWarning)
-        return ast.parse(text)
+        try:
+            return ast.parse(text)
+        except ValueError as error:  # null characters, before Python 3.12
+            raise SyntaxError(str(error)) from error
 
 
 _parse_module = lru_cache(maxsize=4)(_parse)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import fingerprint, rewrite
 from .errors import RewriteError, SettingsError, TargetError
 from .fingerprint import Definition
-from .model import Add, Edit, Family, Patch, State, Substitute, Target
+from .model import Add, Edit, Family, Patch, Replace, State, Substitute, Target
 from .sources import read_source
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
@@ -69,7 +70,8 @@ def judge(
     patches, ``patch`` among them, that may be in the source already, put there by
     ``megatron-patch apply`` or as exported patches.
     """
-    find = functools.cache(functools.partial(find_definition, read=functools.cache(read)))
+    read = functools.cache(read)
+    find = functools.cache(functools.partial(find_definition, read=read))
     try:
         _check_accepted(patch, find, accepted)
         if find(patch.target) is None:
@@ -93,12 +95,11 @@ def judge(
                 closest = rank, family, misses
         if closest is None:
             return Verdict(State.DRIFTED, f"{patch.target}: no known source")
-        for family in patch.families if series else ():
-            verdict = _verdict_below_edits(patch, family, find, series)
-            if verdict is not None:
-                return verdict
+        verdict = _verdict_below_edits(patch, find, read, series) if series else None
+        if verdict is not None:
+            return verdict
         return _verdict_of_unknown(*closest[1:], find, accepted)
-    except SyntaxError as error:
+    except (SyntaxError, UnicodeDecodeError) as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
     except TargetError as error:
         return Verdict(State.DRIFTED, str(error))
@@ -142,45 +143,71 @@ def _verdict_of_unknown(
     return Verdict(State.PENDING, f"accepted source: {reason}", family, misses)
 
 
+#: The digests of a target without edits of the series, and the ids of the patches left out.
+Below = Mapping[str, frozenset[str]]
+
+
 def _verdict_below_edits(
-    patch: Patch, family: Family, find: Finder, series: Sequence[Patch]
+    patch: Patch, find: Finder, read: Reader, series: Sequence[Patch]
 ) -> Verdict | None:
-    """The verdict if the source is that of ``family`` with edits of the series made in it."""
-    own = []
-    for edit in family.edits:
-        if not isinstance(edit, Add):
-            found = find(edit.target)
-            below = found and _look_below(found, edit.target, patch, family, series)
-            if not below or below[0] != edit.digest:
-                return None
-            own.append(patch.id in below[1])
-    if all(own):
-        reason = f"source of {family.releases}, with this patch made in it"
-        return Verdict(State.UPSTREAMED, reason)
-    if not any(own):
-        reason = f"source of {family.releases}, with other patches of the series made in it"
-        return Verdict(State.PENDING, reason, family)
+    """The verdict if the source is known but for edits of the series that are made in it."""
+
+    @functools.cache
+    def below(target: str) -> Below:
+        found = find(target)
+        return _digests_below(found, target, series) if found else {}
+
+    states = {State.UPSTREAMED: patch.upstreamed, State.NOT_APPLICABLE: patch.unaffected}
+    for state, sources in states.items():
+        for known in sources:
+            if patch.id not in below(known.target).get(known.digest, {patch.id}):
+                reason = f"{known.target} is that of {known.releases}, below other patches"
+                return Verdict(state, reason)
+    for family in patch.families:
+        edits = [edit for edit in family.edits if not isinstance(edit, Add)]
+        if not all(edit.digest in below(edit.target) for edit in edits):
+            continue
+        made = [(edit, below(edit.target)[edit.digest]) for edit in edits]
+        helpers = [edit for edit in family.edits if isinstance(edit, Add)]
+        if all(patch.id in ids for _, ids in made):
+            if all(_is_there(helper, read) for helper in helpers):
+                reason = f"source of {family.releases}, with this patch made in it"
+                return Verdict(State.UPSTREAMED, reason)
+        elif not any(patch.id in ids or (ids and isinstance(edit, Replace)) for edit, ids in made):
+            # A whole method in the place of one with edits of others would take these away.
+            reason = f"source of {family.releases}, with other patches of the series made in it"
+            return Verdict(State.PENDING, reason, family)
     return None
 
 
-def _look_below(
-    definition: Definition, target: str, patch: Patch, family: Family, series: Sequence[Patch]
-) -> tuple[str, set[str]]:
-    """The digest of a target without the edits of the series, and the ids of those found."""
-    node = definition.node
-    ids: set[str] = set()
-    for other in reversed(series):
-        for candidate in (family,) if other.id == patch.id else other.families:
-            edits = [e for e in candidate.edits if e.target == target and not isinstance(e, Add)]
-            below = rewrite.undone(node, edits) if edits else None
-            if below is None:
-                continue
-            ids.add(other.id)
-            if isinstance(below, str):
-                return below, ids
-            node = below
-            break
-    return fingerprint.digest(node), ids
+def _digests_below(definition: Definition, target: str, series: Sequence[Patch]) -> Below:
+    found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
+    # All that is possible, in any order: who makes the patches one by one need not keep to that of
+    # the series, and code that one of them would have put there may have been there before.
+    todo = [(definition.node, found[definition.digest])]
+    for node, ids in todo:
+        for other in series:
+            for family in other.families if other.id not in ids else ():
+                edits = [e for e in family.edits if e.target == target and not isinstance(e, Add)]
+                original = rewrite.undone(node, edits) if edits else None
+                if isinstance(original, str):
+                    found.setdefault(original, ids | {other.id})
+                elif original and (digest := fingerprint.digest(original)) not in found:
+                    found[digest] = ids | {other.id}
+                    todo.append((original, found[digest]))
+    return found
+
+
+def _is_there(helper: Add, read: Reader) -> bool:
+    """Whether the source has the helper as it is ours."""
+    target = Target.parse(helper.target)
+    body: list[ast.stmt] = ast.parse(read(target.module) or "").body
+    for scope in filter(None, target.scope.split(".")):
+        classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
+        body = classes[0].body if classes else []
+    (wanted,) = ast.parse(helper.source).body
+    digest = fingerprint.digest(wanted)
+    return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))
 
 
 def why_not(family: Family, find: Finder) -> str | None:

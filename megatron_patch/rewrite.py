@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,14 @@ def _fail(definition: Definition, why: str) -> RewriteError:
     return RewriteError(f"{definition.module}:{definition.qualname}: {why}")
 
 
+def lines_of(text: str) -> list[str]:
+    """Lines with their ends, as the tokenizer counts them: form feeds and the like end none."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
+
+
 def indented(text: str, prefix: str) -> str:
     """``text`` with ``prefix`` before each line that is not blank."""
-    return "".join(prefix + line if line.strip() else line for line in text.splitlines(True))
+    return "".join(prefix + line if line.strip() else line for line in lines_of(text))
 
 
 def _margin(line: str) -> str:
@@ -68,7 +74,7 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
         )
     expected = definition.parse()
     expected.body = new.body
-    lines = definition.segment.splitlines(True)
+    lines = lines_of(definition.segment)
     row = old.body[0].lineno - definition.first_line
     column = len(lines[row].encode()[: old.body[0].col_offset].decode())
     margin = lines[row][:column]
@@ -76,7 +82,7 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
     if margin.strip():  # `def f(self): return 1`
         head.append(margin.rstrip() + "\n")
         margin = _margin(margin) + "    "
-    body = textwrap.dedent("".join(text.splitlines(True)[new.body[0].lineno - 1 :]))
+    body = textwrap.dedent("".join(lines_of(text)[new.body[0].lineno - 1 :]))
     return _checked(definition, "".join(head) + indented(body, margin), expected)
 
 
@@ -101,7 +107,7 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
     expected.body[skip:skip] = ast.parse(edit.statements).body
     if len(node.body) == skip:
         raise _fail(definition, "there is no statement to put the hook in front of")
-    lines = definition.segment.splitlines(True)
+    lines = lines_of(definition.segment)
     row = node.body[skip].lineno - definition.first_line
     column = len(lines[row].encode()[: node.body[skip].col_offset].decode())
     before, after = lines[row][:column], lines[row][column:]
@@ -128,7 +134,7 @@ def _substituted(definition: Definition, edit: Substitute) -> Definition:
     expected = substituted_tree(definition.parse(), edit.find, edit.put)
     assert expected is not None
     nodes = places[0].nodes
-    lines = definition.segment.splitlines(True)
+    lines = lines_of(definition.segment)
     start, end = _span(definition, lines, nodes[0], nodes[-1])
     before, after = definition.segment[:start], definition.segment[end:]
     put = edit.put.strip("\n")

@@ -43,7 +43,7 @@ KV_BLOCK_REF_COUNTS = Patch(
     target=f"{CONTEXTS}.dynamic_context:DynamicInferenceContext._compute_prefix_match",
     families=(
         Family(
-            "0.17.0 to 0.18.2",
+            "0.17.0 to 0.18.2, and main between #3225 and #6047",
             (
                 Substitute(
                     RELEASE,
@@ -59,7 +59,7 @@ self.block_ref_counts[blocks] -= holders
         ),
     ),
     upstreamed=(
-        Known(RELEASE, "9a34464e2b978454", "0.19.0 to 0.19.2"),
+        Known(RELEASE, "9a34464e2b978454", "0.19.0 to 0.19.2, and main with #6047"),
         Known(RELEASE, "fe0ce9107d90fb1b", "main with #5995"),
     ),
 )

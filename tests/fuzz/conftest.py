@@ -1,0 +1,44 @@
+"""Counts what the fuzz tests tried, and says so at the end of the run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import pytest
+
+
+@dataclass
+class Census:
+    """Mutants by their texts, so that each counts once."""
+
+    changed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    neutral: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    edited: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    equal: int = 0
+
+    def __str__(self) -> str:
+        changed, neutral, edited = (
+            sum(map(len, texts.values())) for texts in (self.changed, self.neutral, self.edited)
+        )
+        return (
+            f"fuzz: megatron-core {importlib.metadata.version('megatron-core')}: "
+            f"{changed} changed mutants refused; {neutral} neutral ones recognised, and "
+            f"{edited} more edited and compiled; {self.equal} discarded as equal"
+        )
+
+
+CENSUS = pytest.StashKey[Census]()
+
+
+@pytest.fixture(scope="session")
+def census(request: pytest.FixtureRequest) -> Census:
+    """Counts of the session."""
+    return request.config.stash.setdefault(CENSUS, Census())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    census = terminalreporter.config.stash.get(CENSUS, None)
+    if census is not None:
+        terminalreporter.write_line(str(census))

@@ -1,0 +1,323 @@
+"""Random edits of Megatron's source: changed source is refused, source that says the same is not.
+
+For each patch of the series, and each function that decides about it in the installed release.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+
+import pytest
+from hypothesis import currently_in_test_context, given, note, settings
+from hypothesis import strategies as st
+
+from megatron_patch import State
+from megatron_patch.backports import SERIES
+from megatron_patch.compilation import compile_code
+from megatron_patch.fingerprint import Definition, locate
+from megatron_patch.judge import Verdict, judge
+from megatron_patch.model import Add, Known, Patch, Target
+from megatron_patch.rewrite import edited
+from megatron_patch.sources import read_source
+
+from .code import Code, Edit, functions, meaning, reduced
+from .conftest import Census
+from .mutators import (
+    CHANGING,
+    COMMENTS,
+    MISPLACING,
+    NEUTRAL,
+    Mutator,
+    add_comment,
+    join_statements,
+)
+
+RELEASE = f"megatron-core {importlib.metadata.version('megatron-core')}"
+EXAMPLES = settings().max_examples
+BYSTANDERS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A patch, what the installed release's source says of it, and the functions that say so."""
+
+    patch: Patch
+    verdict: Verdict
+    targets: tuple[Target, ...]
+
+    @classmethod
+    def of(cls, patch: Patch) -> Case:
+        verdict = judge(patch, full)
+        if verdict.family:
+            dotted = {edit.target for edit in verdict.family.edits if edit.digest}
+        else:
+            dotted = {known.target for known in knowns(patch) if _is_met(known)}
+        return cls(patch, verdict, tuple(map(Target.parse, sorted(dotted))))
+
+
+def knowns(patch: Patch) -> tuple[Known, ...]:
+    return *patch.upstreamed, *patch.unaffected
+
+
+@cache
+def full(module: str) -> str | None:
+    """A module's text as it was released."""
+    text = read_source(module)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if text else text
+
+
+def _is_met(known: Known) -> bool:
+    target = Target.parse(known.target)
+    found = locate(target.module, full(target.module) or "", target.qualname)
+    return found is not None and found.digest == known.digest
+
+
+@cache
+def small(case: Case, module: str) -> str:
+    """A module's text with no functions but those that the patch looks at, and a few others."""
+    text = full(module) or ""
+    keep = looked_at(case.patch, module)
+    if case.verdict.family is None:
+        deciding = {*case.targets, Target.parse(case.patch.target)}
+        keep &= {target.qualname for target in deciding}
+    lengths = {
+        name: node.end_lineno - node.lineno  # type: ignore[operator]
+        for name, node in functions(ast.parse(text))
+        if name not in keep and any(name.rpartition(".")[0] == k.rpartition(".")[0] for k in keep)
+    }
+    several = [name for name in lengths if 8 < lengths[name] < 60]
+    return reduced(text, keep | set(several[:BYSTANDERS]))
+
+
+def looked_at(patch: Patch, module: str) -> set[str]:
+    dotted = [patch.target, *(known.target for known in knowns(patch))]
+    dotted += [edit.target for family in patch.families for edit in family.edits]
+    targets = map(Target.parse, dotted)
+    return {target.qualname for target in targets if target.module == module}
+
+
+CASES = {patch.id: Case.of(patch) for patch in SERIES}
+MUTATED = [(case, target) for case in CASES.values() for target in case.targets]
+each_target = pytest.mark.parametrize(
+    ("case", "target"), MUTATED, ids=[f"{c.patch.id}-{t.qualname}" for c, t in MUTATED]
+)
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# At least this many for each target; many targets must not make it a few for each.
+SHARE = max(2 * EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 5)
+OF_EACH_SORT = EXAMPLES // 25
+
+
+@lru_cache(maxsize=64)
+def parsed(text: str, qualname: str) -> Code:
+    return Code(text, qualname)
+
+
+@lru_cache(maxsize=2048)
+def places(mutator: Mutator, text: str, qualname: str) -> list[Edit]:
+    return list(mutator(parsed(text, qualname)))
+
+
+def mutated(
+    data: st.DataObject, mutators: tuple[Mutator, ...], text: str, qualname: str, most: int = 3
+) -> str:
+    """The text after one to ``most`` edits that hypothesis chooses."""
+    fitting = [mutator for mutator in mutators if places(mutator, text, qualname)]
+    for _ in range(data.draw(st.integers(1, most))):
+        mutator = data.draw(st.sampled_from(fitting))
+        if found := places(mutator, text, qualname):
+            text = parsed(text, qualname).edited(data.draw(st.sampled_from(found)))
+    return text
+
+
+def verdict_on(case: Case, module: str, text: str) -> Verdict:
+    """What the patch is judged to be when ``text``, with some line ends, is the module."""
+    # Not drawn: hypothesis would try one mutant three times.
+    text = text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
+    return judge(case.patch, lambda name: text if name == module else full(name))
+
+
+def try_mutants(
+    case: Case, module: str, number: int, check: Callable[[st.DataObject, str], None]
+) -> None:
+    """Call ``check`` with texts to start from: mostly the small one, sometimes the full one."""
+    for old, share in ((small(case, module), number), (full(module) or "", number // 16)):
+
+        @settings(max_examples=max(1, share))
+        @given(st.data(), st.just(old))
+        def one(data: st.DataObject, old: str) -> None:
+            check(data, old)
+
+        one()
+
+
+@contextmanager
+def told(old: str, new: str) -> Iterator[None]:
+    """Print the mutant when an assertion on it fails."""
+    try:
+        yield
+    except Exception:
+        lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), "old", "mutant")
+        (note if currently_in_test_context() else print)("".join(lines))
+        raise
+
+
+@each_case
+def test_the_patch_knows_the_release(case: Case) -> None:
+    assert case.verdict.state is not State.DRIFTED
+    assert case.targets or case.verdict.state is State.NOT_APPLICABLE
+    modules = {target.module for target in case.targets}
+    assert judge(case.patch, lambda m: small(case, m) if m in modules else full(m)) == case.verdict
+
+
+@each_target
+def test_changed_source_is_refused(case: Case, target: Target, census: Census) -> None:
+    refused = census.changed[f"{case.patch.id} {target}"]
+    equal = set()
+
+    def refuse(old: str, new: str) -> None:
+        if new in refused:
+            return
+        if meaning(new, target.qualname) == meaning(old, target.qualname):
+            equal.add(new)
+            return
+        with told(old, new):
+            verdict = verdict_on(case, target.module, new)
+            assert verdict.family is None
+            assert verdict.state is State.DRIFTED
+            assert str(target) in verdict.reason
+        refused.add(new)
+
+    # First some of each sort alone: among several, one that a digest misses would not show.
+    old = small(case, target.module)
+    for mutator in CHANGING:
+        found = places(mutator, old, target.qualname)
+        for edit in found[:: -(-len(found) // OF_EACH_SORT) or 1]:
+            refuse(old, parsed(old, target.qualname).edited(edit))
+
+    def check(data: st.DataObject, old: str) -> None:
+        refuse(old, mutated(data, CHANGING, old, target.qualname))
+
+    try_mutants(case, target.module, SHARE, check)
+    census.equal += len(equal)
+    assert len(refused) >= SHARE
+    assert len(equal) <= SHARE // 10
+
+
+@each_target
+@pytest.mark.parametrize("mutator", MISPLACING, ids=lambda mutator: mutator.__name__)
+def test_a_function_that_is_gone_or_there_twice(
+    mutator: Mutator, case: Case, target: Target, census: Census
+) -> None:
+    old = full(target.module) or ""
+    for edit in places(mutator, old, target.qualname):
+        new = parsed(old, target.qualname).edited(edit)
+        with told(old, new):
+            verdict = judge(
+                case.patch, lambda name, n=new: n if name == target.module else full(name)
+            )
+            is_gone = not meaning(new, target.qualname)
+            is_none = is_gone and str(target) == case.patch.target
+            assert verdict.state is (State.NOT_APPLICABLE if is_none else State.DRIFTED)
+            assert verdict.family is None
+            assert str(target) in verdict.reason
+        census.changed[f"{case.patch.id} {target}"].add(new)
+
+
+@each_target
+def test_source_that_says_the_same_is_recognised(
+    case: Case, target: Target, census: Census
+) -> None:
+    recognised = census.neutral[f"{case.patch.id} {target}"]
+
+    def check(data: st.DataObject, old: str) -> None:
+        new = mutated(data, NEUTRAL, old, target.qualname)
+        if new not in recognised:
+            with told(old, new):
+                assert meaning(new, target.qualname) == meaning(old, target.qualname)
+                assert verdict_on(case, target.module, new) == case.verdict
+            recognised.add(new)
+
+    try_mutants(case, target.module, SHARE * 5 // 8, check)
+    assert len(recognised) >= SHARE // 2
+
+
+@each_case
+def test_changes_elsewhere_do_not_matter(case: Case, census: Census) -> None:
+    if not case.targets:
+        pytest.skip(f"{RELEASE} has nothing for {case.patch.id}")
+    recognised: set[str] = set()
+    for module in {target.module for target in case.targets}:
+
+        def check(data: st.DataObject, old: str, module: str = module) -> None:
+            others = {name for name, _ in functions(ast.parse(old))} - looked_at(case.patch, module)
+            new = mutated(data, CHANGING, old, data.draw(st.sampled_from(sorted(others))), 5)
+            with told(old, new):
+                assert verdict_on(case, module, new) == case.verdict
+            recognised.add(new)
+
+        try_mutants(case, module, EXAMPLES // 4, check)
+    assert len(recognised) >= EXAMPLES // 5
+    census.neutral[case.patch.id] = recognised
+
+
+def after_edits(case: Case, text: str, target: Target) -> Definition:
+    """The target in ``text`` after the patch's edits of it."""
+    definition = locate(target.module, text, target.qualname)
+    assert definition is not None
+    assert case.verdict.family is not None
+    for edit in case.verdict.family.edits:
+        if edit.target == str(target) and not isinstance(edit, Add):
+            definition = edited(definition, edit)
+    return definition
+
+
+def check_edits(case: Case, old: str, new: str, target: Target) -> None:
+    with told(old, new):
+        result = after_edits(case, new, target)
+        assert result.digest == after_edits(case, old, target).digest
+        assert compile_code(result, "<mutant>").co_name == target.name
+
+
+def skip_unless_edited(case: Case) -> None:
+    if case.verdict.family is None:
+        pytest.skip(f"{RELEASE} needs no edits of {case.patch.id}: {case.verdict.state}")
+
+
+@each_case
+def test_the_edits_succeed_on_source_that_says_the_same(case: Case, census: Census) -> None:
+    """Not with semicolons: there the edit of text may be refused, aloud; see test_rewrite."""
+    skip_unless_edited(case)
+    mutators = tuple(mutator for mutator in NEUTRAL if mutator is not join_statements)
+    compiled = census.edited[case.patch.id]
+
+    def check(data: st.DataObject, old: str, target: Target) -> None:
+        new = mutated(data, mutators, old, target.qualname)
+        check_edits(case, old, new, target)
+        compiled.add(new)
+
+    for target in case.targets:
+        number = EXAMPLES // 4 // len(case.targets)
+        try_mutants(case, target.module, number, partial(check, target=target))
+    assert len(compiled) >= EXAMPLES // 5
+
+
+@each_case
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_the_edits_succeed_with_a_comment_on_and_after_each_line(
+    comment: str, case: Case, census: Census
+) -> None:
+    skip_unless_edited(case)
+    for target in case.targets:
+        old = new = small(case, target.module)
+        edits = [e for e in places(add_comment, old, target.qualname) if e.text.strip() == comment]
+        for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
+            new = new[: edit.start] + edit.text + new[edit.end :]
+        assert meaning(new, target.qualname) == meaning(old, target.qualname)
+        check_edits(case, old, new, target)
+        census.edited[case.patch.id].add(new)
