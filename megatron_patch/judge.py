@@ -90,7 +90,7 @@ def judge(
             misses = tuple(_misses(family, find))
             if not misses:
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
-            rank = _distance(family, misses)
+            rank = _distance(family, misses, read)
             if closest is None or rank < closest[0]:
                 closest = rank, family, misses
         if closest is None:
@@ -123,11 +123,12 @@ def _misses(family: Family, find: Finder) -> Iterator[Miss]:
                 yield Miss(edit, found)
 
 
-def _distance(family: Family, misses: tuple[Miss, ...]) -> tuple[int, ...]:
-    """How far the source is from a family: first what is not there, then what does not fit."""
+def _distance(family: Family, misses: tuple[Miss, ...], read: Reader) -> tuple[int, ...]:
+    """How far the source is from a family: first what is not there, last what does not fit."""
+    modules = sum(read(Target.parse(miss.edit.target).module) is None for miss in misses)
     absent = sum(miss.definition is None for miss in misses)
     unfit = sum(miss.anchor is not None for miss in misses)
-    return absent, unfit, len(misses), -len(family.edits)
+    return modules, absent, len(misses), -len(family.edits), unfit
 
 
 def _verdict_of_unknown(

@@ -28,8 +28,8 @@ KV_BLOCK_REF_COUNTS = Patch(
     kind=Kind.CORRECTNESS,
     summary="Count every holder of a KV block when requests that share it end in one step",
     symptom=(
-        "with prefix caching the number of free KV blocks falls over hours or days and does not "
-        "come back when the engine is idle; then requests wait for ever, "
+        "with prefix caching the number of free KV blocks falls over time and does not come back "
+        "when the engine is idle; then requests wait for ever, "
         "first those with long prompts, until the engine is restarted"
     ),
     upstream_pr=6047,
