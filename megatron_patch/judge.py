@@ -85,20 +85,18 @@ def judge(
             if found is not None and found.digest == known.digest:
                 reason = f"{known.target} is that of {known.releases}, which needs no patch"
                 return Verdict(State.NOT_APPLICABLE, reason)
-        closest: tuple[tuple[int, ...], Family, tuple[Miss, ...]] | None = None
+        candidates: list[Candidate] = []
         for family in patch.families:
             misses = tuple(_misses(family, find))
             if not misses:
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
-            rank = _distance(family, misses, read)
-            if closest is None or rank < closest[0]:
-                closest = rank, family, misses
-        if closest is None:
+            candidates.append((family, misses))
+        if not candidates:
             return Verdict(State.DRIFTED, f"{patch.target}: no known source")
         verdict = _verdict_below_edits(patch, find, read, series) if series else None
         if verdict is not None:
             return verdict
-        return _verdict_of_unknown(*closest[1:], find, accepted)
+        return _verdict_of_unknown(_closest(candidates, read), find, accepted)
     except (SyntaxError, UnicodeDecodeError) as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
     except TargetError as error:
@@ -113,6 +111,8 @@ def find_definition(target: str, read: Reader) -> Definition | None:
 
 
 Finder = Callable[[str], "Definition | None"]
+#: A family, and where the source is not its own.
+Candidate = tuple[Family, tuple[Miss, ...]]
 
 
 def _misses(family: Family, find: Finder) -> Iterator[Miss]:
@@ -123,19 +123,43 @@ def _misses(family: Family, find: Finder) -> Iterator[Miss]:
                 yield Miss(edit, found)
 
 
-def _distance(family: Family, misses: tuple[Miss, ...], read: Reader) -> tuple[int, ...]:
-    """How far the source is from a family: first what is not there, last what does not fit."""
-    modules = sum(read(Target.parse(miss.edit.target).module) is None for miss in misses)
-    absent = sum(miss.definition is None for miss in misses)
-    unfit = sum(miss.anchor is not None for miss in misses)
-    return modules, absent, len(misses), -len(family.edits), unfit
+def _closest(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:
+    """The family that the source comes closest to, and those that are as close in other targets.
+
+    By the modules that are there and by the targets that match; among equals, by what is there and
+    what the edits fit.
+    """
+
+    def coarse(candidate: Candidate) -> tuple[int, int]:
+        family, misses = candidate
+        modules = [read(Target.parse(miss.edit.target).module) for miss in misses]
+        return modules.count(None), len(misses) - len(family.edits)
+
+    def fine(candidate: Candidate) -> tuple[int, ...]:
+        misses = candidate[1]
+        absent = sum(miss.definition is None for miss in misses)
+        unfit = sum(miss.anchor is not None for miss in misses)
+        return *coarse(candidate), absent, unfit, len(misses)
+
+    found = [min(candidates, key=fine)]
+    targets = {miss.edit.target for miss in found[0][1]}
+    for candidate in candidates:
+        others = {miss.edit.target for miss in candidate[1]}
+        if coarse(candidate) == coarse(found[0]) and not others & targets:
+            found.append(candidate)
+            targets |= others
+    return found
 
 
 def _verdict_of_unknown(
-    family: Family, misses: tuple[Miss, ...], find: Finder, accepted: Collection[str]
+    closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
 ) -> Verdict:
+    family, misses = closest[0]
     # Several edits of one target miss it alike.
-    reason = f"{'; '.join(dict.fromkeys(map(str, misses)))} (source of {family.releases})"
+    reason = "; or ".join(
+        f"{'; '.join(dict.fromkeys(map(str, missed)))} (source of {known.releases})"
+        for known, missed in closest
+    )
     if not all(miss.found in accepted for miss in misses):
         return Verdict(State.DRIFTED, f"unknown source: {reason}", None, misses, family)
     why = why_not(family, find)
