@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -11,6 +13,9 @@ import pytest
 
 import megatron_patch
 from megatron_patch import State, testing
+
+# For `tools`. Last, so that the package itself is the installed one where there is one.
+sys.path.append(str(Path(__file__).parents[1]))
 
 #: The imported Megatron is one of `tools/source_tree.py`, with the patches in its source.
 SOURCE = "MEGATRON_PATCH_TEST_SOURCE" in os.environ
