@@ -44,7 +44,7 @@ def copy(root: Path) -> Path:
 def contents(root: Path) -> dict[Path, bytes]:
     files = (path for path in root.rglob("*") if path.is_file())
     named = {path.relative_to(root): path.read_bytes() for path in files}
-    return {path: content for path, content in named.items() if path.parts[0] != ".git"}
+    return {p: content for p, content in named.items() if not {".git", "__pycache__"} & {*p.parts}}
 
 
 @pytest.fixture(scope="module")

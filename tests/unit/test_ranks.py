@@ -49,7 +49,8 @@ def test_a_patch_that_is_pending_everywhere_is_not_verified():
     assert "call verify_ranks() after the import of Megatron's inference engine" in line
 
 
-def test_without_a_process_group():
+def test_without_a_process_group(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: False)
     with pytest.raises(RuntimeError, match="needs an initialised process group"):
         megatron_patch.verify_ranks()
 

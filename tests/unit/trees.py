@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import megatron_patch
 
-PACKAGE_PARENT = str(Path(megatron_patch.__file__).parents[1])
+# A directory with the package under test and nothing else, wherever that is installed.
+_directory = tempfile.TemporaryDirectory(prefix="megatron_patch-")
+PACKAGE_PARENT = _directory.name
+Path(PACKAGE_PARENT, "megatron_patch").symlink_to(Path(megatron_patch.__file__).parent)
 
 
 def environment(*path: Path | str, **variables: str) -> dict[str, str]:
@@ -22,6 +26,7 @@ def python(*arguments: str, path: Path | None = None, isolate: bool = True, **va
     """Python without site-packages, so that only what ``path`` holds is installed."""
     return subprocess.run(
         [sys.executable, *["-S"] * isolate, *arguments],
+        cwd=PACKAGE_PARENT,
         env=environment(*[path] * bool(path), **variables),
         capture_output=True,
         text=True,
