@@ -74,10 +74,10 @@ def build_engine(spec: EngineSpec) -> Any:
             "the installed flash-attn takes neither dtype float32 nor a block_size_tokens that is "
             f"no multiple of 256: {spec}"
         )
-    model = build_model(spec)
-    context = build_context(spec)
     if spec.num_cuda_graphs is not None and not runtime.on_cpu:
         allow_more_cuda_graphs()
+    model = build_model(spec)
+    context = build_context(spec)
     # Releases differ in what they call for, and the annotations of the arguments say it.
     parameters = inspect.signature(engine_class(), eval_str=True).parameters
     controller_class = parameters["controller"].annotation

@@ -96,13 +96,18 @@ def allow_more_cuda_graphs() -> None:
     """Let another engine capture CUDA graphs; those of earlier engines stay as they are.
 
     0.14 notes in a process-wide flag that graphs were captured, and then takes a model without any
-    for an error.
+    for an error. And it goes on with a memory pool that is gone with the graphs of an engine that
+    is gone.
     """
     from megatron.core.transformer import cuda_graphs
 
     record = getattr(cuda_graphs, "_CudagraphGlobalRecord", None)
-    if record is not None:
-        record.cudagraph_created = False
+    if record is None or not record.cudagraph_created:
+        return
+    record.cudagraph_created = False
+    for pool in ("global_mempool", "fwd_mempools", "bwd_mempool"):
+        if hasattr(cuda_graphs.CudaGraphManager, pool):
+            setattr(cuda_graphs.CudaGraphManager, pool, None)
 
 
 def parameters_of(function: Any) -> Collection[str]:

@@ -154,7 +154,7 @@ def test_counts_are_those_of_the_holders(policy, data):
         cut = data.draw(st.integers(1, len(left)))
         group, left = left[:cut], left[cut:]
         held.subtract(group)
-        blocks.release_memory_blocks(torch.tensor(group, dtype=torch.int32))
+        blocks.release_memory_blocks(blocks.block_bag.new_tensor(group))
         assert all(int(blocks.block_ref_counts[block]) == held[block] for block in ids)
         released = {block for block in ids if not held[block]}
         if policy == "LRU":
