@@ -23,7 +23,7 @@ class State(str, Enum):
     APPLIED = "applied"  #: our code runs
     UPSTREAMED = "upstreamed"  #: the source already has the change
     DRIFTED = "drifted"  #: the source is not one we know: left alone
-    NOT_APPLICABLE = "not_applicable"  #: the release has no such target
+    NOT_APPLICABLE = "not_applicable"  #: no such target, or source that never needed it
     DISABLED = "disabled"  #: not selected by ``MEGATRON_PATCH``, or uninstalled
     SHADOWED = "shadowed"  #: somebody else's patch is on the same target
     FAILED = "failed"  #: applying raised; everything of the patch was rolled back
