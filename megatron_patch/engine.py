@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import (
     ForeignPatchError,
@@ -23,11 +23,15 @@ from .errors import (
     TargetError,
 )
 from .importer import PostImportFinder, is_ready
-from .judge import judge
 from .model import UNHEALTHY, Family, Patch, PatchStatus, State, Target
-from .plan import Change, inherited_from, plan
 from .settings import Settings
 from .sources import megatron_version
+
+if TYPE_CHECKING:
+    from .plan import Change
+
+# What judges and compiles, `judge` and `plan`, is imported by the first call that needs it: it is
+# a third of the time that `import megatron_patch` would take, in processes without Megatron too.
 
 logger = logging.getLogger("megatron_patch")
 
@@ -122,38 +126,43 @@ class Engine:
         """Decide every pending patch whose main module is there, then tell of the unhealthy."""
         wrong: list[SettingsError] = []
         for record in self.records.values():
-            if record.state is not State.PENDING:
-                continue
             main = Target.parse(record.patch.target).module
-            if main != ready and not is_ready(main):
-                continue
-            try:
-                verdict = judge(
-                    record.patch,
-                    accepted=self._settings.accepted.get(record.patch.id, frozenset()),
-                    series=[other.patch for other in self.records.values()],
-                )
-            except SettingsError as error:
-                record.state, record.reason = State.FAILED, str(error)
-                wrong.append(error)
-                continue
-            if verdict.family is None:
-                record.state, record.reason = verdict.state, verdict.reason
-                inherited = inherited_from(Target.parse(record.patch.target))
-                if verdict.state is State.NOT_APPLICABLE and inherited:
-                    record.state = State.DRIFTED
-                    record.reason = f"{record.patch.target} is not defined there{inherited}"
-                continue
-            modules = {Target.parse(edit.target).module for edit in verdict.family.edits}
-            if all(module == ready or is_ready(module) for module in modules):
-                self._apply(record, verdict.family, verdict.reason)
+            if record.state is State.PENDING and (main == ready or is_ready(main)):
+                try:
+                    self._decide(record, ready)
+                except SettingsError as error:
+                    record.state, record.reason = State.FAILED, str(error)
+                    wrong.append(error)
         self._find_shadows()
         self._tell(raising)
         if wrong and raising:
             raise wrong[0]
 
+    def _decide(self, record: Record, ready: str | None) -> None:
+        """Judge one patch, and apply it if it fits and all its modules are there."""
+        from .judge import judge
+        from .plan import inherited_from
+
+        verdict = judge(
+            record.patch,
+            accepted=self._settings.accepted.get(record.patch.id, frozenset()),
+            series=[other.patch for other in self.records.values()],
+        )
+        if verdict.family is None:
+            record.state, record.reason = verdict.state, verdict.reason
+            inherited = inherited_from(Target.parse(record.patch.target))
+            if verdict.state is State.NOT_APPLICABLE and inherited:
+                record.state = State.DRIFTED
+                record.reason = f"{record.patch.target} is not defined there{inherited}"
+            return
+        modules = {Target.parse(edit.target).module for edit in verdict.family.edits}
+        if all(module == ready or is_ready(module) for module in modules):
+            self._apply(record, verdict.family, verdict.reason)
+
     def _apply(self, record: Record, family: Family, reason: str) -> None:
         """All edits of the family, or none."""
+        from .plan import plan
+
         done: list[Change] = []
         try:
             for change in plan(record.patch, family, self._on_top):

@@ -171,6 +171,8 @@ class Lifecycle(InFreshProcess):
     # How a case begins, in this process or in a new one
 
     def begin(self) -> None:
+        # The other patches are at rest, so that what is touched is this one's doing.
+        os.environ.setdefault("MEGATRON_PATCH", self.patch_id)
         # Only what a test records is not an error.
         warnings.filterwarnings("error", message=f"{self.patch_id} is ")
         harness()
@@ -505,12 +507,12 @@ class Lifecycle(InFreshProcess):
         before = self.snapshot()
         import megatron_patch
 
-        os.environ["MEGATRON_PATCH"] = f"-{self.patch_id}"
+        os.environ["MEGATRON_PATCH"] = "none"
         megatron_patch.install()
         same(self.state(), "disabled")
         assert identical(before, self.snapshot())
         self.assert_untouched()
-        del os.environ["MEGATRON_PATCH"]
+        os.environ["MEGATRON_PATCH"] = self.patch_id
         megatron_patch.install()
         self.assert_settled()
 
