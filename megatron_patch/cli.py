@@ -230,14 +230,21 @@ def _status(options: argparse.Namespace) -> int:
     return int(any(entry.state in UNSETTLED for entry in patches))
 
 
+def _modules(patch: Patch) -> list[str]:
+    """The modules that a patch may have to wait for, that of its own target first."""
+    edits = [edit.target for family in patch.families for edit in family.edits]
+    return list(dict.fromkeys(Target.parse(target).module for target in (patch.target, *edits)))
+
+
 def _import_targets() -> dict[str, str]:
     """Import what the patches edit; returns what went wrong, by module."""
     problems = {}
-    for name in dict.fromkeys(Target.parse(patch.target).module for patch in SERIES):
+    needed = {_modules(patch)[0] for patch in SERIES}
+    for name in dict.fromkeys(name for patch in SERIES for name in _modules(patch)):
         try:
             if find_module_spec(name.partition(".")[0]) is None:
                 problems[name] = "Megatron-Core is not installed: pip install megatron-core"
-            else:
+            elif name in needed or find_module_spec(name) is not None:  # else of other releases
                 importlib.import_module(name)
         except Exception as error:  # whatever Megatron raises is what we are here to report
             hint = ": pip install torch" if getattr(error, "name", "") == "torch" else ""
@@ -247,7 +254,7 @@ def _import_targets() -> dict[str, str]:
 
 def _explained(entry: PatchStatus, problems: dict[str, str]) -> PatchStatus:
     patch = next(patch for patch in SERIES if patch.id == entry.id)
-    problem = problems.get(Target.parse(patch.target).module)
+    problem = next((problems[name] for name in _modules(patch) if name in problems), None)
     if entry.state is not State.PENDING or problem is None:
         return entry
     reason = f"{patch.target} cannot be patched: {problem}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from . import fingerprint, rewrite
 from .errors import RewriteError, SettingsError, TargetError
 from .fingerprint import Definition
-from .model import Add, Edit, Family, Patch, Replace, State, Substitute, Target
+from .model import Add, Edit, Family, Patch, Replace, State, Substitute, Target, is_condition
 from .sources import read_source
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
@@ -192,7 +192,7 @@ def _verdict_below_edits(
         edits = [edit for edit in family.edits if not isinstance(edit, Add)]
         if not all(edit.digest in below(edit.target) for edit in edits):
             continue
-        made = [(edit, below(edit.target)[edit.digest]) for edit in edits]
+        made = [(edit, below(edit.target)[edit.digest]) for edit in edits if not is_condition(edit)]
         helpers = [edit for edit in family.edits if isinstance(edit, Add)]
         if all(patch.id in ids for _, ids in made):
             if all(_is_there(helper, read) for helper in helpers):

@@ -128,6 +128,9 @@ class Substitute:
     ``find`` is one expression, or one or more consecutive statements; it is searched by syntax
     tree, so formatting and comments do not matter. ``put`` is an expression for an expression,
     and any number of statements (also none) for statements.
+
+    The same code in both is a condition: the patch applies only where this target, too, is known.
+    Nothing is changed at run time; in source, comments between the statements are.
     """
 
     target: str
@@ -156,6 +159,13 @@ class Add:
 
 
 Edit = Union[Replace, Before, Substitute, Add]
+
+
+def is_condition(edit: Edit) -> bool:
+    """Whether ``edit`` changes no code: its target only has to be known."""
+    return isinstance(edit, Substitute) and ast.dump(ast.parse(edit.find)) == ast.dump(
+        ast.parse(edit.put)
+    )
 
 
 @dataclass(frozen=True)

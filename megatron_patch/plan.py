@@ -13,7 +13,7 @@ from . import compilation, rewrite
 from .errors import TargetError
 from .fingerprint import Definition
 from .judge import find_definition
-from .model import Add, Edit, Family, Patch, Target
+from .model import Add, Edit, Family, Patch, Target, is_condition
 from .sources import read_source
 
 ABSENT = object()
@@ -54,7 +54,8 @@ def plan(patch: Patch, family: Family, on_top: Below) -> list[Change]:
     """
     edits: dict[str, list[Edit]] = {}
     for edit in family.edits:
-        edits.setdefault(edit.target, []).append(edit)
+        if not is_condition(edit):
+            edits.setdefault(edit.target, []).append(edit)
     return [_change(patch, target, group, on_top) for target, group in edits.items()]
 
 
@@ -82,17 +83,25 @@ def _change(patch: Patch, dotted: str, edits: list[Edit], on_top: Below) -> Chan
 
 
 def owner_of(target: Target) -> Any:
+    """The module or the class around the target. Raises ``TargetError`` if that is not there."""
+    owner = _find_owner(target)
+    if owner is None:
+        raise TargetError(f"{target}: {target.scope!r} is not a class of {target.module}")
+    return owner
+
+
+def _find_owner(target: Target) -> Any:
     owner: Any = sys.modules[target.module]
     for name in filter(None, target.scope.split(".")):
-        owner = vars(owner).get(name, ABSENT)
+        owner = vars(owner).get(name)
         if not isinstance(owner, type):
-            raise TargetError(f"{target}: {name!r} is not a class of {target.module}")
+            return None
     return owner
 
 
 def inherited_from(target: Target) -> str:
     """Where a class that lacks the target inherits it from, as the end of a sentence."""
-    owner = owner_of(target)
+    owner = _find_owner(target)
     for base in owner.__mro__[1:] if isinstance(owner, type) else ():
         if target.name in vars(base):
             return f"; it is inherited: patch {base.__module__}:{base.__qualname__}.{target.name}"

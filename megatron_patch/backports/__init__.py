@@ -11,6 +11,8 @@ from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 from .padded_block_table import PADDED_BLOCK_TABLE
+from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
+from .step_log_sync import STEP_LOG_SYNC
 
 SERIES: tuple[Patch, ...] = (
     INPUT_POSITION_VIEW_CACHE,
@@ -18,4 +20,6 @@ SERIES: tuple[Patch, ...] = (
     KV_BLOCK_REF_COUNTS,
     BLOCK_ALLOCATOR_RESET,
     PADDED_BLOCK_TABLE,
+    STEP_LOG_SYNC,
+    SINGLE_BOOKKEEPING_TRANSFER,
 )

@@ -316,6 +316,26 @@ def test_a_patch_of_two_modules_waits_for_both(workshop):
     assert sys.modules["other_module"].Thing().one() == 100
 
 
+@pytest.mark.parametrize("text", ["", "Thing = None\n", "def Thing():\n    pass\n"])
+def test_a_module_without_the_class_is_imported_as_it_is(workshop, both, text):
+    workshop.write("target_module", text)
+    engine = workshop.engine(both)
+    importlib.import_module("target_module")
+    assert only(engine).state is State.NOT_APPLICABLE
+
+
+def test_a_target_that_is_only_a_condition_is_left_as_it_is(workshop):
+    module = workshop.load("target_module", MODULE)
+    two = module.Thing.two
+    patch = make_patch(
+        substitute(workshop, ONE, "1", "10"),
+        substitute(workshop, TWO, "return 2", "# why\nreturn 2"),
+    )
+    assert only(workshop.engine(patch)).state is State.APPLIED
+    assert thing().one() == 10
+    assert module.Thing.two is two
+
+
 def test_one_warning_and_one_log_record(workshop, both, caplog):
     workshop.write("target_module", MODULE.replace("return 2", "return 3"))
     engine = workshop.engine(both)

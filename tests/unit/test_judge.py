@@ -144,3 +144,23 @@ def test_source_that_never_needed_the_change_is_not_applicable():
     found = verdict(TEXT, patch=replace(PATCH, unaffected=(known,)))
     assert (found.state, found.family) == (State.NOT_APPLICABLE, None)
     assert found.reason == f"{TWO} is that of 0.1, which needs no patch"
+
+
+SAME = make_patch(
+    Substitute(ONE, "total = 1", "total = 10", digest(TEXT, ONE)),
+    Substitute(TWO, "return 2", "# why\nreturn 2", digest(TEXT, TWO)),
+)
+
+
+def test_a_target_that_is_only_a_condition_must_be_known_as_well():
+    assert verdict(TEXT, patch=SAME).family is SAME.families[0]
+    found = verdict(changed("return 2", "return 3"), patch=SAME)
+    assert (found.state, [miss.edit.target for miss in found.misses]) == (State.DRIFTED, [TWO])
+
+
+@pytest.mark.parametrize("comment", ["", "# why\n        "], ids=["other comment", "our comment"])
+def test_a_patch_is_recognised_in_source_by_what_it_changes(comment):
+    text = changed("total = 1", "total = 10").replace("return 2", f"{comment}return 2")
+    assert judge(SAME, {"m": text}.get, series=(SAME,)).state is State.UPSTREAMED
+    drifted = text.replace("return 2", "return 3")
+    assert judge(SAME, {"m": drifted}.get, series=(SAME,)).state is State.DRIFTED

@@ -14,11 +14,10 @@ import pytest
 
 from megatron_patch import launcher
 
-from .trees import command, environment, write_tree
+from .trees import IMPORT_ALL, command, environment, write_tree
 
-CONTEXT = "megatron.core.inference.contexts.dynamic_context"
 SHOW = (
-    f"import {CONTEXT}, sys, json; package = sys.modules.get('megatron_patch');"
+    f"{IMPORT_ALL}; import sys, json; package = sys.modules.get('megatron_patch');"
     "print(json.dumps(package and sorted({str(s.state) for s in package.status()})))"
 )
 

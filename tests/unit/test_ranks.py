@@ -12,7 +12,7 @@ import megatron_patch
 from megatron_patch import Kind, PatchStatus, State
 from megatron_patch.ranks import differences, summary
 
-from .trees import environment, write_tree
+from .trees import IMPORT_ALL, environment, write_tree
 
 
 def status(id: str, state: State, reason: str = "why") -> PatchStatus:
@@ -68,7 +68,7 @@ def say(line):
 def main(rank, world, store, backend):
     os.environ["MEGATRON_PATCH"] = "none" if rank == world - 1 > 0 else "all"
     import megatron_patch
-    import megatron.core.inference.contexts.dynamic_context
+    exec(sys.argv[3])
     if backend == "nccl":
         torch.cuda.set_device(rank)
     distributed.init_process_group(backend, init_method=store, rank=rank, world_size=world)
@@ -96,7 +96,7 @@ def run_ranks(tmp_path, world: int, backend: str = "gloo") -> list[str]:  # type
     script.write_text(RANKS)
     write_tree(tmp_path / "tree", "class DynamicInferenceContext:\n    pass\n")
     done = subprocess.run(
-        [sys.executable, str(script), str(world), backend],
+        [sys.executable, str(script), str(world), backend, IMPORT_ALL],
         env=environment(tmp_path / "tree"),
         capture_output=True,
         text=True,

@@ -9,11 +9,17 @@ import tempfile
 from pathlib import Path
 
 import megatron_patch
+from megatron_patch.backports import SERIES
+from megatron_patch.model import Target
 
 # A directory with the package under test and nothing else, wherever that is installed.
 _directory = tempfile.TemporaryDirectory(prefix="megatron_patch-")
 PACKAGE_PARENT = _directory.name
 Path(PACKAGE_PARENT, "megatron_patch").symlink_to(Path(megatron_patch.__file__).parent)
+
+#: The modules that have to be imported for each patch to have a state.
+MODULES = sorted({Target.parse(patch.target).module for patch in SERIES})
+IMPORT_ALL = f"import {', '.join(MODULES)}"
 
 
 def environment(*path: Path | str, **variables: str) -> dict[str, str]:
@@ -41,21 +47,20 @@ def command(*arguments: str, path: Path | None = None, isolate: bool = True, **v
 
 
 def write_tree(root: Path, context: str, version: tuple[int, int, int] | None = None) -> Path:
-    """A Megatron of packages only, with ``context`` as its ``dynamic_context``; returns that file.
+    """A Megatron of empty modules, but ``context`` for ``dynamic_context``; returns that file.
 
     Its packages raise when they are imported, unless ``version`` is ``None``.
     """
-    package = root
-    for part in ("megatron", "core", "inference", "contexts"):
-        package /= part
-        package.mkdir(parents=True)
-        if part != "megatron":
+    for module in MODULES:
+        file = root.joinpath(*module.split(".")).with_suffix(".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(context if file.stem == "dynamic_context" else "")
+        for package in list(file.parents)[: module.count(".") - 1]:
             (package / "__init__.py").write_text("" if version is None else "raise OSError\n")
+    core = root / "megatron" / "core"
     if version is not None:
         names = ("MAJOR", "MINOR", "PATCH")
         lines = [f"{name} = {number}" for name, number in zip(names, version, strict=True)]
-        info = root / "megatron" / "core" / "package_info.py"
+        info = core / "package_info.py"
         info.write_text("\n".join([*lines, "PRE_RELEASE = 'rc1'", "raise OSError"]))
-    file = package / "dynamic_context.py"
-    file.write_text(context)
-    return file
+    return core / "inference" / "contexts" / "dynamic_context.py"

@@ -1,0 +1,163 @@
+"""How often a step transfers the bookkeeping buffer, and that what arrives is the same."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.single_bookkeeping_transfer import (
+    INITIALIZE,
+    INITIALIZE_STEP,
+    SINGLE_BOOKKEEPING_TRANSFER,
+)
+from megatron_patch.judge import judge
+from megatron_patch.sources import read_source
+from megatron_patch.testing.releases import engine_class
+
+from ..conftest import expected_state, not_in_source
+
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+PATCHED = Version("0.18") <= RELEASE < Version("0.19")
+
+pytestmark = pytest.mark.usefixtures("device")
+with_transfer = pytest.mark.skipif(
+    RELEASE < Version("0.18"), reason=f"{RELEASE} has no transfer_bookkeeping_to_gpu"
+)
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} makes no second transfer")
+
+REQUESTS = (
+    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
+    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
+    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
+)
+
+EXPECTED = State.APPLIED if PATCHED else State.UPSTREAMED
+if RELEASE < Version("0.18"):
+    EXPECTED = State.NOT_APPLICABLE
+
+
+def test_state():
+    testing.context_class()
+    (entry,) = (e for e in megatron_patch.status() if e.id == SINGLE_BOOKKEEPING_TRANSFER.id)
+    # The controller is imported by the engine, if at all.
+    engine_class()
+    (entry,) = (e for e in megatron_patch.status() if e.id == SINGLE_BOOKKEEPING_TRANSFER.id)
+    assert entry.state is expected_state(EXPECTED)
+
+
+class Transfers:
+    """What each transfer of a context's buffer took to the device."""
+
+    def __init__(self, context):
+        self.buffers: list[torch.Tensor] = []
+        self._context = context
+        self._transfer = context.transfer_bookkeeping_to_gpu
+        context.transfer_bookkeeping_to_gpu = self
+
+    def __call__(self, *args, **kwargs):
+        result = self._transfer(*args, **kwargs)
+        self.buffers.append(self._context.gpu_view._buf.clone())
+        return result
+
+
+def transfers_of(use, **fields) -> Transfers:
+    engine = testing.build_engine(testing.EngineSpec(**fields))
+    transfers = Transfers(engine.context)
+    use(engine, transfers)
+    return transfers
+
+
+def decoding(engine, transfers):
+    transfers.decoded = testing.decode(engine, REQUESTS)
+    transfers.steps = transfers.decoded.steps
+
+
+def dummy_steps(engine, transfers):
+    transfers.steps = 3
+    for _ in range(transfers.steps):
+        engine.controller.dummy_forward()
+
+
+USES = pytest.mark.parametrize("use", [decoding, dummy_steps])
+SPECS = pytest.mark.parametrize("fields", [{}, {"num_cuda_graphs": 2}], ids=["eager", "padded"])
+
+
+@with_transfer
+@USES
+@SPECS
+def test_each_step_makes_one_transfer(use, fields):
+    transfers = transfers_of(use, **fields)
+    assert len(transfers.buffers) == transfers.steps
+
+
+@only_patched
+@USES
+@SPECS
+def test_unpatched_each_step_makes_the_same_transfer_twice(unpatched, use, fields):
+    transfers = transfers_of(use, **fields)
+    assert len(transfers.buffers) == 2 * transfers.steps
+    firsts, seconds = transfers.buffers[::2], transfers.buffers[1::2]
+    assert all(a.equal(b) for a, b in zip(firsts, seconds, strict=True))
+
+
+@only_patched
+@SPECS
+def test_tokens_and_logits_are_the_same(unpatched, fields):
+    without = transfers_of(decoding, **fields)
+    megatron_patch.install()
+    patched = transfers_of(decoding, **fields)
+    assert patched.decoded.tokens == without.decoded.tokens
+    assert len(patched.decoded.logits) == len(without.decoded.logits)
+    logits = zip(patched.decoded.logits, without.decoded.logits, strict=True)
+    assert all(a.equal(b) for a, b in logits)
+
+
+@with_transfer
+def test_a_caller_without_controller_gets_the_buffer():
+    context = testing.build_context(testing.EngineSpec())
+    context.token_to_input_ids.fill_(7)
+    context.initialize_attention_state()
+    assert (context.gpu_view.token_to_input_ids == 7).all()
+    context.token_to_input_ids.fill_(8)
+    context.transfer_bookkeeping_to_gpu()
+    assert (context.gpu_view.token_to_input_ids == 8).all()
+
+
+@only_patched
+@not_in_source
+def test_source_that_leaves_the_transfer_to_the_controller_is_left_alone():
+    transfer = "        self.transfer_bookkeeping_to_gpu()\n"
+    module = INITIALIZE.partition(":")[0]
+
+    def read(name):
+        text = read_source(name)
+        if name != module:
+            return text
+        assert text.count(transfer) == 1
+        return text.replace(transfer, "")
+
+    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
+    assert verdict.state is State.DRIFTED
+    assert INITIALIZE in verdict.reason
+
+
+@only_patched
+@not_in_source
+def test_one_changed_token_in_the_target_is_drifted():
+    module, _, qualname = INITIALIZE_STEP.partition(":")
+
+    def read(name):
+        text = read_source(name)
+        if name != module:
+            return text
+        start = text.index(f"def {qualname.rpartition('.')[2]}(")
+        return text[:start] + text[start:].replace("self.", "that.", 1)
+
+    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
+    assert verdict.state is State.DRIFTED
+    assert INITIALIZE_STEP in verdict.reason
