@@ -1,0 +1,105 @@
+"""What the benchmarks of decode steps share: the engine, its patches, the machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import megatron_patch
+from megatron_patch import State, testing
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options for the size of the model and of the batch."""
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--requests", type=int, default=16, help="requests in each decode step")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens in each prompt")
+    parser.add_argument("--tokens", type=int, default=120, help="tokens for each request")
+    parser.add_argument(
+        "--cuda-graphs", type=int, default=4, help="CUDA graphs for decode steps; 0: none"
+    )
+    parser.add_argument("--dtype", help="default: bfloat16 on a CUDA device, float32 on a CPU")
+
+
+def build(options: argparse.Namespace, device: Any) -> tuple[Any, list[testing.Request]]:
+    """The engine, and requests that are all in each of its steps."""
+    length = options.prompt + options.tokens
+    spec = testing.EngineSpec(
+        num_layers=options.layers,
+        hidden_size=options.hidden,
+        num_attention_heads=options.heads,
+        vocab_size=options.vocabulary,
+        dtype=options.dtype or ("bfloat16" if device.type == "cuda" else "float32"),
+        max_sequence_length=max(512, length),
+        block_size_tokens=64,
+        max_requests=-(-options.requests // 4) * 4,
+        # All prompts in one step.
+        max_tokens=-(-max(1024, options.requests * options.prompt) // 64) * 64,
+        num_cuda_graphs=options.cuda_graphs or None,
+    )
+    requests = [
+        testing.Request(tuple(range(1 + n, options.prompt + 1 + n)), options.tokens)
+        for n in range(options.requests)
+    ]
+    return testing.build_engine(spec), requests
+
+
+@contextmanager
+def selected(selection: str) -> Iterator[list[str]]:
+    """Within, the patches of ``selection`` alone are applied; gives their ids.
+
+    ``selection`` is a value of ``MEGATRON_PATCH``.
+    """
+    before = os.environ.get("MEGATRON_PATCH")
+    os.environ["MEGATRON_PATCH"] = selection
+    try:
+        megatron_patch.install()
+        yield [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
+    finally:
+        os.environ.pop("MEGATRON_PATCH")
+        if before is not None:
+            os.environ["MEGATRON_PATCH"] = before
+        megatron_patch.install()
+
+
+@contextmanager
+def timed(context: Any, method: str) -> Iterator[list[float]]:
+    """Note how long each call of ``context.method()`` takes, in microseconds of host time."""
+    samples: list[float] = []
+    function = getattr(type(context), method)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        begin = time.perf_counter()
+        result = function(context, *arguments, **named)
+        samples.append((time.perf_counter() - begin) * 1e6)
+        return result
+
+    # On the instance: the patched class stays as a user has it.
+    vars(context)[method] = call
+    try:
+        yield samples
+    finally:
+        del vars(context)[method]
+
+
+def machine(device: Any) -> dict[str, str | None]:
+    """Names and versions that belong to each figure."""
+    import torch
+
+    on_cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU ({platform.machine()})",
+        "megatron_core": importlib.metadata.version("megatron-core"),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_cuda else None,
+        "python": platform.python_version(),
+    }
