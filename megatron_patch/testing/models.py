@@ -19,6 +19,7 @@ def transformer_config(spec: EngineSpec) -> Any:
     Raises:
         UnsupportedError: the release has no such feature, or ``spec.dtype`` is not known.
     """
+    from megatron.core import parallel_state
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     check(spec)
@@ -27,6 +28,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         "num_layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "num_attention_heads": spec.num_attention_heads,
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "params_dtype": dtype,
         "bf16": spec.dtype == "bfloat16",
         "fp16": spec.dtype == "float16",

@@ -36,7 +36,7 @@ class Runtime:
 _runtime: Runtime | None = None
 
 
-def start() -> torch.device:
+def start(tensor_model_parallel_size: int = 1) -> torch.device:
     """Make this process able to run Megatron's dynamic engine; returns the device it runs on.
 
     Without a CUDA device that is the CPU, and parts of ``torch.cuda`` and flash-attn are stood in
@@ -47,6 +47,10 @@ def start() -> torch.device:
 
     Also sets up ``torch.distributed`` with a world of one process, and Megatron's parallel state
     and random seed, unless they are initialised. Does nothing if called again.
+
+    Args:
+        tensor_model_parallel_size: ranks that share a model. Needs a process group of a multiple
+            of as many ranks, initialised before, and the same calls on all of them.
 
     Raises:
         RuntimeError: Megatron's attention was imported before, without what it needs.
@@ -65,7 +69,7 @@ def start() -> torch.device:
                 device = torch.device("cuda", torch.cuda.current_device())
             stands_in = _enter_attention(stack, on_cpu)
             stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
-            stack.enter_context(_parallel_state())
+            stack.enter_context(_parallel_state(tensor_model_parallel_size))
             if on_cpu:
                 stack.enter_context(_without_triton())
             loop = stack.enter_context(_event_loop())
@@ -149,7 +153,7 @@ def _process_group(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def _parallel_state() -> Iterator[None]:
+def _parallel_state(tensor_model_parallel_size: int) -> Iterator[None]:
     """Megatron's parallel state and random seed; destroyed at the end if made here."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -157,7 +161,7 @@ def _parallel_state() -> Iterator[None]:
     if parallel_state.model_parallel_is_initialized():
         yield
         return
-    parallel_state.initialize_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size)
     try:
         # The tracker for inference: it can be captured in a CUDA graph, and needs no CUDA device.
         model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)

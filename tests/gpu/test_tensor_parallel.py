@@ -1,0 +1,92 @@
+"""One model on two ranks, started with torchrun: patched alike, and the same tokens as on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import megatron_patch
+from megatron_patch import testing
+
+REQUESTS = (
+    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
+    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
+    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
+)
+
+RANK = """
+import json, os, sys
+import torch
+from torch import distributed
+import megatron_patch
+from megatron_patch import testing
+
+backend, folder, graphs, requests = json.loads(sys.argv[1])
+rank = int(os.environ["RANK"])
+if backend == "nccl":
+    torch.cuda.set_device(rank)
+distributed.init_process_group(backend)
+testing.start(tensor_model_parallel_size=2)
+engine = testing.build_engine(testing.EngineSpec(max_requests=16, num_cuda_graphs=graphs))
+decoded = testing.decode(engine, [testing.Request(*request) for request in requests])
+megatron_patch.verify_ranks()
+states = {entry.id: str(entry.state) for entry in megatron_patch.status()}
+heads = engine.context.memory_buffer.shape[-2]
+with open(os.path.join(folder, f"{rank}.json"), "w") as file:
+    json.dump({"tokens": decoded.tokens, "states": states, "heads": heads}, file)
+testing.stop()
+distributed.destroy_process_group()
+"""
+
+
+def run_ranks(folder: Path, backend: str, graphs: int | None) -> list[dict[str, object]]:
+    """What the two ranks wrote."""
+    script = folder / "rank.py"
+    script.write_text(RANK)
+    requests = [(r.prompt, r.num_tokens, r.arrival_step) for r in REQUESTS]
+    package = Path(megatron_patch.__file__).parents[1]
+    variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+    variables["PYTHONPATH"] = os.pathsep.join([variables.get("PYTHONPATH", ""), str(package)])
+    if backend == "gloo":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(script), json.dumps([backend, str(folder), graphs, requests])),
+        ],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+RUNS = [
+    pytest.param("gloo", 2, id="gloo"),
+    pytest.param("nccl", None, marks=pytest.mark.gpu, id="nccl-eager"),
+    pytest.param("nccl", 2, marks=pytest.mark.gpu, id="nccl-graphs"),
+]
+
+
+@pytest.mark.parametrize(("backend", "graphs"), RUNS)
+def test_two_ranks_are_patched_alike_and_decode_what_one_decodes(device, tmp_path, backend, graphs):
+    if backend == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 CUDA devices")
+    spec = testing.EngineSpec(max_requests=16)
+    ranks = run_ranks(tmp_path, backend, graphs)
+    engine = testing.build_engine(spec)
+    alone = testing.decode(engine, REQUESTS, capture_logits=False)
+    states = {entry.id: str(entry.state) for entry in megatron_patch.status()}
+    for rank in ranks:
+        assert rank["tokens"] == [list(tokens) for tokens in alone.tokens]
+        assert rank["states"] == states
+        assert rank["heads"] == spec.num_attention_heads // 2
