@@ -29,11 +29,13 @@ from megatron_patch import testing
 from megatron_patch.testing.decoding import _add, _has_work, _step
 from megatron_patch.testing.runtime import settle
 
+from ..conftest import SOURCE
 from .test_input_position_view_cache import PATCHED, RELEASE, deallocating_modes, storage
 
 pytestmark = pytest.mark.usefixtures("device")
 
-EXAMPLES = settings().max_examples
+# Where the source is patched, installing and uninstalling make no difference: fewer lives do.
+EXAMPLES = settings().max_examples // (2 if SOURCE else 1)
 NAMES = ("token_to_input_ids", "token_to_pos_ids")
 HAS_TRANSFER = RELEASE >= Version("0.18")
 IS_SUSPENDABLE = RELEASE >= Version("0.16")
@@ -259,5 +261,5 @@ def test_views_are_never_stale_and_nothing_leaks(life):
         "transfer": HAS_TRANSFER,
         "decode": life is EngineLife,
     }
-    often = {name for name, times in life.happened.items() if times >= EXAMPLES // 100}
+    often = {name for name, times in life.happened.items() if times >= max(1, EXAMPLES // 100)}
     assert often == {name for name, is_expected in expected.items() if is_expected}

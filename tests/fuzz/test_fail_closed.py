@@ -109,7 +109,7 @@ each_target = pytest.mark.parametrize(
 )
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 # At least this many for each target; many targets must not make it a few for each.
-SHARE = max(2 * EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 5)
+SHARE = max(2 * EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 10)
 OF_EACH_SORT = EXAMPLES // 25
 
 
