@@ -8,11 +8,14 @@ from __future__ import annotations
 from ..model import Patch
 from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
+from .chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from .one_token_prefill import ONE_TOKEN_PREFILL
 from .padded_block_table import PADDED_BLOCK_TABLE
 from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .step_log_sync import STEP_LOG_SYNC
+from .zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
     INPUT_POSITION_VIEW_CACHE,
@@ -22,4 +25,7 @@ SERIES: tuple[Patch, ...] = (
     PADDED_BLOCK_TABLE,
     STEP_LOG_SYNC,
     SINGLE_BOOKKEEPING_TRANSFER,
+    ONE_TOKEN_PREFILL,
+    ZERO_TOKEN_LOGPROBS,
+    CHUNKED_PREFILL_LOGPROBS,
 )

@@ -70,6 +70,9 @@ def flash_attn_varlen_func(
     _expect("cu_seqlens_k", cu_seqlens_k, (batch + 1,))
     if batch == 0 or total_q == 0:
         return torch.zeros_like(q)
+    if max_seqlen_q == 1 and q.shape[1] > k.shape[-2]:
+        # flash-attn then takes `q` for one token of each sequence, whatever the lengths are.
+        _expect("q", q, (batch, *q.shape[1:]))
     q_starts, k_starts = cu_seqlens_q[:-1], cu_seqlens_k[:-1]
     q_lengths, k_lengths = cu_seqlens_q.diff(), cu_seqlens_k.diff()
     _check_lengths("max_seqlen_q", max_seqlen_q, q_lengths)

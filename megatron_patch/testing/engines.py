@@ -54,7 +54,7 @@ def build_context(spec: EngineSpec) -> Any:
         params_dtype=torch_dtype(spec),
         num_layers=spec.num_layers,
         kv_channels=spec.hidden_size // spec.num_attention_heads,
-        num_attention_heads=spec.num_attention_heads,
+        num_attention_heads=spec.num_query_groups or spec.num_attention_heads,
         **arguments,
     )
 

@@ -28,6 +28,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         "num_layers": spec.num_layers,
         "hidden_size": spec.hidden_size,
         "num_attention_heads": spec.num_attention_heads,
+        "num_query_groups": spec.num_query_groups,
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
         "params_dtype": dtype,
         "bf16": spec.dtype == "bfloat16",

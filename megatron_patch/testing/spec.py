@@ -22,6 +22,8 @@ class EngineSpec:
     num_layers: int = 2
     hidden_size: int = 64
     num_attention_heads: int = 4
+    num_query_groups: int | None = None
+    """Heads of keys and values. None: as many as attention heads."""
     vocab_size: int = 128
     dtype: str = "float32"
     """Of parameters, activations and KV cache: ``float32``, ``bfloat16`` or ``float16``. The real

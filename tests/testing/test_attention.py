@@ -120,7 +120,7 @@ def test_varlen_equals_naive(
         v,
         cumulative(q_lengths, device),
         cumulative(k_lengths, device),
-        max_seqlen_q=max(*q_lengths, 1),
+        max_seqlen_q=max(*q_lengths, 2),  # of 1 there is a test of its own
         max_seqlen_k=max(*k_lengths, 1),
         causal=causal,
         window_size=window,
@@ -243,6 +243,18 @@ def test_batch_sizes_must_agree(device: Any, name: str) -> None:
     }
     with pytest.raises(RuntimeError, match=f"{name} must have shape"):
         call_kvcache(device, **{name: wrong[name]})
+
+
+def test_a_longest_query_of_one_is_one_token_for_each_sequence_with_grouped_heads(
+    device: Any,
+) -> None:
+    q, kv = torch.randn(5, 4, 8, device=device), torch.randn(5, 2, 8, device=device)
+    lengths = torch.tensor([0, 1, 2], dtype=torch.int32, device=device)
+    assert not flash_attn_varlen_func(q, kv, kv, lengths, lengths, 2, 2)[2:].any()
+    with pytest.raises(RuntimeError, match="q must have shape"):
+        flash_attn_varlen_func(q, kv, kv, lengths, lengths, 1, 1)
+    same = kv.repeat_interleave(2, dim=1)
+    assert not flash_attn_varlen_func(q, same, same, lengths, lengths, 1, 1)[2:].any()
 
 
 @pytest.mark.parametrize("block", [-1, 2])

@@ -1,0 +1,160 @@
+"""Prefills of one token: prompts, last chunks, and what the prefix cache leaves of a prompt.
+
+0.14 and 0.15 never needed the patch, and from 0.18 on these tests run upstream's own code.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.one_token_prefill import ONE_TOKEN_PREFILL
+
+from ..conftest import expected_state
+
+VERSION = Version(importlib.metadata.version("megatron-core"))
+CHUNKS = VERSION >= Version("0.15")
+SHARES = VERSION >= Version("0.17")
+PATCHED = Version("0.16") <= VERSION < Version("0.18")
+
+# Half as many heads of keys as of queries, where flash-attn has its short cut. 0.18 and later still
+# run into it with prompts of one token.
+GROUPED = [None, 2] if VERSION < Version("0.18") else [None]
+# What goes wrong without the patch does so on 0.16 with grouped heads alone.
+FAILING = [None, 2] if SHARES else [2]
+
+pytestmark = pytest.mark.usefixtures("device")
+only_chunking = pytest.mark.skipif(not CHUNKS, reason=f"{VERSION} does not split prompts")
+only_sharing = pytest.mark.skipif(not SHARES, reason=f"{VERSION} has no prefix caching")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{VERSION} does not get the patch")
+grouped = pytest.mark.parametrize("groups", GROUPED, ids=["heads", "grouped-heads"][: len(GROUPED)])
+
+BATCHES = {
+    "alone": [testing.Request((5,), 6)],
+    "several": [testing.Request((token,), 4) for token in range(7)],
+    "joining": [
+        testing.Request((5, 6, 7), 12),
+        testing.Request((9,), 6, arrival_step=3),
+        testing.Request((8,), 3, arrival_step=4),
+    ],
+    "with a longer one": [testing.Request((5,), 6), testing.Request((7, 8, 9), 6)],
+}
+batches = pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
+
+
+def decode(requests, spec):  # type: ignore[no-untyped-def]
+    return testing.decode(testing.build_engine(spec), requests, capture_logits=False).tokens
+
+
+def state() -> State:
+    (entry,) = (e for e in megatron_patch.status() if e.id == ONE_TOKEN_PREFILL.id)
+    return entry.state
+
+
+def test_state():
+    testing.build_engine(testing.EngineSpec())
+    expected = State.NOT_APPLICABLE if VERSION < Version("0.16") else State.UPSTREAMED
+    assert state() is expected_state(State.APPLIED if PATCHED else expected)
+
+
+@grouped
+@batches
+@pytest.mark.parametrize("graphs", [None, 1], ids=["eager", "padded"])
+def test_prompts_of_one_token_decode_as_with_the_model_alone(requests, graphs, groups):
+    spec = testing.EngineSpec(num_query_groups=groups, num_cuda_graphs=graphs)
+    expected = testing.reference_decode(testing.build_model(spec), requests)
+    assert decode(requests, spec) == expected
+
+
+@only_patched
+def test_unpatched_a_step_with_prefills_of_one_token_raises(unpatched):
+    for groups in FAILING:
+        for batch in ("alone", "several", "joining"):
+            with pytest.raises(RuntimeError, match="must have shape"):
+                decode(BATCHES[batch], testing.EngineSpec(num_query_groups=groups))
+
+
+def chunking(groups: int | None, **fields) -> testing.EngineSpec:  # type: ignore[no-untyped-def]
+    fields = {"enable_chunked_prefill": True, "max_requests": 4, **fields}
+    return testing.EngineSpec(
+        num_layers=1, num_query_groups=groups, max_sequence_length=256, **fields
+    )
+
+
+def prompt(length: int) -> tuple[int, ...]:
+    return tuple(7 * i * i % 127 for i in range(length))
+
+
+@only_chunking
+def test_prompts_of_all_lengths_decode_in_chunks_as_in_one():
+    groups = GROUPED[-1]
+    in_one = chunking(groups, enable_chunked_prefill=False, max_requests=64, max_tokens=4096)
+    requests = [testing.Request(prompt(length), 2) for length in range(1, 3 * 64 + 1)]
+    expected = decode(requests, in_one)
+    engine = testing.build_engine(chunking(groups))
+    for request, tokens in zip(requests, expected, strict=True):
+        decoded = testing.decode(engine, [request], capture_logits=False)
+        assert decoded.tokens == (tokens,)
+        assert decoded.steps >= 1 + -(-len(request.prompt) // 64)
+
+
+@only_chunking
+@grouped
+def test_a_last_chunk_of_one_token_joins_a_batch(groups):
+    """Others are decoded meanwhile, and take tokens of the chunks."""
+    requests = [testing.Request((3, 4, 5), 9)]
+    requests += [testing.Request(prompt(n), 3, arrival_step=2 + n % 3) for n in (63, 64, 127)]
+    expected = testing.reference_decode(testing.build_model(chunking(groups)), requests)
+    assert decode(requests, chunking(groups)) == expected
+
+
+@pytest.mark.skipif(VERSION.release[:2] != (0, 16), reason=f"{VERSION} leaves no such chunk")
+def test_unpatched_a_last_chunk_of_one_token_raises(unpatched):
+    for length in (65, 128, 191):
+        with pytest.raises(RuntimeError, match="q must have shape"):
+            decode([testing.Request(prompt(length), 3)], chunking(2))
+
+
+def caching(groups: int | None) -> testing.EngineSpec:
+    return testing.EngineSpec(enable_prefix_caching=True, num_query_groups=groups)
+
+
+def repeated(length: int) -> list[testing.Request]:
+    """The same prompt again and again: while the first is decoded, and twice in one step."""
+    return [testing.Request(prompt(length), 9 - step, step) for step in (0, 2, 2)]
+
+
+@only_sharing
+@grouped
+@pytest.mark.parametrize("length", [16, 17, 32, 33, 48])
+def test_a_prompt_that_is_all_cached_decodes_as_the_first_time(groups, length):
+    requests = repeated(length)
+    engine = testing.build_engine(caching(groups))
+    tokens = testing.decode(engine, requests, capture_logits=False).tokens
+    assert tokens == testing.reference_decode(testing.build_model(caching(groups)), requests)
+    if PATCHED:
+        assert engine.context.lifetime_prefill_token_count == length + 1 + 1
+
+
+@only_sharing
+@only_patched
+def test_unpatched_a_prompt_that_is_all_cached_raises(unpatched):
+    for groups in FAILING:
+        for length in (32, 33):
+            with pytest.raises(RuntimeError, match="must have shape"):
+                decode(repeated(length), caching(groups))
+
+
+@only_patched
+def test_tokens_and_logits_of_longer_prompts_are_unchanged(unpatched):
+    requests = [testing.Request(prompt(length), 6, length % 4) for length in (2, 5, 30, 3)]
+    without = testing.decode(testing.build_engine(testing.EngineSpec()), requests)
+    megatron_patch.install()
+    patched = testing.decode(testing.build_engine(testing.EngineSpec()), requests)
+    assert patched.tokens == without.tokens
+    assert len(patched.logits) == len(without.logits)
+    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
