@@ -178,7 +178,8 @@ def _patch(text: str) -> Patch:
 def _list(_: argparse.Namespace) -> int:
     for patch in SERIES:
         opt_in = "" if patch.default else "  (only when selected by name)"
-        print(f"{patch.id}  {patch.kind}  #{patch.upstream_pr}  megatron-core {patch.releases}")
+        origin = "ours" if patch.upstream_pr is None else f"#{patch.upstream_pr}"
+        print(f"{patch.id}  {patch.kind}  {origin}  megatron-core {patch.releases}")
         print(f"    {patch.summary}{opt_in}")
     return 0
 
@@ -190,9 +191,12 @@ def _show(options: argparse.Namespace) -> int:
         "summary": patch.summary,
         "kind": str(patch.kind),
         "without it": patch.symptom,
-        "upstream": f"https://github.com/NVIDIA/Megatron-LM/pull/{patch.upstream_pr}, "
-        f"commit {patch.upstream_commit} of {patch.upstream_date}",
-        "fixed in": f"megatron-core {patch.fixed_in}",
+        "with it": patch.outcome,
+        "upstream": f"{export.UPSTREAM}/pull/{patch.upstream_pr}, "
+        f"commit {patch.upstream_commit} of {patch.upstream_date}"
+        if patch.upstream_pr is not None
+        else "has no such change: this one is ours",
+        "fixed in": f"megatron-core {patch.fixed_in}" if patch.fixed_in else "no release",
         "applies to": f"megatron-core {patch.releases}: "
         + "; ".join(family.releases for family in patch.families),
         "by default": "on" if patch.default else "off: select it by its id in MEGATRON_PATCH",

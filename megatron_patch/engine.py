@@ -261,8 +261,9 @@ def _waiting(patch: Patch) -> str:
 
 def _message(record: Record) -> str:
     patch = record.patch
+    change = "this change" if patch.upstream_pr is None else f"upstream #{patch.upstream_pr}"
     return (
         f"{patch.id} is {record.state}: {record.reason}. Megatron runs as it is, without "
-        f"upstream #{patch.upstream_pr}; known releases: megatron-core {patch.releases}. "
+        f"{change}; known releases: megatron-core {patch.releases}. "
         f"To run without the patch on purpose, set MEGATRON_PATCH=-{patch.id}"
     )

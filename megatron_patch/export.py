@@ -52,16 +52,22 @@ def patch_text(made: SourcePatch) -> bytes:
         break_long_words=False,
         break_on_hyphens=False,
     )
+    if patch.upstream_pr is None:
+        origin = "Origin: vendor\nForwarded: no"
+    else:
+        origin = f"""\
+Origin: backport, {UPSTREAM}/pull/{patch.upstream_pr},
+ commit:{patch.upstream_commit}
+Applied-Upstream: {patch.fixed_in}, {UPSTREAM}/commit/{patch.upstream_commit}"""
+    date = datetime.fromisoformat(f"{patch.upstream_date or patch.updated}T00:00:00+00:00")
     head = f"""\
-From {patch.upstream_commit} Mon Sep 17 00:00:00 2001
+From {patch.upstream_commit or "0" * 40} Mon Sep 17 00:00:00 2001
 From: {AUTHOR}
-Date: {format_datetime(datetime.fromisoformat(patch.upstream_date + "T00:00:00+00:00"))}
+Date: {format_datetime(date)}
 Subject: [PATCH] {patch.summary}
 
 {description}
-Origin: backport, {UPSTREAM}/pull/{patch.upstream_pr},
- commit:{patch.upstream_commit}
-Applied-Upstream: {patch.fixed_in}, {UPSTREAM}/commit/{patch.upstream_commit}
+{origin}
 Last-Update: {patch.updated}
 ---
 """

@@ -187,22 +187,24 @@ class Known:
 
 @dataclass(frozen=True)
 class Patch:
-    """One upstream change brought to older source.
+    """One upstream change brought to older source, or a change of ours that upstream lacks.
 
-    ``target`` is the target whose absence means that the release has nothing to patch.
-    ``upstreamed`` is source that has the change, ``unaffected`` source that never needed it.
-    ``removal`` says when this record can be deleted, ``updated`` when it was last changed
-    (``YYYY-MM-DD``, as ``upstream_date``).
+    The latter has ``None`` for all that is upstream's, ``fixed_in`` included. ``target`` is the
+    target whose absence means that the release has nothing to patch. ``upstreamed`` is source that
+    has the change, ``unaffected`` source that never needed it. ``symptom`` says what a user sees
+    without the patch, ``outcome`` what there is with it, ``removal`` when this record
+    can be deleted, ``updated`` when it was last changed (``YYYY-MM-DD``, as ``upstream_date``).
     """
 
     id: str
     kind: Kind
     summary: str
     symptom: str
-    upstream_pr: int
-    upstream_commit: str
-    upstream_date: str
-    fixed_in: str
+    outcome: str
+    upstream_pr: int | None
+    upstream_commit: str | None
+    upstream_date: str | None
+    fixed_in: str | None
     releases: str
     removal: str
     updated: str
@@ -221,10 +223,10 @@ class PatchStatus:
     kind: Kind
     state: State
     reason: str
-    upstream_pr: int
-    fixed_in: str
+    upstream_pr: int | None
+    fixed_in: str | None
 
-    def as_dict(self) -> dict[str, str | int]:
+    def as_dict(self) -> dict[str, str | int | None]:
         """The fields in a form that ``json.dumps`` takes."""
         return {
             "id": self.id,

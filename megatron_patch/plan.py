@@ -102,7 +102,8 @@ def _find_owner(target: Target) -> Any:
 def inherited_from(target: Target) -> str:
     """Where a class that lacks the target inherits it from, as the end of a sentence."""
     owner = _find_owner(target)
-    for base in owner.__mro__[1:] if isinstance(owner, type) else ():
+    lacks = isinstance(owner, type) and target.name not in vars(owner)
+    for base in owner.__mro__[1:] if lacks else ():
         if target.name in vars(base):
             return f"; it is inherited: patch {base.__module__}:{base.__qualname__}.{target.name}"
     return ""

@@ -92,22 +92,30 @@ def generated(
     }
     if readme is not None:
         files[f"{PATCHES}/README.md"] = patches_readme(made, series).encode()
-        files["README.md"] = with_table(readme, backports_table(series)).encode()
+        files["README.md"] = with_table(readme, backports_table(made, series)).encode()
     return files, [text for entry in made for text in entry.drifted]
 
 
-def backports_table(series: Sequence[Patch]) -> str:
-    """The table in `README.md`."""
+def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str:
+    """The table in `README.md`: before and after, and what each pin gets."""
     rows = [
         (
-            f"`{patch.id}`" + ("" if patch.default else " (only when selected by name)"),
-            f"[#{patch.upstream_pr}]({UPSTREAM}/pull/{patch.upstream_pr})",
-            f"`{patch.releases}`",
+            f"`{patch.id}`" + ("" if patch.default else " (opt-in)"),
+            _pull_request(patch) if patch.upstream_pr else f"[ours]({_report(patch)})",
             markdown(patch.symptom),
+            markdown(patch.outcome),
+            *(_short(entry.cells[patch.id]) for entry in made),
         )
         for patch in series
     ]
-    return _table(("id", "upstream", "releases", "what you see without it"), rows)
+    versions = (entry.version for entry in made)
+    return _table(("id", "upstream", "before", "after", *versions), rows)
+
+
+def _short(cell: str) -> str:
+    """A cell of `patches/README.md`, for a column of a wider table."""
+    words = {State.UPSTREAMED.value: "has it", State.NOT_APPLICABLE.value: ""}
+    return "patched" if cell.startswith("[") else words.get(cell, cell)
 
 
 def with_table(text: str, table: str) -> str:
@@ -153,18 +161,33 @@ source is not known, and is left alone.
 
 def _section(patch: Patch) -> str:
     opt_in = "" if patch.default else "- Only when it is selected by name.\n"
+    upstream = f"has no such change; [what we know](../{_report(patch)})"
+    if patch.upstream_commit:
+        upstream = (
+            f"{_pull_request(patch)}, "
+            f"[{patch.upstream_commit[:10]}]({UPSTREAM}/commit/{patch.upstream_commit}) of "
+            f"{patch.upstream_date}, in megatron-core {patch.fixed_in}"
+        )
     return f"""\
 ## {patch.id}
 
 {markdown(patch.summary)}.
 
 - Without it: {markdown(patch.symptom)}.
-- Upstream: [#{patch.upstream_pr}]({UPSTREAM}/pull/{patch.upstream_pr}), \
-[{patch.upstream_commit[:10]}]({UPSTREAM}/commit/{patch.upstream_commit}) of \
-{patch.upstream_date}, in megatron-core {patch.fixed_in}.
+- With it: {markdown(patch.outcome)}.
+- Upstream: {upstream}.
 {opt_in}- For megatron-core `{patch.releases}`; last changed {patch.updated}.
 - To be removed when {markdown(patch.removal)}.
 """
+
+
+def _pull_request(patch: Patch) -> str:
+    return f"[#{patch.upstream_pr}]({UPSTREAM}/pull/{patch.upstream_pr})"
+
+
+def _report(patch: Patch) -> str:
+    """What upstream is to be told of a defect that we have found."""
+    return f"docs/upstream/{patch.id}.md"
 
 
 def markdown(text: str) -> str:

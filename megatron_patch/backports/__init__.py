@@ -9,8 +9,13 @@ from ..model import Patch
 from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
+from .dp_sampling_seed import DP_SAMPLING_SEED
+from .graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
+from .kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from .lru_prefix_cache import LRU_PREFIX_CACHE
+from .nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .one_token_prefill import ONE_TOKEN_PREFILL
 from .padded_block_table import PADDED_BLOCK_TABLE
 from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
@@ -25,7 +30,12 @@ SERIES: tuple[Patch, ...] = (
     PADDED_BLOCK_TABLE,
     STEP_LOG_SYNC,
     SINGLE_BOOKKEEPING_TRANSFER,
+    GRAPH_ARGUMENT_CHECK,
     ONE_TOKEN_PREFILL,
     ZERO_TOKEN_LOGPROBS,
     CHUNKED_PREFILL_LOGPROBS,
+    LRU_PREFIX_CACHE,
+    KV_APPEND_OFFSET_DTYPE,
+    DP_SAMPLING_SEED,
+    NVLS_REAL_TOKEN_COUNT,
 )

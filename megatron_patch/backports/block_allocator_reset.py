@@ -69,6 +69,7 @@ BLOCK_ALLOCATOR_RESET = Patch(
         "tensor outside InferenceMode is not allowed, from the allocator of KV blocks, after a "
         "reset under torch.inference_mode() such as that of CUDA graph warm-up"
     ),
+    outcome="after a reset each block is handed out once, in and outside of inference mode",
     upstream_pr=6091,
     upstream_commit="d04e7a0ba77d5ee14a7584d22379579fac94fb66",
     upstream_date="2026-07-30",

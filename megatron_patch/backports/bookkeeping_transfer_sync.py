@@ -56,6 +56,7 @@ BOOKKEEPING_TRANSFER_SYNC = Patch(
         "often during CUDA graph warm-up or in expert-parallel dummy steps; or, rarely, wrong "
         "tokens when the GPU is behind the host"
     ),
+    outcome="the GPU reads what was there at the transfer, however late it is",
     upstream_pr=5715,
     upstream_commit="53a2dd56fec6bd0938bedf0207cce052944f3bcf",
     upstream_date="2026-07-15",

@@ -62,6 +62,7 @@ CHUNKED_PREFILL_LOGPROBS = Patch(
         "with chunked prefill and skip_prompt_log_probs, generated_log_probs is longer than "
         "generated_tokens after a long prompt, and its values belong to other tokens"
     ),
+    outcome="as many log probs as generated tokens, each of its own token",
     upstream_pr=3777,
     upstream_commit="46227e0a967aed733f38eb5ebe5d413b39a5b43a",
     upstream_date="2026-03-12",

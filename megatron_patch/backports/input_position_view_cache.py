@@ -158,6 +158,7 @@ INPUT_POSITION_VIEW_CACHE = Patch(
         "current_input_and_position_ids() shows up in the host profile of every decode step: "
         "it builds two new view tensors each time"
     ),
+    outcome="the same two tensors for a token count, until their storage goes away",
     upstream_pr=4634,
     upstream_commit="1df264c4d8d5720ddbc93546fd7b9b1c37819203",
     upstream_date="2026-05-07",

@@ -32,6 +32,7 @@ KV_BLOCK_REF_COUNTS = Patch(
         "when the engine is idle; then requests wait for ever, "
         "first those with long prompts, until the engine is restarted"
     ),
+    outcome="all blocks are free again when the requests that shared them have ended",
     upstream_pr=6047,
     upstream_commit="2576c159d4dddf177853129ad4f03cb2e339bc0a",
     upstream_date="2026-07-28",

@@ -60,6 +60,7 @@ ONE_TOKEN_PREFILL = Patch(
         "sequence lengths, for a prompt of one token, for a prompt that is one token longer than "
         "its chunks, or for one that the prefix cache has all of"
     ),
+    outcome="they decode to what the model alone decodes",
     upstream_pr=4191,
     upstream_commit="980211ae6308dd541ec24bfe5af664ef31215256",
     upstream_date="2026-04-09",

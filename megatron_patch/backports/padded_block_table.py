@@ -103,6 +103,7 @@ PADDED_BLOCK_TABLE = Patch(
         "encountered where nothing is mapped there, in decode steps with CUDA graphs, when the "
         "batch is smaller than the graph or requests have fewer blocks than the longest sequence"
     ),
+    outcome="no index below 0 reaches attention, and tokens and logits stay the same",
     upstream_pr=6481,
     upstream_commit="487bb39488810d6e44a7b3540be42dabae793be0",
     upstream_date="2026-08-13",

@@ -69,6 +69,7 @@ SINGLE_BOOKKEEPING_TRANSFER = Patch(
     kind=Kind.PERFORMANCE,
     summary="Transfer the bookkeeping buffer to the GPU once per step, not twice",
     symptom="each decode step copies the same buffer to the GPU twice",
+    outcome="one transfer for each decode step",
     upstream_pr=5549,
     upstream_commit="f41ec54958a0e4962c45cefb108a1c60a6a93beb",
     upstream_date="2026-07-20",

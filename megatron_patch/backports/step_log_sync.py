@@ -88,6 +88,7 @@ STEP_LOG_SYNC = Patch(
         "each decode step waits for the GPU three times more than it needs to, for a log line "
         "that is off by default"
     ),
+    outcome="only steps that are logged read from the GPU for it, and the log lines stay the same",
     upstream_pr=4306,
     upstream_commit="342dd59a529fbf1c51134830d31fc797ae5a9aa8",
     upstream_date="2026-05-02",

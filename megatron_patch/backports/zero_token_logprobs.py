@@ -87,6 +87,10 @@ ZERO_TOKEN_LOGPROBS = Patch(
         "when a request has num_tokens_to_generate=0, such as those of evaluation harnesses that "
         "score text"
     ),
+    outcome=(
+        "the request ends after its prefill with the log probs of its prompt, and other "
+        "requests go on"
+    ),
     upstream_pr=5167,
     upstream_commit="9d332991936d023ffdad1b6713919def86973e19",
     upstream_date="2026-06-05",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.backports import SERIES
 from megatron_patch.model import Known, Patch, Replace
 from tests.unit.sample import make_patch
 from tools import add_pin, pins, refresh_patches
@@ -131,14 +132,15 @@ def test_a_patch_that_is_off_by_default_is_in_the_tables_and_in_no_series(projec
     assert project.read("patches/1.0.0/series") == "0002-sample.patch\n"
     assert project.cells("opted-for") == ["opt-in", "upstreamed", "not_applicable"]
     assert "- Only when it is selected by name.\n" in project.read("patches/README.md")
-    assert "| `opted-for` (only when selected by name) |" in project.read("README.md")
+    assert "| `opted-for` (opt-in) |" in project.read("README.md")
 
 
 def test_the_table_of_the_readme(project):
     project.refresh()
-    head = "| id | upstream | releases | what you see without it |\n|---|---|---|---|\n"
+    versions = "1.0.0 | 1.1.0 | 1.2.0"
+    head = f"| id | upstream | before | after | {versions} |\n|---|---|---|---|---|---|---|\n"
     link = "[#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
-    row = f"| `sample` | {link} | `>=1` | none |\n"
+    row = f"| `sample` | {link} | none | some | patched | has it |  |\n"
     table = f"{refresh_patches.BEGIN}\n{head}{row}{refresh_patches.END}"
     assert project.read("README.md") == f"# Title\n\n{table}\n\nThe end.\n"
 
@@ -155,8 +157,32 @@ def test_the_sections_are_made_from_the_records(project):
     text = project.read("patches/README.md")
     assert "git am ~/megatron_patch/patches/1.0.0/*.patch" in text
     section = text[text.index("## sample") :]
-    for words in ("a sample.", "Without it: none.", "pull/1)", "of 2026-01-01", "9.9.", "never."):
+    for words in (
+        "a sample.",
+        "Without it: none.",
+        "With it: some.",
+        "pull/1)",
+        "of 2026-01-01",
+        "9.9.",
+        "never.",
+    ):
         assert words in section
+
+
+def test_a_patch_of_ours_links_to_what_upstream_is_to_be_told(project):
+    fields = dict.fromkeys(("upstream_pr", "upstream_commit", "upstream_date", "fixed_in"))
+    project.set_series(replace(sample(), **fields))
+    assert project.refresh() == 0
+    section, table = project.read("patches/README.md"), project.read("README.md")
+    assert "Upstream: has no such change; [what we know](../docs/upstream/sample.md)." in section
+    assert "| [ours](docs/upstream/sample.md) |" in table
+    assert "None" not in section + table
+
+
+def test_upstream_is_to_be_told_of_each_patch_of_ours():
+    for patch in SERIES:
+        report = refresh_patches.REPOSITORY / "docs" / "upstream" / f"{patch.id}.md"
+        assert report.is_file() == (patch.upstream_pr is None)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def make_patch(*edits: Edit, id: str = "sample", upstreamed: tuple[Known, ...] =
         kind=Kind.CORRECTNESS,
         summary="a sample",
         symptom="none",
+        outcome="some",
         upstream_pr=1,
         upstream_commit="0" * 40,
         upstream_date="2026-01-01",

@@ -124,6 +124,15 @@ def test_list_and_show_are_made_from_the_records():
     assert run("show", "nothing").returncode == 2
 
 
+def test_list_and_show_of_a_patch_of_ours():
+    line = "nvls-real-token-count  correctness  ours  megatron-core >=0.19,<0.20"
+    assert line in run("list").stdout
+    shown = run("show", "nvls-real-token-count").stdout
+    for part in ("has no such change: this one is ours", "fixed in    no release", "off: select"):
+        assert part in shown
+    assert "None" not in shown
+
+
 def test_check_reads_a_tree_that_cannot_be_imported(tmp_path):
     file = write_tree(tmp_path / "fork", DRIFTED + "raise OSError\n", version=(0, 16, 9))
     done = run("check", "--megatron", str(tmp_path / "fork"))

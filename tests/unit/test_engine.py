@@ -7,6 +7,7 @@ import py_compile
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -149,6 +150,13 @@ def test_a_module_that_raises_while_importing_stays_pending(workshop):
     assert only(engine).state is State.APPLIED
 
 
+def test_the_warning_of_a_patch_of_ours_names_no_upstream_change(workshop, both):
+    workshop.write("target_module", MODULE.replace("return 2", "return 3"))
+    workshop.engine(replace(both, upstream_pr=None))
+    with pytest.warns(MegatronPatchWarning, match="without this change; known releases"):
+        importlib.import_module("target_module")
+
+
 def test_one_changed_token_in_one_target_leaves_all_targets_alone(workshop, both):
     workshop.write("target_module", MODULE.replace("return 2", "return 3"))
     engine = workshop.engine(both)
@@ -184,6 +192,17 @@ def test_an_inherited_method_is_not_patched_and_the_place_to_patch_is_named(work
     engine = workshop.engine(make_patch(edit))
     assert only(engine).state is State.DRIFTED
     assert "patch target_module:Thing.one" in only(engine).reason
+
+
+def test_a_method_that_never_needed_the_change_may_override_another(workshop):
+    workshop.load(
+        "target_module", MODULE.replace("    pass", "    def one(self):\n        return 4")
+    )
+    child = "target_module:Child.one"
+    patch = make_patch(Substitute(child, "1", "10", workshop.digest(ONE)))
+    unaffected = (Known(child, workshop.digest(child), "the sample"),)
+    engine = workshop.engine(replace(patch, unaffected=unaffected))
+    assert only(engine).state is State.NOT_APPLICABLE
 
 
 @pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")

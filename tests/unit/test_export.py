@@ -124,6 +124,19 @@ def test_it_is_a_mail_with_dep_3_fields(tmp_path):
     assert not fields.defects
 
 
+def test_a_patch_of_ours_is_said_to_be_that(tmp_path):
+    ours = replace(
+        RECORD, upstream_pr=None, upstream_commit=None, upstream_date=None, fixed_in=None
+    )
+    (path,) = exported(tmp_path, series=[ours])
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"From {'0' * 40} Mon Sep 17 00:00:00 2001\n")
+    assert "\nDate: Tue, 24 Nov 2026 00:00:00 +0000\n" in text
+    assert "\nOrigin: vendor\nForwarded: no\nLast-Update: 2026-11-24\n---\n" in text
+    assert "Applied-Upstream" not in text
+    assert "None" not in text
+
+
 def test_the_names_of_the_contents_are_those_of_git(tmp_path):
     for name in ("one", "none"):
         file = tmp_path / name

@@ -35,7 +35,7 @@ def run(tree, *argv, options=(), **variables):  # type: ignore[no-untyped-def]
 
 def test_the_package_is_imported_just_before_megatron_and_not_otherwise(tree):
     done = run(tree, sys.executable, "-c", SHOW)
-    assert json.loads(done.stdout) == ["not_applicable"], done.stderr
+    assert json.loads(done.stdout) == ["disabled", "not_applicable"], done.stderr
     quiet = "import json, sys; print('megatron_patch' in sys.modules)"
     assert run(tree, sys.executable, "-c", quiet).stdout == "False\n"
 
@@ -43,7 +43,7 @@ def test_the_package_is_imported_just_before_megatron_and_not_otherwise(tree):
 def test_it_reaches_every_process_below(tree):
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SHOW!r}], check=True)"
     done = run(tree, "sh", "-c", 'exec "$0" -c "$1"', sys.executable, code)
-    assert json.loads(done.stdout) == ["not_applicable"], done.stderr
+    assert json.loads(done.stdout) == ["disabled", "not_applicable"], done.stderr
 
 
 def test_the_package_need_not_be_on_the_path_of_the_command(tree):
@@ -56,7 +56,7 @@ def test_the_package_need_not_be_on_the_path_of_the_command(tree):
         text=True,
         check=False,
     )
-    assert json.loads(done.stdout) == ["not_applicable"], done.stderr
+    assert json.loads(done.stdout) == ["disabled", "not_applicable"], done.stderr
 
 
 def test_options_set_the_variables(tree):
@@ -79,7 +79,7 @@ def test_an_existing_sitecustomize_still_runs_once(tree):
 def test_an_existing_sitecustomize_that_raises_breaks_nothing(tree):
     (tree / "sitecustomize.py").write_text("raise OSError('broken before')\n")
     done = run(tree, sys.executable, "-c", SHOW)
-    assert json.loads(done.stdout) == ["not_applicable"]
+    assert json.loads(done.stdout) == ["disabled", "not_applicable"]
     assert "broken before" in done.stderr
 
 

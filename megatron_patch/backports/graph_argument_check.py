@@ -1,0 +1,91 @@
+"""Compare a graph's arguments before describing them (a change of ours; upstream has none).
+
+Each layer is a CUDA graph of its own, and before each replay
+``_CudaGraphRunner.get_mismatch_errors()`` compares the layer's arguments with those of the capture.
+It describes each of them in an ``ArgMetadata`` first, imports two modules and builds a set of the
+types it allows, twice for each argument, and formats the name that an error message would have. In
+a decode step all of it is host time, for each layer, and what is compared is a dozen arguments of
+which most are ``None``.
+
+With this patch the arguments are compared as they are. Only where one of them is not obviously what
+it was, Megatron's own comparison decides, with the errors that it has always had.
+
+Obvious is: as many arguments, of the same names and types; tensors of the same shape, dtype and
+device; for everything else, the same object. The types that are allowed need no second check: those
+of the capture were checked, and the same are here.
+
+Not covered: the rest of what a replay costs on the host, such as flattening the arguments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..model import Add, Family, Kind, Patch, Substitute
+
+if TYPE_CHECKING:
+    import torch
+
+RUNNER = "megatron.core.transformer.cuda_graphs:_CudaGraphRunner"
+ERRORS = f"{RUNNER}.get_mismatch_errors"
+HELPER = f"{RUNNER}._arguments_match"
+
+
+def _arguments_match(self: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the arguments are plainly those of the capture, but for the contents of tensors."""
+    arg_metas, kwarg_metas = self.fwd_graph_input_arg_metas, self.fwd_graph_input_kwarg_metas
+    if len(args) != len(arg_metas) or kwargs.keys() != kwarg_metas.keys():
+        return False
+    pairs = list(zip(args, arg_metas, strict=True))
+    pairs += [(kwargs[name], meta) for name, meta in kwarg_metas.items()]
+    for arg, meta in pairs:
+        if type(arg) is not meta.type:
+            return False
+        if isinstance(arg, torch.Tensor):
+            if arg.shape != meta.shape or arg.dtype != meta.dtype or arg.device != meta.device:
+                return False
+        elif arg is not meta.value:
+            return False
+    return True
+
+
+FIRST = "errors = []"
+COMPARED_FIRST = """\
+if self._arguments_match(args, kwargs):
+    return []
+
+errors = []
+"""
+
+
+def _family(releases: str, digest: str) -> Family:
+    return Family(
+        releases,
+        (Substitute(ERRORS, FIRST, COMPARED_FIRST, digest), Add(HELPER, _arguments_match)),
+    )
+
+
+GRAPH_ARGUMENT_CHECK = Patch(
+    id="graph-argument-check",
+    kind=Kind.PERFORMANCE,
+    summary="Compare the arguments of a layer's CUDA graph before describing them",
+    symptom=(
+        "get_mismatch_errors() and ArgMetadata show up in the host profile of every decode step "
+        "with CUDA graphs, once for each layer"
+    ),
+    outcome="the same answers, without the description of arguments that match",
+    upstream_pr=None,
+    upstream_commit=None,
+    upstream_date=None,
+    fixed_in=None,
+    releases=">=0.14,<0.20",
+    removal="upstream compares arguments at no such cost, and no supported release is older",
+    updated="2026-11-24",
+    target=ERRORS,
+    families=(
+        _family("0.14.0, and 0.15.0 to 0.15.3", "3f55b22fd88bde79"),
+        _family("0.16.0 and 0.16.1, and main at 642fdd9010", "c0f68225d616916c"),
+        _family("0.17.0 to 0.19.2, and main at e19fbe2e1d", "fc29f5254797abca"),
+    ),
+    upstreamed=(),
+)

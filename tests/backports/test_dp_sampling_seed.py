@@ -1,0 +1,118 @@
+"""What data-parallel ranks sample, on whichever release is installed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import SimpleNamespace
+
+import pytest
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.dp_sampling_seed import DP_SAMPLING_SEED
+from megatron_patch.model import Target
+
+VERSION = Version(importlib.metadata.version("megatron-core"))
+SEEDED = VERSION >= Version("0.15")
+PATCHED = SEEDED and VERSION < Version("0.19")
+
+pytestmark = pytest.mark.usefixtures("device")
+only_patched = pytest.mark.skipif(
+    not PATCHED, reason=f"{VERSION} does not seed its sampling, or seeds it by rank"
+)
+
+REQUEST = testing.Request(prompt=(1, 2, 3), num_tokens=20)
+
+
+@pytest.fixture
+def opted_in(device, monkeypatch):  # type: ignore[no-untyped-def]
+    megatron_patch.uninstall()
+    monkeypatch.setenv("MEGATRON_PATCH", "all,dp-sampling-seed")
+    megatron_patch.install()
+    yield
+    megatron_patch.uninstall()
+    monkeypatch.undo()
+    megatron_patch.install()
+
+
+@pytest.fixture(autouse=True)
+def rank_zero(device):  # type: ignore[no-untyped-def]
+    yield
+    be(None)
+
+
+def be(rank: int | None) -> None:
+    """Make this process the rank of its data-parallel group, by Megatron's own override."""
+    from megatron.core import parallel_state
+
+    parallel_state.set_data_parallel_rank(rank)
+
+
+def seed(engine) -> int:  # type: ignore[no-untyped-def]
+    return int(engine.controller.sampling_rng.initial_seed())
+
+
+def sample(rank: int) -> tuple[int, ...]:
+    """What the rank answers to the request."""
+    be(rank)
+    engine = testing.build_engine(testing.EngineSpec())
+    decoded = testing.decode(engine, [REQUEST], sampling={"top_k": 0, "temperature": 5.0})
+    return decoded.tokens[0]
+
+
+def state() -> State:
+    testing.context_class()
+    importlib.import_module(Target.parse(DP_SAMPLING_SEED.target).module)
+    return next(e.state for e in megatron_patch.status() if e.id == DP_SAMPLING_SEED.id)
+
+
+def test_it_is_off_by_default():
+    assert state() is State.DISABLED
+
+
+def test_state_when_it_is_selected(opted_in):
+    unpatched = State.UPSTREAMED if SEEDED else State.NOT_APPLICABLE
+    assert state() is (State.APPLIED if PATCHED else unpatched)
+
+
+@only_patched
+def test_ranks_draw_different_samples_each_the_same_again(opted_in):
+    first = [sample(rank) for rank in range(3)]
+    assert len({*first}) == 3
+    assert [sample(rank) for rank in range(3)] == first
+
+
+@only_patched
+def test_rank_zero_draws_what_it_draws_without_the_patch(opted_in):
+    with_patch = sample(0)
+    megatron_patch.uninstall()
+    assert sample(0) == with_patch
+
+
+@only_patched
+def test_unpatched_all_ranks_draw_the_same(unpatched):
+    assert sample(0) == sample(1) == sample(2)
+
+
+@only_patched
+def test_the_rank_is_that_in_the_given_groups(opted_in):
+    if VERSION < Version("0.17"):
+        pytest.skip(f"{VERSION} takes no groups")
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    groups.dp = SimpleNamespace(rank=lambda: 5)
+    engine = testing.build_engine(testing.EngineSpec(options={"pg_collection": groups}))
+    assert seed(engine) == engine.controller.model_config.inference_sampling_seed + 5
+
+
+@only_patched
+def test_nothing_is_added_in_deterministic_mode(opted_in):
+    be(1)
+    engine = testing.build_engine(testing.EngineSpec())
+    config = engine.controller.inference_wrapped_model.model.config
+    config.deterministic_mode = True
+    again = type(engine.controller)(engine.controller.inference_wrapped_model, tokenizer=None)
+    assert again.sampling_rng.initial_seed() == config.inference_sampling_seed == seed(engine) - 1
