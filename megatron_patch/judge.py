@@ -96,7 +96,7 @@ def judge(
         verdict = _verdict_below_edits(patch, find, read, series) if series else None
         if verdict is not None:
             return verdict
-        return _verdict_of_unknown(_closest(candidates, read), find, accepted)
+        return _verdict_of_unknown(patch, _closest(candidates, read), find, accepted)
     except (SyntaxError, UnicodeDecodeError) as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
     except TargetError as error:
@@ -152,14 +152,22 @@ def _closest(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:
 
 
 def _verdict_of_unknown(
-    closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
+    patch: Patch, closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
 ) -> Verdict:
     family, misses = closest[0]
     # Several edits of one target miss it alike.
-    reason = "; or ".join(
+    reasons = [
         f"{'; '.join(dict.fromkeys(map(str, missed)))} (source of {known.releases})"
         for known, missed in closest
-    )
+    ]
+    if any(miss.definition is None for miss in misses):
+        # The source is rather like one that needs no patch, which another target tells.
+        others = dict.fromkeys(known.target for known in (*patch.upstreamed, *patch.unaffected))
+        for target in others:
+            found = find(target)
+            digest = f"found {found.digest}" if found else "not found"
+            reasons.append(f"{target}: {digest}, which is not known to need no patch")
+    reason = "; or ".join(reasons)
     if not all(miss.found in accepted for miss in misses):
         return Verdict(State.DRIFTED, f"unknown source: {reason}", None, misses, family)
     why = why_not(family, find)

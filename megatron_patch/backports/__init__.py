@@ -18,6 +18,7 @@ from .lru_prefix_cache import LRU_PREFIX_CACHE
 from .nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .one_token_prefill import ONE_TOKEN_PREFILL
 from .padded_block_table import PADDED_BLOCK_TABLE
+from .resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .step_log_sync import STEP_LOG_SYNC
 from .zero_token_logprobs import ZERO_TOKEN_LOGPROBS
@@ -34,6 +35,7 @@ SERIES: tuple[Patch, ...] = (
     ONE_TOKEN_PREFILL,
     ZERO_TOKEN_LOGPROBS,
     CHUNKED_PREFILL_LOGPROBS,
+    RESUMED_REQUEST_METADATA,
     LRU_PREFIX_CACHE,
     KV_APPEND_OFFSET_DTYPE,
     DP_SAMPLING_SEED,

@@ -23,13 +23,20 @@ from ..model import Family, Kind, Known, Patch, Substitute
 INFERENCE = "megatron.core.inference"
 PROCESS = f"{INFERENCE}.engines.dynamic_engine:DynamicInferenceEngine.post_process_requests"
 
-# Indented for their places in the method.
-NOT_OF_PROMPT = """\
-(
-                        request.sampling_params.skip_prompt_log_probs
-                        or {only_last}
-                    )"""
+LISTS = """\
+if not request.generated_log_probs:
+    request.generated_log_probs = []
+"""
+LISTS_AND_CONDITION = """\
+if not request.generated_log_probs:
+    request.generated_log_probs = []
+only_generated_log_probs_kept = (
+    request.sampling_params.skip_prompt_log_probs
+    or {only_last}
+)
+"""
 TOP_N = "top_n_logprobs is not None and req_idx in top_n_logprobs"
+# Indented for its place in the method.
 TOP_N_NOT_OF_PROMPT = """\
 (
                 top_n_logprobs is not None
@@ -45,7 +52,8 @@ def _family(releases: str, digest: str, only_last: str) -> Family:
     return Family(
         releases,
         (
-            Substitute(PROCESS, only_last, NOT_OF_PROMPT.format(only_last=only_last), digest),
+            Substitute(PROCESS, only_last, "only_generated_log_probs_kept", digest),
+            Substitute(PROCESS, LISTS, LISTS_AND_CONDITION.format(only_last=only_last), digest),
             Substitute(PROCESS, TOP_N, TOP_N_NOT_OF_PROMPT, digest),
         ),
     )

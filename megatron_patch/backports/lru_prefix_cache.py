@@ -68,6 +68,21 @@ if matched_block_ids:
 )
 
 
+# In 0.19, availability is as the patch would have it. Without this condition, its edits would be
+# taken for all that older source needs where one of the other functions is not known.
+AVAILABLE_IN_0_19 = """
+kv_cache_available = self.kv_block_allocator.is_memory_available(
+    num_blocks_from_pool, potential_matched_count=potential_matched_count
+)
+"""
+HAS_AVAILABILITY = Substitute(
+    f"{CONTEXT}.check_availability",
+    find=AVAILABLE_IN_0_19,
+    put=AVAILABLE_IN_0_19,
+    digest="7e9592d26f50a43b",
+)
+
+
 def _hold_first(device: str, digest: str) -> tuple[Edit, Edit]:
     """The edits of ``add_request``: hold matched blocks before new ones are allocated."""
     target = f"{CONTEXT}.add_request"
@@ -243,6 +258,7 @@ LRU_PREFIX_CACHE = Patch(
         Family(
             "0.19.0 to 0.19.2, and main between #5822 and #5995",
             (
+                HAS_AVAILABILITY,
                 COUNT_EVICTABLE,
                 EVICT_FOR_RESUMED,
                 _count_released("7dd42af4fd84bb2d"),

@@ -81,7 +81,6 @@ SINGLE_BOOKKEEPING_TRANSFER = Patch(
     families=(
         _family("main at 342dd59a52 (#4306)", "940a7ccdadc8e0a4"),
         _family("0.18.0 to 0.18.2, and main at c817dad280", "ec37a9307653601d"),
-        _family("main at 3a253ac5c2 (#4922)", "0571fe857390d929"),
     ),
     upstreamed=(Known(INITIALIZE_STEP, "eb2f26f532f8d161", "0.19.0 and later"),),
 )

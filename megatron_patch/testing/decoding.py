@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .engines import is_suspended
@@ -23,6 +23,8 @@ class Request:
     prompt: tuple[int, ...]
     num_tokens: int
     arrival_step: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """As that of :func:`decode`, for this request alone. From 0.16 on."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,10 @@ def _add(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
     """Add ``request`` to the engine; returns the future of its record."""
     request_id = int(next(engine.request_counter))
     if "sampling_params" in parameters_of(engine.add_request):
-        arguments = {"sampling_params": _sampling_params(request, sampling)}
+        own = {**sampling, **request.sampling}
+        arguments = {"sampling_params": _sampling_params(request, own)}
+    elif request.sampling:
+        raise UnsupportedError(f"{release()} has no sampling parameters of one request")
     else:
         arguments = {"num_tokens_to_generate": request.num_tokens}
 

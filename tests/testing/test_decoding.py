@@ -10,7 +10,7 @@ import torch
 
 from megatron_patch import testing
 from megatron_patch.testing import EngineSpec, Request
-from megatron_patch.testing.releases import set_inference_mode
+from megatron_patch.testing.releases import parameters_of, set_inference_mode
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -179,6 +179,20 @@ def test_more_sampling_parameters() -> None:
     assert all(value <= 0 for value in request.generated_log_probs)
     with pytest.raises(testing.UnsupportedError, match="no sampling parameter 'mood'"):
         testing.decode(testing.build_engine(spec), REQUESTS[:1], sampling={"mood": 1})
+
+
+def test_a_request_can_have_sampling_parameters_of_its_own() -> None:
+    spec = replace(SPEC, materialize_only_last_token_logits=False)
+    engine = testing.build_engine(spec)
+    if "sampling_params" not in parameters_of(engine.add_request):
+        with pytest.raises(testing.UnsupportedError, match="no sampling parameters of one request"):
+            testing.decode(engine, [replace(REQUESTS[0], sampling={"return_log_probs": True})])
+        return
+    for wanted in (True, False):
+        sampling = {"return_log_probs": not wanted}
+        own = replace(REQUESTS[0], sampling={"return_log_probs": wanted})
+        (record,) = testing.decode(engine, [own], sampling=sampling).records
+        assert bool(record.requests[-1].generated_log_probs) == wanted
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,238 @@
+"""What the soak takes for right and for wrong, and how it reports it."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from megatron_patch import testing
+from megatron_patch.testing.releases import set_inference_mode
+from tools import soak
+
+pytestmark = pytest.mark.usefixtures("device")
+
+PROMPT = (3, 1, 4, 1, 5)
+WANTED = {"return_log_probs": True}
+
+
+@pytest.fixture(scope="module")
+def model(device):
+    return testing.build_model(testing.EngineSpec(**soak.MODEL))
+
+
+@pytest.fixture
+def context():
+    """With two requests of three blocks each."""
+    made = testing.build_context(testing.EngineSpec(**soak.MODEL))
+    table(made)[:2, :3] = torch.arange(6).reshape(2, 3)
+    made.total_request_count = 2
+    return made
+
+
+def table(context):
+    old = hasattr(context, "request_to_kv_chunk_ids")
+    return context.request_to_kv_chunk_ids if old else context.request_to_kv_block_ids
+
+
+def all_logits(model, tokens):
+    hidden = torch.ones(len(tokens), len(tokens), dtype=torch.bool).triu(1)[None, None]
+    before = set_inference_mode(False)
+    try:
+        with torch.inference_mode():
+            return model(torch.tensor([tokens]), torch.arange(len(tokens))[None], hidden)[0]
+    finally:
+        set_inference_mode(before)
+
+
+def ended(request, **fields):
+    """What the engine hands out for a request that got what it should; with other `fields`."""
+    expected = soak.answer(request.prompt)
+    split = len(request.prompt) - 1
+    right = {
+        "generated_tokens": list(expected.tokens[: request.num_tokens]),
+        "prompt_log_probs": list(expected.log_probs[:split]),
+        "generated_log_probs": list(expected.log_probs[split:][: request.num_tokens]),
+    }
+    return SimpleNamespace(**{**right, **fields})
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1], soak.stems()[3]])
+def test_an_answer_is_that_of_the_model_alone(model, prompt):
+    expected = soak.answer(prompt)
+    (tokens,) = testing.reference_decode(model, [testing.Request(prompt, soak.MOST_TOKENS)])
+    assert expected.tokens == tokens
+    logits = all_logits(model, [*prompt, *tokens[:-1]])
+    right = logits.log_softmax(-1)[range(len(logits)), [*prompt[1:], *tokens]]
+    torch.testing.assert_close(torch.tensor(expected.log_probs), right, atol=1e-5, rtol=0)
+    best = logits[len(prompt) - 1 :].sort(descending=True).values
+    assert expected.margin == pytest.approx(float((best[:, 0] - best[:, 1]).min()), abs=1e-5)
+
+
+def test_features_that_a_release_cannot_have_together_are_not_drawn(monkeypatch):
+    limit = soak.Limit({"scarce": (True,), "log_probs": ("all", "generated")}, ">=0.14", "it fails")
+    monkeypatch.setattr(soak, "LIMITS", (limit,))
+    rng = random.Random(0)
+    drawn = {(f.scarce, f.log_probs is not None) for f in map(soak.draw_features, [rng] * 200)}
+    assert drawn == {(False, False), (False, True), (True, False)}
+    monkeypatch.setattr(soak, "LIMITS", (replace(limit, releases="<0.14"),))
+    assert any(f.scarce and f.log_probs for f in map(soak.draw_features, [rng] * 200))
+
+
+def test_no_scenario_is_one_that_a_release_cannot_play():
+    for features in soak.SCENARIOS.values():
+        assert not any(limit.excludes(features) for limit in soak.LIMITS)
+
+
+@pytest.mark.parametrize("scenario", ["plain", soak.MIXED])
+def test_a_life_is_decided_by_its_scenario_and_seed(scenario):
+    one, same, other = (soak.Life(scenario, seed) for seed in (7, 7, 8))
+    assert (one.features, one.spec) == (same.features, same.spec)
+    drawn = [one._draw_request() for _ in range(5)]
+    assert drawn == [same._draw_request() for _ in range(5)]
+    assert drawn != [other._draw_request() for _ in range(5)]
+
+
+def test_prompts_have_prefixes_in_common_and_no_near_ties():
+    rng = random.Random(0)
+    prompts = [soak.draw_prompt(rng) for _ in range(40)]
+    begins = [prompt[: soak.BLOCK] for prompt in prompts if len(prompt) > soak.BLOCK]
+    assert len(set(begins)) < len(begins) / 2
+    assert all(soak.answer(prompt).margin > soak.MARGIN for prompt in prompts)
+
+
+def test_what_the_lonely_engine_says_is_right():
+    request = testing.Request(PROMPT, num_tokens=4)
+    soak.check_answer(request, ended(request), WANTED)
+    soak.check_answer(request, ended(request, generated_log_probs=None), {})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"generated_tokens": [0, 0, 0, 0]}, "got the tokens"),
+        ({"generated_tokens": []}, "got the tokens"),
+        ({"prompt_log_probs": [0.0] * 4}, "off by up to"),
+        ({"prompt_log_probs": [float("nan")] * 4}, "off by up to nan"),
+        ({"prompt_log_probs": None}, "has 4 log-probs, not 8"),
+        ({"generated_log_probs": None}, "log-probs"),
+        ({"generated_log_probs": [0.0] * 4}, "off by up to"),
+        ({"generated_log_probs": [0.0] * 5}, "log-probs"),
+    ],
+)
+def test_a_wrong_answer_is_an_error(wrong, message):
+    request = testing.Request(PROMPT, num_tokens=4)
+    with pytest.raises(soak.SoakError, match=message):
+        soak.check_answer(request, ended(request, **wrong), WANTED)
+
+
+def test_blocks_that_each_have_one_holder_are_right(context):
+    soak.check_blocks(context)
+
+
+def test_a_block_twice_in_a_request_is_an_error(context):
+    table(context)[1, 2] = 3
+    with pytest.raises(soak.SoakError, match=r"holds a block twice: \[3, 4, 3\]"):
+        soak.check_blocks(context)
+
+
+def test_a_block_of_two_requests_is_an_error_without_prefix_caching(context):
+    table(context)[1, 2] = 0
+    with pytest.raises(soak.SoakError, match=r"blocks \[0\] are held by several"):
+        soak.check_blocks(context)
+
+
+def test_a_wrong_reference_count_is_an_error():
+    spec = testing.EngineSpec(**soak.MODEL, enable_prefix_caching=True)
+    try:
+        context = testing.build_context(spec)
+    except testing.UnsupportedError as error:
+        pytest.skip(str(error))
+    soak.check_blocks(context)
+    for wrong in (1, -1):
+        context.kv_block_allocator.block_ref_counts[4] = wrong
+        with pytest.raises(soak.SoakError, match=f"block 4 has the reference count {wrong}, not 0"):
+            soak.check_blocks(context)
+
+
+def test_an_idle_engine_has_no_requests_and_all_blocks(context):
+    start = soak.free_blocks(context)
+    with pytest.raises(soak.SoakError, match="has 2 requests"):
+        soak.check_idle(context, start)
+    context.total_request_count = 0
+    soak.check_idle(context, start)
+    with pytest.raises(soak.SoakError, match=f"{start} of {start + 1} blocks are free"):
+        soak.check_idle(context, start + 1)
+
+
+def test_a_good_run(tmp_path, capsys):
+    report = tmp_path / "report.json"
+    assert soak.main(["--requests", "1", "--only", "plain", "--json", str(report)]) == 0
+    out = capsys.readouterr().out
+    assert f"megatron-core {soak.RELEASE}, seed 0" in out
+    assert "FAILED" not in out
+    told = json.loads(report.read_text())
+    assert told["failures"] == []
+    assert told["total"]["lives"] == 1
+    assert told["total"]["tokens"] > told["total"]["requests"] > 0
+    assert told["scenarios"] == {"plain": told["total"]}
+    assert told["versions"]["megatron-core"] == soak.RELEASE
+
+
+def test_a_failure_is_reported_with_what_repeats_it(monkeypatch, capsys, tmp_path):
+    """The second life fails, and the others go on."""
+
+    def run(life, requests):
+        life.counts["requests"] += 10
+        if life.seed == 6:
+            raise soak.SoakError("what a pity")
+
+    monkeypatch.setattr(soak.Life, "run", run)
+    report = tmp_path / "report.json"
+    arguments = ["--seed", "5", "--requests", "45", "--only", "plain", "padding"]
+    assert soak.main([*arguments, "--json", str(report)]) == 1
+    repeat = "--only padding --seed 6 --requests 10"
+    out = capsys.readouterr().out
+    assert f"FAILED: python tools/soak.py {repeat}\n  SoakError: what a pity\n" in out
+    told = json.loads(report.read_text())
+    assert [failure["life"] for failure in told["failures"]] == [repeat]
+    assert told["scenarios"]["plain"] == {"lives": 3, "requests": 30}
+    assert told["scenarios"]["padding"] == {"lives": 2, "requests": 20}
+    assert soak.main(repeat.split()) == 1
+
+
+def test_what_repeats_a_failure_makes_no_more_requests_than_it_took(monkeypatch):
+    waves = []
+
+    def decode(engine, requests, **_):
+        """Every second wave fails, and so each life in its second."""
+        waves.append(requests)
+        if len(waves) % 2 == 0:
+            raise RuntimeError("what a pity")
+        return SimpleNamespace(tokens=(), steps=0, records=[None] * len(requests))
+
+    monkeypatch.setattr(testing, "decode", decode)
+    monkeypatch.setattr(soak, "draw_prompt", lambda rng: (rng.randrange(64),))
+    monkeypatch.setattr(soak, "check_answer", lambda *_: None)
+    long = soak.Soak(["plain"], seed=3)
+    long.run(500)
+    first = waves[:2]
+    number = sum(map(len, first))
+    assert long.failures[0].life == f"--only plain --seed 3 --requests {number}"
+    assert len(long.failures) > 1
+    waves.clear()
+    short = soak.Soak(["plain"], seed=3)
+    short.run(number)
+    assert short.failures == long.failures[:1]
+    assert waves == first
+
+
+def test_a_scenario_that_is_not_there(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        soak.main(["--only", "plain", "rain"])
+    assert exit_.value.code == 2
+    assert f"megatron-core {soak.RELEASE} can play plain, " in capsys.readouterr().err
