@@ -14,8 +14,6 @@ from .fresh import InFreshProcess, run_in_child
 
 
 class Cases(InFreshProcess):
-    timeout = 2
-
     def test_passes(self):
         print("said in passing")
 
@@ -29,15 +27,19 @@ class Cases(InFreshProcess):
     def test_exits(self):
         os._exit(3)
 
+    def test_leaves_a_process(self, where):
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        where.write_text(str(sleeper.pid))
+
+
+class Hanging(InFreshProcess):
+    timeout = 2
+
     def test_hangs(self):
         def wait_here():
             time.sleep(100)
 
         wait_here()
-
-    def test_leaves_a_process(self, where):
-        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-        where.write_text(str(sleeper.pid))
 
 
 def is_running(pid: int) -> bool:
@@ -72,7 +74,7 @@ def test_a_case_that_ends_its_process_has_failed():
 
 
 def test_a_case_that_hangs_is_ended_and_shows_where():
-    problem, output = run_in_child(Cases, "test_hangs")
+    problem, output = run_in_child(Hanging, "test_hangs")
     assert problem == "not ended after 2 s"
     assert "in wait_here" in output
 
