@@ -18,12 +18,10 @@ context that was made or resumed last, with and without the patch.
 
 from __future__ import annotations
 
-from ..model import Family, Kind, Known, Patch, Substitute
+from ..model import Family, Kind, Patch, Substitute
 
-INITIALIZE = (
-    "megatron.core.inference.contexts.dynamic_context"
-    ":DynamicInferenceContext.initialize_all_tensors"
-)
+CONTEXT = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext"
+INITIALIZE = f"{CONTEXT}.initialize_all_tensors"
 EVENT = "self._bookkeeping_h2d_done_event = torch.cuda.Event()"
 BIND = """
 if self._nvls_dispatcher:
@@ -48,7 +46,8 @@ NVLS_REAL_TOKEN_COUNT = Patch(
     releases=">=0.19,<0.20",
     removal="upstream has fixed it and no supported release is without the fix",
     updated="2026-11-24",
-    target=INITIALIZE,
+    # Older than asynchronous scheduling is also older than the tensor.
+    target=f"{CONTEXT}.copy_async_sched_sample_to_forward",
     families=tuple(
         Family(releases, (Substitute(INITIALIZE, EVENT, f"{EVENT}\n{BIND}", digest),))
         for releases, digest in (
@@ -59,9 +58,5 @@ NVLS_REAL_TOKEN_COUNT = Patch(
         )
     ),
     upstreamed=(),
-    unaffected=(
-        Known(INITIALIZE, "125feb6df5493c9e", "0.17.0 and 0.17.1"),
-        Known(INITIALIZE, "2fc0e47ca3deca8d", "0.18.0 to 0.18.2"),
-    ),
     default=False,
 )

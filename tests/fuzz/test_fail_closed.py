@@ -89,9 +89,11 @@ def small(case: Case, module: str) -> str:
     lengths = {
         name: node.end_lineno - node.lineno  # type: ignore[operator]
         for name, node in functions(ast.parse(text))
-        if name not in keep and any(name.rpartition(".")[0] == k.rpartition(".")[0] for k in keep)
+        if name not in keep
     }
     several = [name for name in lengths if 8 < lengths[name] < 60]
+    scopes = {name.rpartition(".")[0] for name in keep}
+    several.sort(key=lambda name: name.rpartition(".")[0] not in scopes)
     return reduced(text, keep | set(several[:BYSTANDERS]))
 
 
@@ -110,7 +112,7 @@ each_target = pytest.mark.parametrize(
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 # At least this many for each target; many targets must not make it a few for each.
 SHARE = max(2 * EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 10)
-OF_EACH_SORT = EXAMPLES // 25
+OF_EACH_SORT = EXAMPLES // 50
 
 
 @lru_cache(maxsize=64)
