@@ -43,6 +43,7 @@ MODES = [{}, *deallocating_modes()]
 
 # From as many tokens as there can be requests, which 0.17 and later assert, to the most in a step.
 token_counts = st.integers(8, 64)
+lengths = st.integers(2, 40)  # unpatched, 0.17 fails with 1
 names = st.sampled_from(NAMES)
 values = st.integers(0, 100)
 
@@ -228,13 +229,15 @@ class EngineLife(ContextLife):
         return not self.is_deallocated and not _has_work(self.engine)
 
     @precondition(lambda self: not self.is_deallocated)
-    @rule(length=st.integers(2, 40), tokens=st.integers(1, 6))  # 0.17 unpatched fails with 1
+    @rule(length=lengths, tokens=st.integers(1, 6))
     def add_a_request(self, length, tokens):
         _add(self.engine, testing.Request(tuple(range(1, length + 1)), tokens), {})
 
-    @precondition(lambda self: not self.is_deallocated and _has_work(self.engine))
-    @rule(steps=st.integers(1, 6))
-    def decode(self, steps):
+    @precondition(lambda self: not self.is_deallocated)
+    @rule(length=lengths, steps=st.integers(1, 6))
+    def decode(self, length, steps):
+        if not _has_work(self.engine):
+            _add(self.engine, testing.Request(tuple(range(1, length + 1)), steps), {})
         for _ in range(steps):
             if _has_work(self.engine):
                 _step(self.engine, {})
