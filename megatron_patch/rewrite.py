@@ -199,16 +199,39 @@ def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
         return [
             _Place([child])
             for child in ast.walk(node)
-            if isinstance(child, type(first.value)) and canonical(child) == wanted
+            if isinstance(child, ast.expr)
+            and _may_equal(child, first.value)
+            and canonical(child) == wanted
         ]
     wanted = canonical(found)
     return [
         _Place(body[index : index + len(found)], body, index)
         for body in _bodies(node)
         for index in range(len(body) - len(found) + 1)
-        if isinstance(body[index], type(first))
-        and canonical(body[index : index + len(found)]) == wanted
+        if _may_equal(body[index], first) and canonical(body[index : index + len(found)]) == wanted
     ]
+
+
+def _may_equal(one: Any, other: Any) -> bool:
+    """``False`` where a look at the names tells that the canonical forms differ.
+
+    Most code in a long function differs at once, and a canonical form takes long to make.
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, ast.Name):
+        return bool(one.id == other.id)
+    if isinstance(one, ast.Attribute):
+        return bool(one.attr == other.attr) and _may_equal(one.value, other.value)
+    if isinstance(one, ast.Call):
+        return _may_equal(one.func, other.func)
+    if isinstance(one, (ast.Expr, ast.Return)):
+        return _may_equal(one.value, other.value)
+    if isinstance(one, ast.Assign):
+        return _may_equal(one.targets[0], other.targets[0])
+    if isinstance(one, ast.If):
+        return _may_equal(one.test, other.test)
+    return True
 
 
 def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:

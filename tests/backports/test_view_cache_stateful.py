@@ -249,8 +249,17 @@ class EngineLife(ContextLife):
         super().teardown()
 
 
+@pytest.fixture
+def alone(monkeypatch):
+    """The series without any other patch: lives install it often."""
+    with monkeypatch.context() as patched:
+        patched.setenv("MEGATRON_PATCH", "input-position-view-cache")
+        yield
+    megatron_patch.install()
+
+
 @pytest.mark.parametrize("life", [ContextLife, EngineLife])
-def test_views_are_never_stale_and_nothing_leaks(life):
+def test_views_are_never_stale_and_nothing_leaks(alone, life):
     # Without Phase.explain: it takes minutes, to name lines of PyTorch.
     phases = [phase for phase in Phase if phase is not Phase.explain]
     run_state_machine_as_test(
