@@ -267,6 +267,8 @@ def test_changes_elsewhere_do_not_matter(case: Case, census: Census) -> None:
             recognised.add(new)
 
         try_mutants(case, module, EXAMPLES // 4, check)
+    if not recognised:
+        pytest.skip(f"{case.patch.id} looks at all functions of its modules in {RELEASE}")
     assert len(recognised) >= EXAMPLES // 5
     census.neutral[case.patch.id] = recognised
 
