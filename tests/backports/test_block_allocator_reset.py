@@ -24,6 +24,7 @@ from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
 from ..upstream import support
+from .checks import assert_same_outputs, state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 # What is wrong without the patch: up to 0.15 the reset does not fill the pool, later it makes a
@@ -74,8 +75,7 @@ class Pool:
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == BLOCK_ALLOCATOR_RESET.id)
-    assert entry.state is expected_state(State.APPLIED)
+    assert state_of(BLOCK_ALLOCATOR_RESET) is expected_state(State.APPLIED)
 
 
 @not_in_source
@@ -315,6 +315,4 @@ def test_tokens_and_logits_are_unchanged_after_an_idle_reset(unpatched):
     without = run()
     megatron_patch.install()
     patched = run()
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)

@@ -19,9 +19,9 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC, TRANSFER
 from megatron_patch.judge import judge
-from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
+from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
@@ -34,11 +34,6 @@ only_patched = pytest.mark.skipif(
     not PATCHED, reason=f"{RELEASE} has no transfer that does not wait"
 )
 
-REQUESTS = (
-    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
-    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
-    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
-)
 GRAPHS = {"num_cuda_graphs": 8, "max_requests": 32}
 
 
@@ -49,8 +44,7 @@ if RELEASE < Version("0.18"):
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == BOOKKEEPING_TRANSFER_SYNC.id)
-    assert entry.state is expected_state(EXPECTED)
+    assert state_of(BOOKKEEPING_TRANSFER_SYNC) is expected_state(EXPECTED)
 
 
 class Order(TorchDispatchMode):
@@ -241,9 +235,7 @@ def test_where_nothing_is_late_tokens_and_logits_are_the_same(unpatched, fields)
     without = testing.decode(testing.build_engine(spec), REQUESTS)
     megatron_patch.install()
     patched = testing.decode(testing.build_engine(spec), REQUESTS)
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)
 
 
 @with_transfer
@@ -258,12 +250,7 @@ def test_what_arrives_is_the_buffer():
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    module, _, qualname = TRANSFER.partition(":")
-    text = read_source(module)
-    assert text is not None
-    start = text.index(f"def {qualname.rpartition('.')[2]}(")
-    changed = text[:start] + text[start:].replace("self.", "that.", 1)
-    verdict = judge(BOOKKEEPING_TRANSFER_SYNC, lambda name: changed)
+    verdict = judge(BOOKKEEPING_TRANSFER_SYNC, with_one_token_changed(TRANSFER))
     assert verdict.state is State.DRIFTED
     assert TRANSFER in verdict.reason
 

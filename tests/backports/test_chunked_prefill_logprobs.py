@@ -16,6 +16,7 @@ from megatron_patch.backports.chunked_prefill_logprobs import CHUNKED_PREFILL_LO
 
 from ..conftest import expected_state
 from . import log_probs
+from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 SKIPS = VERSION >= Version("0.16")
@@ -71,9 +72,10 @@ def check(model, parts, length):  # type: ignore[no-untyped-def]
 
 def test_state():
     testing.build_engine(testing.EngineSpec())
-    (entry,) = (e for e in megatron_patch.status() if e.id == CHUNKED_PREFILL_LOGPROBS.id)
     expected = State.UPSTREAMED if SKIPS else State.NOT_APPLICABLE
-    assert entry.state is expected_state(State.APPLIED if PATCHED else expected)
+    assert state_of(CHUNKED_PREFILL_LOGPROBS) is expected_state(
+        State.APPLIED if PATCHED else expected
+    )
 
 
 @only_skipping

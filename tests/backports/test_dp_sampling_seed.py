@@ -14,6 +14,8 @@ from megatron_patch import State, testing
 from megatron_patch.backports.dp_sampling_seed import DP_SAMPLING_SEED
 from megatron_patch.model import Target
 
+from .checks import state_of
+
 VERSION = Version(importlib.metadata.version("megatron-core"))
 SEEDED = VERSION >= Version("0.15")
 PATCHED = SEEDED and VERSION < Version("0.19")
@@ -65,7 +67,7 @@ def sample(rank: int) -> tuple[int, ...]:
 def state() -> State:
     testing.context_class()
     importlib.import_module(Target.parse(DP_SAMPLING_SEED.target).module)
-    return next(e.state for e in megatron_patch.status() if e.id == DP_SAMPLING_SEED.id)
+    return state_of(DP_SAMPLING_SEED)
 
 
 def test_it_is_off_by_default():

@@ -19,9 +19,9 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.graph_argument_check import ERRORS, GRAPH_ARGUMENT_CHECK
 from megatron_patch.judge import judge
-from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
+from .checks import state_of, with_one_token_changed
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -36,8 +36,7 @@ def graphs(device):
 
 
 def test_state(graphs):
-    (entry,) = (e for e in megatron_patch.status() if e.id == GRAPH_ARGUMENT_CHECK.id)
-    assert entry.state is expected_state(State.APPLIED)
+    assert state_of(GRAPH_ARGUMENT_CHECK) is expected_state(State.APPLIED)
 
 
 def captured(graphs, args, kwargs):
@@ -183,11 +182,6 @@ def test_the_check_takes_less_than_a_third_of_the_time(graphs, unpatched):
 
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    module, _, qualname = ERRORS.partition(":")
-    text = read_source(module)
-    assert text is not None
-    start = text.index(f"def {qualname.rpartition('.')[2]}(")
-    changed = text[:start] + text[start:].replace("self.", "that.", 1)
-    verdict = judge(GRAPH_ARGUMENT_CHECK, lambda name: changed)
+    verdict = judge(GRAPH_ARGUMENT_CHECK, with_one_token_changed(ERRORS))
     assert verdict.state is State.DRIFTED
     assert ERRORS in verdict.reason

@@ -23,10 +23,10 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from megatron_patch.judge import judge
-from megatron_patch.model import Target
 from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
+from .checks import assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 UNCACHED_018 = "MEGATRON_PATCH_TEST_UNCACHED_018" in os.environ
@@ -44,8 +44,7 @@ REQUESTS = (
 
 
 def state() -> State:
-    (entry,) = (e for e in megatron_patch.status() if e.id == INPUT_POSITION_VIEW_CACHE.id)
-    return entry.state
+    return state_of(INPUT_POSITION_VIEW_CACHE)
 
 
 def storage(context):  # type: ignore[no-untyped-def]
@@ -274,12 +273,6 @@ def run(**fields):  # type: ignore[no-untyped-def]
     return testing.decode(testing.build_engine(testing.EngineSpec(**fields)), REQUESTS)
 
 
-def assert_equal(one, other) -> None:  # type: ignore[no-untyped-def]
-    assert one.tokens == other.tokens
-    assert len(one.logits) == len(other.logits)
-    assert all(a.equal(b) for a, b in zip(one.logits, other.logits, strict=True))
-
-
 @pytest.mark.parametrize("fields", [{}, {"num_cuda_graphs": 1}], ids=["eager", "padded"])
 def test_tokens_and_logits_are_bit_identical_with_the_uncached_path(unpatched, fields):
     without = run(**fields)
@@ -287,7 +280,7 @@ def test_tokens_and_logits_are_bit_identical_with_the_uncached_path(unpatched, f
     cached = run(**fields)
     assert [len(tokens) for tokens in cached.tokens] == [r.num_tokens for r in REQUESTS]
     assert len({r.arrival_step + r.num_tokens for r in REQUESTS}) > 2
-    assert_equal(without, cached)
+    assert_same_outputs(without, cached)
 
 
 def suspending(engine, step):  # type: ignore[no-untyped-def]
@@ -311,7 +304,7 @@ def test_suspend_and_resume(unpatched, fields):
     without = testing.decode(testing.build_engine(spec), REQUESTS, on_step=suspending)
     megatron_patch.install()
     cached = testing.decode(testing.build_engine(spec), REQUESTS, on_step=suspending)
-    assert_equal(without, cached)
+    assert_same_outputs(without, cached)
     assert cached.tokens == through.tokens
 
 
@@ -320,14 +313,10 @@ def test_suspend_and_resume(unpatched, fields):
 def test_one_changed_token_in_any_target_is_drifted():
     family = judge(INPUT_POSITION_VIEW_CACHE, read_source).family
     assert family is not None
-    for target in {Target.parse(edit.target) for edit in family.edits if edit.digest}:
-        text = read_source(target.module)
-        assert text is not None
-        start = text.index(f"    def {target.name}(", text.index("class DynamicInferenceContext"))
-        changed = text[:start] + text[start:].replace("self.", "that.", 1)
-        verdict = judge(INPUT_POSITION_VIEW_CACHE, lambda name, t=changed: t)
+    for target in {edit.target for edit in family.edits if edit.digest}:
+        verdict = judge(INPUT_POSITION_VIEW_CACHE, with_one_token_changed(target))
         assert verdict.state is State.DRIFTED
-        assert str(target) in verdict.reason
+        assert target in verdict.reason
 
 
 @not_in_source

@@ -14,6 +14,7 @@ from megatron_patch.backports.kv_append_offset_dtype import KV_APPEND_OFFSET_DTY
 
 from ..conftest import expected_state
 from ..upstream import support
+from .checks import assert_same_outputs, state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 HAS_VIEW = VERSION >= Version("0.18")
@@ -31,9 +32,10 @@ ELEMENTS, BLOCK = 2**15, 2**16
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == KV_APPEND_OFFSET_DTYPE.id)
     expected = State.APPLIED if PATCHED else State.UPSTREAMED
-    assert entry.state is expected_state(expected if HAS_VIEW else State.NOT_APPLICABLE)
+    assert state_of(KV_APPEND_OFFSET_DTYPE) is expected_state(
+        expected if HAS_VIEW else State.NOT_APPLICABLE
+    )
 
 
 def blocks_of_tokens(context) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -116,9 +118,7 @@ def test_tokens_and_logits_are_unchanged(unpatched):
     without = testing.decode(testing.build_engine(testing.EngineSpec()), REQUESTS)
     megatron_patch.install()
     patched = testing.decode(testing.build_engine(testing.EngineSpec()), REQUESTS)
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)
 
 
 def appended(device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]

@@ -21,6 +21,7 @@ from megatron_patch.backports.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 
 from ..conftest import expected_state
 from ..upstream import support
+from .checks import assert_same_outputs, state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 SHARES = VERSION >= Version("0.17")
@@ -86,10 +87,9 @@ def wave(context, number: int, rng: random.Random) -> None:  # type: ignore[no-u
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == KV_BLOCK_REF_COUNTS.id)
     expected = State.NOT_APPLICABLE if not SHARES else State.APPLIED
     expected = State.UPSTREAMED if VERSION >= Version("0.19") else expected
-    assert entry.state is expected_state(expected)
+    assert state_of(KV_BLOCK_REF_COUNTS) is expected_state(expected)
 
 
 @only_sharing
@@ -220,6 +220,4 @@ def test_tokens_and_logits_are_unchanged_where_no_two_requests_end_together(unpa
     megatron_patch.install()
     patched = testing.decode(testing.build_engine(fields), REQUESTS)
     assert [len(tokens) for tokens in patched.tokens] == [r.num_tokens for r in REQUESTS]
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from packaging.version import Version
 
-import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.lru_prefix_cache import LRU_PREFIX_CACHE
 
 from ..conftest import expected_state
 from ..upstream import support
+from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 SHARES = VERSION >= Version("0.17")
@@ -94,8 +94,9 @@ def cached(engine, prompt: tuple[int, ...]) -> int:  # type: ignore[no-untyped-d
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == LRU_PREFIX_CACHE.id)
-    assert entry.state is expected_state(State.APPLIED if SHARES else State.NOT_APPLICABLE)
+    assert state_of(LRU_PREFIX_CACHE) is expected_state(
+        State.APPLIED if SHARES else State.NOT_APPLICABLE
+    )
 
 
 # Engines in the states that upset them. All have four blocks.

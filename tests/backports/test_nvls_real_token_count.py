@@ -14,6 +14,7 @@ from megatron_patch.backports.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from megatron_patch.testing import engines
 
 from ..upstream import support
+from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 MASKS = VERSION >= Version("0.19")
@@ -74,7 +75,7 @@ def suspend_and_resume(context) -> None:  # type: ignore[no-untyped-def]
 
 def state() -> State:
     testing.context_class()
-    return next(e.state for e in megatron_patch.status() if e.id == NVLS_REAL_TOKEN_COUNT.id)
+    return state_of(NVLS_REAL_TOKEN_COUNT)
 
 
 def test_it_is_off_by_default():

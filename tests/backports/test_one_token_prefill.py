@@ -15,6 +15,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.one_token_prefill import ONE_TOKEN_PREFILL
 
 from ..conftest import expected_state
+from .checks import assert_same_outputs, state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 CHUNKS = VERSION >= Version("0.15")
@@ -51,8 +52,7 @@ def decode(requests, spec):  # type: ignore[no-untyped-def]
 
 
 def state() -> State:
-    (entry,) = (e for e in megatron_patch.status() if e.id == ONE_TOKEN_PREFILL.id)
-    return entry.state
+    return state_of(ONE_TOKEN_PREFILL)
 
 
 def test_state():
@@ -155,6 +155,4 @@ def test_tokens_and_logits_of_longer_prompts_are_unchanged(unpatched):
     without = testing.decode(testing.build_engine(testing.EngineSpec()), requests)
     megatron_patch.install()
     patched = testing.decode(testing.build_engine(testing.EngineSpec()), requests)
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)

@@ -15,10 +15,9 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
-from megatron_patch.model import Target
-from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
+from .checks import assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.16")
@@ -52,8 +51,9 @@ def allocator(context):
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == PADDED_BLOCK_TABLE.id)
-    assert entry.state is expected_state(State.APPLIED if PATCHED else State.NOT_APPLICABLE)
+    assert state_of(PADDED_BLOCK_TABLE) is expected_state(
+        State.APPLIED if PATCHED else State.NOT_APPLICABLE
+    )
 
 
 @pytest.fixture
@@ -121,9 +121,7 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
     megatron_patch.install()
     _, patched = run(spec)
     assert [len(tokens) for tokens in patched.tokens] == [r.num_tokens for r in REQUESTS]
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)
 
 
 @only_patched
@@ -262,14 +260,6 @@ def test_one_changed_token_in_the_target_is_drifted():
     family = judge(PADDED_BLOCK_TABLE).family
     assert family is not None
     (edit,) = family.edits
-    target = Target.parse(edit.target)
-    text = read_source(target.module)
-    assert text is not None
-    start = text.index(f"    def {target.name}(", text.index(f"class {target.scope}"))
-    changed = text[:start] + text[start:].replace("self.", "that.", 1)
-    verdict = judge(
-        PADDED_BLOCK_TABLE,
-        lambda name: changed if name == target.module else read_source(name),
-    )
+    verdict = judge(PADDED_BLOCK_TABLE, with_one_token_changed(edit.target))
     assert verdict.state is State.DRIFTED
     assert edit.target in verdict.reason

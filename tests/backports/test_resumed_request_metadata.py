@@ -16,6 +16,7 @@ from megatron_patch.backports.resumed_request_metadata import RESUMED_REQUEST_ME
 from megatron_patch.testing.releases import engine_class
 
 from ..conftest import expected_state
+from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 SUSPENDS = VERSION >= Version("0.16")
@@ -66,10 +67,9 @@ def all_tokens(device):  # type: ignore[no-untyped-def]
 
 def test_state():
     engine_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == RESUMED_REQUEST_METADATA.id)
     expected = State.NOT_APPLICABLE if not SUSPENDS else State.APPLIED
     expected = State.UPSTREAMED if VERSION >= Version("0.18") else expected
-    assert entry.state is expected_state(expected)
+    assert state_of(RESUMED_REQUEST_METADATA) is expected_state(expected)
 
 
 @only_suspending

@@ -20,6 +20,7 @@ from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
 
 from ..conftest import expected_state, not_in_source
+from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
@@ -30,11 +31,6 @@ with_transfer = pytest.mark.skipif(
 )
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} makes no second transfer")
 
-REQUESTS = (
-    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
-    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
-    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
-)
 
 EXPECTED = State.APPLIED if PATCHED else State.UPSTREAMED
 if RELEASE < Version("0.18"):
@@ -43,11 +39,9 @@ if RELEASE < Version("0.18"):
 
 def test_state():
     testing.context_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == SINGLE_BOOKKEEPING_TRANSFER.id)
     # The controller is imported by the engine, if at all.
     engine_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == SINGLE_BOOKKEEPING_TRANSFER.id)
-    assert entry.state is expected_state(EXPECTED)
+    assert state_of(SINGLE_BOOKKEEPING_TRANSFER) is expected_state(EXPECTED)
 
 
 class Transfers:
@@ -111,10 +105,7 @@ def test_tokens_and_logits_are_the_same(unpatched, fields):
     without = transfers_of(decoding, **fields)
     megatron_patch.install()
     patched = transfers_of(decoding, **fields)
-    assert patched.decoded.tokens == without.decoded.tokens
-    assert len(patched.decoded.logits) == len(without.decoded.logits)
-    logits = zip(patched.decoded.logits, without.decoded.logits, strict=True)
-    assert all(a.equal(b) for a, b in logits)
+    assert_same_outputs(patched.decoded, without.decoded)
 
 
 @with_transfer
@@ -149,15 +140,6 @@ def test_source_that_leaves_the_transfer_to_the_controller_is_left_alone():
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    module, _, qualname = INITIALIZE_STEP.partition(":")
-
-    def read(name):
-        text = read_source(name)
-        if name != module:
-            return text
-        start = text.index(f"def {qualname.rpartition('.')[2]}(")
-        return text[:start] + text[start:].replace("self.", "that.", 1)
-
-    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
+    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, with_one_token_changed(INITIALIZE_STEP))
     assert verdict.state is State.DRIFTED
     assert INITIALIZE_STEP in verdict.reason

@@ -19,10 +19,10 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.step_log_sync import FORWARD, STEP_LOG_SYNC
 from megatron_patch.judge import judge
-from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
 
 from ..conftest import expected_state, not_in_source
+from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
@@ -34,11 +34,6 @@ with_target = pytest.mark.skipif(
 )
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} does not read for the log alone")
 
-REQUESTS = (
-    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
-    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
-    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
-)
 
 EXPECTED = State.APPLIED if PATCHED else State.UPSTREAMED
 if RELEASE < Version("0.16"):
@@ -47,8 +42,7 @@ if RELEASE < Version("0.16"):
 
 def test_state():
     engine_class()
-    (entry,) = (e for e in megatron_patch.status() if e.id == STEP_LOG_SYNC.id)
-    assert entry.state is expected_state(EXPECTED)
+    assert state_of(STEP_LOG_SYNC) is expected_state(EXPECTED)
 
 
 def log_every(engine, steps):
@@ -205,9 +199,7 @@ def test_tokens_and_logits_are_the_same(unpatched, mocker):
     without = run(mocker).decoded
     megatron_patch.install()
     patched = run(mocker).decoded
-    assert patched.tokens == without.tokens
-    assert len(patched.logits) == len(without.logits)
-    assert all(a.equal(b) for a, b in zip(patched.logits, without.logits, strict=True))
+    assert_same_outputs(patched, without)
 
 
 @only_patched
@@ -243,11 +235,6 @@ def test_the_samples_are_read_before_the_next_step_begins(mocker):
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    module, _, qualname = FORWARD.partition(":")
-    text = read_source(module)
-    assert text is not None
-    start = text.index(f"def {qualname.rpartition('.')[2]}(")
-    changed = text[:start] + text[start:].replace("self.", "that.", 1)
-    verdict = judge(STEP_LOG_SYNC, lambda name: changed)
+    verdict = judge(STEP_LOG_SYNC, with_one_token_changed(FORWARD))
     assert verdict.state is State.DRIFTED
     assert FORWARD in verdict.reason

@@ -28,6 +28,7 @@ import megatron_patch
 from megatron_patch import testing
 from megatron_patch.testing.decoding import _add, _has_work, _step
 from megatron_patch.testing.runtime import settle
+from tools.benchmarking import selected
 
 from ..conftest import SOURCE
 from .test_input_position_view_cache import PATCHED, RELEASE, deallocating_modes, storage
@@ -250,12 +251,10 @@ class EngineLife(ContextLife):
 
 
 @pytest.fixture
-def alone(monkeypatch):
+def alone():
     """The series without any other patch: lives install it often."""
-    with monkeypatch.context() as patched:
-        patched.setenv("MEGATRON_PATCH", "input-position-view-cache")
+    with selected("input-position-view-cache"):
         yield
-    megatron_patch.install()
 
 
 @pytest.mark.parametrize("life", [ContextLife, EngineLife])

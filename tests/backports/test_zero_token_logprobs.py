@@ -17,6 +17,7 @@ from megatron_patch.backports.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 from ..conftest import expected_state
 from . import log_probs
+from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
 ENDS_EARLY = VERSION >= Version("0.17")
@@ -56,9 +57,8 @@ def decode(requests, spec=SPEC, **sampling):  # type: ignore[no-untyped-def]
 
 def test_state():
     testing.build_engine(SPEC)
-    (entry,) = (e for e in megatron_patch.status() if e.id == ZERO_TOKEN_LOGPROBS.id)
     expected = State.UPSTREAMED if ENDS_EARLY else State.NOT_APPLICABLE
-    assert entry.state is expected_state(State.APPLIED if PATCHED else expected)
+    assert state_of(ZERO_TOKEN_LOGPROBS) is expected_state(State.APPLIED if PATCHED else expected)
 
 
 @ending_early

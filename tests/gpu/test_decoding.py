@@ -59,15 +59,19 @@ def test_views_keep_their_address_while_graphs_are_replayed():
     assert all(addresses == {there} for addresses in calls.addresses.values())
 
 
+def real_rows(decoded):
+    """How many rows of the logits are no padding, in each step."""
+    return [sum(step < r.num_tokens for r in REQUESTS) for step in range(decoded.steps)]
+
+
 def test_graphs_give_the_tokens_and_logits_of_steps_without():
     with_graphs = testing.decode(testing.build_engine(testing.EngineSpec(**GRAPHS)), REQUESTS)
     spec = testing.EngineSpec(**SIZE)
     eager = testing.decode(testing.build_engine(spec), REQUESTS)
     expected = testing.reference_decode(testing.build_model(spec), REQUESTS)
     assert with_graphs.tokens == eager.tokens == expected
-    active = [sum(step < request.num_tokens for request in REQUESTS) for step in range(eager.steps)]
     # The products of matrices of another height are not bit for bit the same.
-    for rows, one, other in zip(active, with_graphs.logits, eager.logits, strict=True):
+    for rows, one, other in zip(real_rows(eager), with_graphs.logits, eager.logits, strict=True):
         torch.testing.assert_close(one[:, :rows], other[:, :rows], rtol=1e-4, atol=1e-4)
 
 
@@ -77,8 +81,7 @@ def test_patches_change_no_bit_of_the_output(unpatched, fields):
     megatron_patch.install()
     patched = testing.decode(testing.build_engine(testing.EngineSpec(**fields)), REQUESTS)
     assert patched.tokens == without.tokens
-    active = [sum(step < r.num_tokens for r in REQUESTS) for step in range(without.steps)]
-    for rows, one, other in zip(active, patched.logits, without.logits, strict=True):
+    for rows, one, other in zip(real_rows(without), patched.logits, without.logits, strict=True):
         assert one[:, :rows].equal(other[:, :rows])
 
 

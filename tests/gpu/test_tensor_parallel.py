@@ -14,11 +14,7 @@ import torch
 import megatron_patch
 from megatron_patch import testing
 
-REQUESTS = (
-    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
-    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
-    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
-)
+from ..backports.checks import REQUESTS
 
 RANK = """
 import json, os, sys
@@ -26,6 +22,7 @@ import torch
 from torch import distributed
 import megatron_patch
 from megatron_patch import testing
+
 
 backend, folder, graphs, requests = json.loads(sys.argv[1])
 rank = int(os.environ["RANK"])

@@ -1,0 +1,46 @@
+"""What the tests of several backports ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.judge import Reader
+from megatron_patch.model import Patch, Target
+from megatron_patch.sources import read_source
+
+#: A short prompt, one of several blocks, and one that comes later.
+REQUESTS = (
+    testing.Request(prompt=(5, 6, 7, 8), num_tokens=12),
+    testing.Request(prompt=tuple(range(1, 40)), num_tokens=5),
+    testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
+)
+
+
+def state_of(patch: Patch) -> State:
+    """What has become of ``patch`` in this process."""
+    (entry,) = (entry for entry in megatron_patch.status() if entry.id == patch.id)
+    return entry.state
+
+
+def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:
+    """Tokens, and bit for bit the logits of each step."""
+    assert one.tokens == other.tokens
+    assert len(one.logits) == len(other.logits)
+    assert all(a.equal(b) for a, b in zip(one.logits, other.logits, strict=True))
+
+
+def with_one_token_changed(dotted: str) -> Reader:
+    """Reads the installed source, but for one name in the method ``dotted``."""
+    target = Target.parse(dotted)
+
+    def read(module: str) -> Any:
+        text = read_source(module)
+        if text is None or module != target.module:
+            return text
+        # Also of an `async def`.
+        start = text.index(f"def {target.name}(", text.index(f"class {target.scope}"))
+        return text[:start] + text[start:].replace("self.", "that.", 1)
+
+    return read
