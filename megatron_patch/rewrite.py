@@ -127,18 +127,19 @@ def occurrences(definition: Definition, edit: Substitute) -> int:
 
 
 def _substituted(definition: Definition, edit: Substitute) -> Definition:
-    places = _places(definition.node, edit.find, edit.put)
+    tree = definition.parse()
+    places = _places(tree, edit.find, edit.put)
     if len(places) != 1:
         found = f"found {len(places)} times" if places else "not found"
         raise _fail(definition, f"expected `{edit.find.strip()}` exactly once; {found}")
-    expected = substituted_tree(definition.parse(), edit.find, edit.put)
-    assert expected is not None
-    nodes = places[0].nodes
+    (place,) = places
     lines = lines_of(definition.segment)
-    start, end = _span(definition, lines, nodes[0], nodes[-1])
+    start, end = _span(definition, lines, place.nodes[0], place.nodes[-1])
+    is_all_of_its_block = place.body is not None and len(place.body) == len(place.nodes)
+    expected = _exchanged(tree, place, edit.put)
     before, after = definition.segment[:start], definition.segment[end:]
     put = edit.put.strip("\n")
-    if places[0].body is None:
+    if place.body is None:
         try:
             return _checked(definition, before + put.strip() + after, expected)
         except RewriteError:
@@ -151,7 +152,7 @@ def _substituted(definition: Definition, edit: Substitute) -> Definition:
         return _checked(
             definition, before + indented(put, margin).removeprefix(margin) + after, expected
         )
-    if len(places[0].body) == len(nodes):
+    if is_all_of_its_block:
         raise _fail(definition, f"`{edit.find}` is all of its block; put `pass` in its place")
     return _checked(definition, before.removesuffix(margin) + after.lstrip("\n"), expected)
 
@@ -159,10 +160,12 @@ def _substituted(definition: Definition, edit: Substitute) -> Definition:
 def substituted_tree(node: FunctionTree, find: str, put: str) -> FunctionTree | None:
     """``node``, changed, with the code ``put`` for ``find``; ``None`` unless that is there once."""
     places = _places(node, find, put)
-    if len(places) != 1:
-        return None
+    return _exchanged(node, places[0], put) if len(places) == 1 else None
+
+
+def _exchanged(node: FunctionTree, place: _Place, put: str) -> FunctionTree:
+    """``node``, changed, with the code ``put`` at ``place``."""
     new = ast.parse(put).body
-    (place,) = places
     if place.body is not None:
         place.body[place.index : place.index + len(place.nodes)] = new
         return node

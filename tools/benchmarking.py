@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import megatron_patch
 from megatron_patch import State, testing
@@ -59,15 +60,11 @@ def selected(selection: str) -> Iterator[list[str]]:
 
     ``selection`` is a value of ``MEGATRON_PATCH``.
     """
-    before = os.environ.get("MEGATRON_PATCH")
-    os.environ["MEGATRON_PATCH"] = selection
     try:
-        megatron_patch.install()
-        yield [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
+        with mock.patch.dict(os.environ, MEGATRON_PATCH=selection):
+            megatron_patch.install()
+            yield [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
     finally:
-        os.environ.pop("MEGATRON_PATCH")
-        if before is not None:
-            os.environ["MEGATRON_PATCH"] = before
         megatron_patch.install()
 
 

@@ -33,7 +33,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import testing
-from megatron_patch.testing.releases import engine_class, inference_config_class, parameters_of
+from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 
 LONGEST_PROMPT = 40
 MOST_TOKENS = 12
@@ -136,7 +136,7 @@ LIMITS = (
 def available() -> dict[str, list[Any]]:
     """The values that each field of `Features` can have on the installed release."""
     engine = engine_class()
-    known = {*parameters_of(engine), *_inference_options()}
+    known = {*parameters_of(engine), *context_parameters()}
     values: dict[str, list[Any]] = {name.name: [name.default] for name in fields(Features)}
     for name in ("scarce", "padding"):
         values[name].append(True)
@@ -283,7 +283,7 @@ class Life:
             # Enough for the longest sequence, not counting those set aside: for paused requests, or
             # before 0.16 for one request that can always go on.
             blocks, aside = rng.randint(SEQUENCE_BLOCKS, 20), SEQUENCE_BLOCKS
-            if "paused_buffer_size_gb" in _inference_options():
+            if "paused_buffer_size_gb" in context_parameters():
                 aside = rng.choice((0, 4, 8))
                 options["paused_buffer_size_gb"] = (aside + 0.5) * BLOCK_GB
             blocks += aside
@@ -345,10 +345,6 @@ class Life:
             chunked = getattr(context, "chunked_prefill_request_id", -1)
             self.counts["steps with chunks"] += chunked != -1
             self.counts["steps with paused requests"] += context.paused_request_count > 0
-
-
-def _inference_options() -> Any:
-    return parameters_of(inference_config_class() or testing.context_class())
 
 
 def _of_one_request() -> bool:

@@ -212,6 +212,12 @@ new_request = DynamicInferenceRequest(
     digest="d081a599ff7dc8ac",
 )
 
+
+def _of_resumed(evict_digest: str) -> tuple[Edit, ...]:
+    """The edits that all releases need: to resume, evict and recompute requests."""
+    return COUNT_EVICTABLE, EVICT_FOR_RESUMED, _count_released(evict_digest), HASH_AGAIN
+
+
 LRU_PREFIX_CACHE = Patch(
     id="lru-prefix-cache",
     kind=Kind.CORRECTNESS,
@@ -237,10 +243,7 @@ LRU_PREFIX_CACHE = Patch(
                 STAMP,
                 AVAILABILITY,
                 *_hold_first("torch.cuda.current_device()", "e90b1ca1a853eba2"),
-                COUNT_EVICTABLE,
-                EVICT_FOR_RESUMED,
-                _count_released("a3f68bc279b59ac0"),
-                HASH_AGAIN,
+                *_of_resumed("a3f68bc279b59ac0"),
             ),
         ),
         Family(
@@ -249,21 +252,12 @@ LRU_PREFIX_CACHE = Patch(
                 STAMP,
                 AVAILABILITY,
                 *_hold_first("'cpu'", "a5768741aec73a5d"),
-                COUNT_EVICTABLE,
-                EVICT_FOR_RESUMED,
-                _count_released("7dd42af4fd84bb2d"),
-                HASH_AGAIN,
+                *_of_resumed("7dd42af4fd84bb2d"),
             ),
         ),
         Family(
             "0.19.0 to 0.19.2, and main between #5822 and #5995",
-            (
-                HAS_AVAILABILITY,
-                COUNT_EVICTABLE,
-                EVICT_FOR_RESUMED,
-                _count_released("7dd42af4fd84bb2d"),
-                HASH_AGAIN,
-            ),
+            (HAS_AVAILABILITY, *_of_resumed("7dd42af4fd84bb2d")),
         ),
     ),
     upstreamed=(Known(RESUME, "3198eba1011f0810", "main with #5995"),),

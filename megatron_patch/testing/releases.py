@@ -117,13 +117,13 @@ def parameters_of(function: Any) -> Collection[str]:
 
 def check(spec: EngineSpec) -> None:
     """Raise UnsupportedError for a field that the release or this machine has no such thing for."""
-    known = {*_context_parameters(), *parameters_of(engine_class())}
+    known = {*context_parameters(), *parameters_of(engine_class())}
     for name, value in _inference_values(spec).items():
         default = _default(name)
         if value != default and not known.intersection((name, *ALIASES.get(name, ()))):
             raise UnsupportedError(f"{release()} has no {name}; leave it at {default!r}")
     for name in spec.options:
-        if name not in _context_parameters():
+        if name not in context_parameters():
             raise UnsupportedError(f"{release()} has no inference option {name!r}")
     if spec.unified_memory_level and running().on_cpu:
         raise UnsupportedError(
@@ -139,7 +139,7 @@ def check(spec: EngineSpec) -> None:
 def inference_arguments(spec: EngineSpec) -> dict[str, Any]:
     """Arguments of the context, or of its ``InferenceConfig``, under the release's names."""
     check(spec)
-    parameters = _context_parameters()
+    parameters = context_parameters()
     arguments: dict[str, Any] = {}
     for name, value in _inference_values(spec).items():
         for known in (name, *ALIASES.get(name, ())):
@@ -156,7 +156,8 @@ def inference_arguments(spec: EngineSpec) -> dict[str, Any]:
     return arguments
 
 
-def _context_parameters() -> Collection[str]:
+def context_parameters() -> Collection[str]:
+    """Names of the fields of ``InferenceConfig`` or, where there is none, of the context."""
     return parameters_of(inference_config_class() or context_class())
 
 
