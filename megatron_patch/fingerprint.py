@@ -11,9 +11,10 @@ import __future__
 import ast
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from .errors import TargetError
 
@@ -30,7 +31,7 @@ def _parse(text: str) -> ast.Module:
             raise SyntaxError(str(error)) from error
 
 
-_parse_module = lru_cache(maxsize=4)(_parse)
+_parse_module = lru_cache(maxsize=16)(_parse)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Definition:
         return digest(self.node)
 
 
+@lru_cache(maxsize=256)
 def locate(module: str, text: str, qualname: str) -> Definition | None:
     """Find ``Class.method`` or ``function`` in the source ``text`` of ``module``.
 
@@ -108,6 +110,12 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     )
 
 
+def forget() -> None:
+    """Let go of the trees that are kept because the next patch may look at the same source."""
+    _parse_module.cache_clear()
+    locate.cache_clear()
+
+
 def _future_flags(tree: ast.Module) -> int:
     flags = 0
     for node in tree.body:
@@ -132,27 +140,69 @@ def digest(node: ast.AST) -> str:
 
 def canonical(node: object) -> str:
     """A text form of a syntax tree that does not depend on the version of Python."""
+    parts: list[str] = []
+    _write(node, parts.append)
+    return "".join(parts)
+
+
+def _write(node: object, put: Callable[[str], None]) -> None:
+    """``put`` the canonical form of ``node`` piece by piece: faster than to join at each depth."""
     if isinstance(node, list):
-        return "[" + ",".join(canonical(item) for item in node) + "]"
+        put("[")
+        for index, item in enumerate(node):
+            if index:
+                put(",")
+            _write(item, put)
+        put("]")
+        return
     if not isinstance(node, ast.AST):
         # ascii(): what repr() prints as it is depends on the Unicode tables of the interpreter.
-        return f"{type(node).__name__}:{node!a}"
+        put(f"{type(node).__name__}:{node!a}")
+        return
     if isinstance(node, ast.JoinedStr):
-        return "JoinedStr(" + canonical(_joined(node)) + ")"
-    fields = []
-    for name, value in ast.iter_fields(node):
+        put("JoinedStr(")
+        _write(_joined(node), put)
+        put(")")
+        return
+    put(f"{type(node).__name__}(")
+    separator = ""
+    for name in node._fields:
+        value = getattr(node, name, None)
         if name in ("type_comment", "kind"):
             continue
         if name == "body" and isinstance(node, FunctionNode):
             value = without_docstring(node)
         if name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined(value):
-            value = None
-        if value is None and not isinstance(node, ast.Constant):
             continue
-        if value == []:
+        if (value is None and not isinstance(node, ast.Constant)) or value == []:
             continue
-        fields.append(f"{name}={canonical(value)}")
-    return f"{type(node).__name__}({','.join(fields)})"
+        put(f"{separator}{name}=")
+        _write(value, put)
+        separator = ","
+    put(")")
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees of one Python, or lists of them, have the same canonical form.
+
+    Most differ soon, which is seen long before a canonical form is made.
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if not isinstance(one, ast.AST) or isinstance(one, ast.JoinedStr):
+        return canonical(one) == canonical(other)
+    if isinstance(one, FunctionNode) and not equal(
+        without_docstring(one), without_docstring(other)
+    ):
+        return False
+    return all(
+        equal(getattr(one, name, None), getattr(other, name, None))
+        for name in one._fields
+        if name not in ("type_comment", "kind")
+        and not (name == "body" and isinstance(one, FunctionNode))
+    )
 
 
 def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:

@@ -16,7 +16,7 @@ from dataclasses import replace as dataclass_replace
 from typing import Any, Union, cast
 
 from .errors import RewriteError
-from .fingerprint import Definition, canonical, without_docstring
+from .fingerprint import Definition, equal, without_docstring
 from .model import Before, Edit, Replace, Substitute, source_of
 
 FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
@@ -53,7 +53,7 @@ def _checked(definition: Definition, segment: str, expected: ast.AST) -> Definit
     """The definition with a new segment, if that parses to the expected tree."""
     result = dataclass_replace(definition, segment=segment)
     try:
-        same = canonical(result.node) == canonical(expected)
+        same = equal(result.node, expected)
     except SyntaxError as error:
         raise _fail(definition, f"the edited source does not parse: {error}") from error
     if not same:
@@ -66,7 +66,7 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
     new = ast.parse(text).body[0]
     if not isinstance(new, type(old)):
         raise _fail(definition, f"the replacement is a {type(new).__name__}")
-    if canonical(_bare(new.args)) != canonical(_bare(old.args)):
+    if not equal(_bare(new.args), _bare(old.args)):
         raise _fail(
             definition,
             f"the signature is ({ast.unparse(old.args)}); "
@@ -198,43 +198,17 @@ def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
     bare = not any(code.lstrip().startswith("#") for code in (find, put))
     single = bare and len(found) == len(new) == 1
     if single and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
-        wanted = canonical(first.value)
         return [
             _Place([child])
             for child in ast.walk(node)
-            if isinstance(child, ast.expr)
-            and _may_equal(child, first.value)
-            and canonical(child) == wanted
+            if isinstance(child, ast.expr) and equal(child, first.value)
         ]
-    wanted = canonical(found)
     return [
         _Place(body[index : index + len(found)], body, index)
         for body in _bodies(node)
         for index in range(len(body) - len(found) + 1)
-        if _may_equal(body[index], first) and canonical(body[index : index + len(found)]) == wanted
+        if equal(body[index : index + len(found)], found)
     ]
-
-
-def _may_equal(one: Any, other: Any) -> bool:
-    """``False`` where a look at the names tells that the canonical forms differ.
-
-    Most code in a long function differs at once, and a canonical form takes long to make.
-    """
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, ast.Name):
-        return bool(one.id == other.id)
-    if isinstance(one, ast.Attribute):
-        return bool(one.attr == other.attr) and _may_equal(one.value, other.value)
-    if isinstance(one, ast.Call):
-        return _may_equal(one.func, other.func)
-    if isinstance(one, (ast.Expr, ast.Return)):
-        return _may_equal(one.value, other.value)
-    if isinstance(one, ast.Assign):
-        return _may_equal(one.targets[0], other.targets[0])
-    if isinstance(one, ast.If):
-        return _may_equal(one.test, other.test)
-    return True
 
 
 def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -265,12 +239,12 @@ def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | str | No
     for edit in reversed(edits):
         if isinstance(edit, Replace):
             new = cast(FunctionTree, ast.parse(source_of(edit.function)).body[0])
-            same = canonical(without_docstring(new)) == canonical(without_docstring(node))
+            same = equal(without_docstring(new), without_docstring(node))
             return edit.digest if same and edit is edits[0] else None
         if isinstance(edit, Before):
             start = len(node.body) - len(without_docstring(node))
             statements = ast.parse(edit.statements).body
-            if canonical(node.body[start : start + len(statements)]) != canonical(statements):
+            if not equal(node.body[start : start + len(statements)], statements):
                 return None
             del node.body[start : start + len(statements)]
         elif isinstance(edit, Substitute):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import fingerprint, rewrite
 from .errors import DriftedError, RewriteError, TargetError
-from .fingerprint import Definition, canonical
+from .fingerprint import Definition, equal
 from .judge import judge
 from .model import Add, Edit, Family, Patch, State, Target
 from .source_tree import SourceTree
@@ -188,7 +188,7 @@ def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
         raise TargetError(f"{target}: the name is taken; expected it to be free")
     index = sum(_first_line(node) <= row for node in body)
     body[index:index] = ast.parse(edit.source).body
-    if canonical(ast.parse(result)) != canonical(tree):
+    if not equal(ast.parse(result), tree):
         raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
     return result
 

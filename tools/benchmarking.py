@@ -54,16 +54,19 @@ def build(options: argparse.Namespace, device: Any) -> tuple[Any, list[testing.R
     return testing.build_engine(spec), requests
 
 
+def select(selection: str) -> list[str]:
+    """Apply the patches of ``selection``, a value of ``MEGATRON_PATCH``, alone; gives their ids."""
+    os.environ["MEGATRON_PATCH"] = selection
+    megatron_patch.install()
+    return [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
+
+
 @contextmanager
 def selected(selection: str) -> Iterator[list[str]]:
-    """Within, the patches of ``selection`` alone are applied; gives their ids.
-
-    ``selection`` is a value of ``MEGATRON_PATCH``.
-    """
+    """Within, the patches of ``selection`` are applied, or those of a later :func:`select`."""
     try:
-        with mock.patch.dict(os.environ, MEGATRON_PATCH=selection):
-            megatron_patch.install()
-            yield [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
+        with mock.patch.dict(os.environ):
+            yield select(selection)
     finally:
         megatron_patch.install()
 
