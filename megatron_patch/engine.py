@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("megatron_patch")
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """The state of one patch in this process."""
 
@@ -73,10 +73,12 @@ class Engine:
         """
         with self._lock:
             self._settings = settings
+            out = [r for r in self.records.values() if r.patch.id not in settings.selected]
+            for record in self._last_first(out):
+                self._revert(record, "not selected by MEGATRON_PATCH")
             for record in self.records.values():
-                if record.patch.id not in settings.selected:
-                    self._revert(record, "not selected by MEGATRON_PATCH")
-                elif record not in self._applied:  # also what failed before: it may not now
+                # Also what failed before, it may not now, and what was on top of another patch.
+                if record not in out and record not in self._applied:
                     record.state, record.reason = State.PENDING, _waiting(record.patch)
             selected = [r for r in self.records.values() if r.state is not State.DISABLED]
             self._finder.watch({m for record in selected for m in modules_of(record.patch)})
@@ -90,7 +92,7 @@ class Engine:
         """Restore the original objects, except where somebody else's patch is on top of ours."""
         with self._lock:
             self._finder.stop()
-            for record in reversed(list(self.records.values())):
+            for record in self._last_first(list(self.records.values())):
                 self._revert(record, "uninstalled")
 
     def status(self) -> tuple[PatchStatus, ...]:
@@ -112,8 +114,9 @@ class Engine:
     def _imported(self, name: str) -> None:
         """The code of a target module has just run, for the first time or again."""
         with self._lock:
-            for record in self.records.values():
-                if name in modules_of(record.patch) and record.state is not State.DISABLED:
+            records = [r for r in self.records.values() if name in modules_of(r.patch)]
+            for record in self._last_first(records):
+                if record.state is not State.DISABLED:
                     for change in reversed(record.changes):
                         # A reload has made new classes; those of other modules are still ours.
                         if vars(change.owner).get(change.name) is change.new:
@@ -198,6 +201,17 @@ class Engine:
                 if change.owner is owner and change.name == name:
                     return change
         return None
+
+    def _last_first(self, records: Sequence[Record]) -> list[Record]:
+        """``records``, and before each those that were applied on top of it."""
+        below: set[tuple[int, str]] = set()
+        found: list[Record] = []
+        for record in self._applied:
+            places = {(id(change.owner), change.name) for change in record.changes}
+            if record in records or places & below:
+                found.append(record)
+                below |= places
+        return [*reversed(found), *(record for record in records if record not in found)]
 
     def _find_shadows(self) -> None:
         for record in self._applied:

@@ -87,6 +87,70 @@ def test_uninstall_restores_the_original_objects_and_install_applies_again(works
     assert "not selected" in only(engine).reason
 
 
+@pytest.fixture
+def stacked(workshop):
+    """Two patches of one method, and a third of another, in a module that is imported."""
+    workshop.write("target_module", MODULE.replace("return 1", "return 1 + 2"))
+    importlib.import_module("target_module")
+
+    def patch(name, target, find, put):
+        return replace(make_patch(substitute(workshop, target, find, put)), id=name)
+
+    return workshop.engine(
+        patch("lower", ONE, "1", "10"),
+        patch("upper", ONE, "2", "20"),
+        patch("other", TWO, "2", "9"),
+    )
+
+
+def select(engine, *ids):
+    """Install these alone, and say which of them are there and what the method returns."""
+    engine.install(Settings(frozenset(ids), strict=False))
+    applied = [entry.id for entry in engine.status() if entry.state is State.APPLIED]
+    return applied, thing().one()
+
+
+@pytest.mark.parametrize("first", [(), ("upper",), ("lower",)])
+def test_any_of_several_patches_of_one_method_can_be_left_out(stacked, first):
+    """Whichever was there first, and so is below the other."""
+    select(stacked)
+    select(stacked, *first)
+    assert select(stacked, "lower", "upper", "other") == (["lower", "upper", "other"], 30)
+    assert select(stacked, "lower", "other") == (["lower", "other"], 12)
+    assert select(stacked, "lower", "upper") == (["lower", "upper"], 30)
+    assert select(stacked, "upper") == (["upper"], 21)
+    assert select(stacked, "lower", "upper") == (["lower", "upper"], 30)
+    assert select(stacked) == ([], 3)
+    assert "__megatron_patch__" not in vars(type(thing()).one)
+
+
+@pytest.mark.parametrize("first", [(), ("upper",)])
+def test_uninstall_takes_patches_of_one_method_back_in_any_order(stacked, first):
+    select(stacked)
+    select(stacked, *first)
+    select(stacked, "lower", "upper")
+    stacked.uninstall()
+    assert {entry.state for entry in stacked.status()} == {State.DISABLED}
+    assert thing().one() == 3
+
+
+def test_reload_takes_back_what_is_on_top_of_a_change_in_another_module(workshop):
+    workshop.write("target_module", MODULE.replace("return 1", "return 1 + 2"))
+    workshop.write("another_module", "class Box:\n    def get(self):\n        return 5\n")
+    importlib.import_module("target_module")
+    another = importlib.import_module("another_module")
+    get = "another_module:Box.get"
+    lower = make_patch(substitute(workshop, get, "5", "50"), substitute(workshop, ONE, "1", "10"))
+    upper = make_patch(substitute(workshop, ONE, "2", "20"))
+    engine = workshop.engine(replace(lower, id="lower"), replace(upper, id="upper"))
+    assert (another.Box().get(), thing().one()) == (50, 30)
+    importlib.reload(another)
+    assert {entry.state for entry in engine.status()} == {State.APPLIED}
+    assert (another.Box().get(), thing().one()) == (50, 30)
+    engine.uninstall()
+    assert (another.Box().get(), thing().one()) == (5, 3)
+
+
 def test_reload_is_patched_again(workshop, both):
     module = importlib.import_module("target_module")
     engine = workshop.engine(both)
