@@ -7,13 +7,14 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import megatron_patch
 from megatron_patch import State, testing
+from megatron_patch.plan import ABSENT
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +70,40 @@ def selected(selection: str) -> Iterator[list[str]]:
             yield select(selection)
     finally:
         megatron_patch.install()
+
+
+@contextmanager
+def alternating(selections: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """Within, what it gives switches between ``selections`` in microseconds.
+
+    To judge the source again takes as long as hundreds of steps, and the clock of a machine is not
+    the same half a second later.
+    """
+    with selected(selections[0]):
+        places: dict[tuple[int, str], Any] = {}
+        for name in selections:
+            select(name)
+            for record in megatron_patch._engine.records.values():
+                places.update({(id(c.owner), c.name): c.owner for c in record.changes})
+        states: dict[str, list[tuple[Any, str, Any]]] = {}
+        for name in selections:
+            select(name)
+            states[name] = [
+                (owner, attribute, vars(owner).get(attribute, ABSENT))
+                for (_, attribute), owner in places.items()
+            ]
+
+        def use(selection: str) -> None:
+            for owner, attribute, value in states[selection]:
+                if value is not ABSENT:
+                    setattr(owner, attribute, value)
+                elif attribute in vars(owner):
+                    delattr(owner, attribute)
+
+        try:
+            yield use
+        finally:
+            use(selections[-1])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ def decode(
 
     futures: dict[int, Any] = {}
     step_seconds: list[float] = []
+    make_step = _stepper(engine, sampling or {})
     if not is_suspended(engine):
         set_inference_mode(True)  # the suspension of another engine switches it off for all
     with _ModelOutputs(engine, capture_logits) as outputs:
@@ -93,7 +95,7 @@ def decode(
                 on_step(engine, step)
             if not is_suspended(engine) and _has_work(engine):
                 begin = time.perf_counter()
-                _step(engine, sampling or {})
+                make_step()
                 step_seconds.append(time.perf_counter() - begin)
             step += 1
     settle(engine._loop)
@@ -216,13 +218,14 @@ def _add(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
     return engine._loop.run_until_complete(add())[0]
 
 
-def _step(engine: Any, sampling: Mapping[str, Any]) -> None:
-    step = getattr(engine, "step_modern", None) or engine.step
-    if "sampling_params" in parameters_of(step):
-        # One for all requests; how many tokens each gets is not read from it.
-        step(_sampling_params(Request(prompt=(), num_tokens=0), sampling))
-    else:
-        step()
+def _stepper(engine: Any, sampling: Mapping[str, Any]) -> Callable[[], object]:
+    """What makes one step, with as little beside it as can be: steps are timed."""
+    step: Callable[..., object] = getattr(engine, "step_modern", None) or engine.step
+    if "sampling_params" not in parameters_of(step):
+        return step
+    # One for all requests; how many tokens each gets is not read from it.
+    parameters = _sampling_params(Request(prompt=(), num_tokens=0), sampling)
+    return functools.partial(step, parameters)
 
 
 def _has_work(engine: Any) -> bool:
