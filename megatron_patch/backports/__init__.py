@@ -6,11 +6,14 @@ A patch keeps its place once it has been released: the numbers of exported patch
 from __future__ import annotations
 
 from ..model import Patch
+from .attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .dp_sampling_seed import DP_SAMPLING_SEED
 from .graph_argument_check import GRAPH_ARGUMENT_CHECK
+from .graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
+from .graph_runner_eval import GRAPH_RUNNER_EVAL
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
@@ -20,6 +23,8 @@ from .one_token_prefill import ONE_TOKEN_PREFILL
 from .padded_block_table import PADDED_BLOCK_TABLE
 from .resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
+from .single_sampling_bucket import SINGLE_SAMPLING_BUCKET
+from .single_token_update import SINGLE_TOKEN_UPDATE
 from .step_log_sync import STEP_LOG_SYNC
 from .zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
@@ -38,6 +43,11 @@ SERIES: tuple[Patch, ...] = (
     RESUMED_REQUEST_METADATA,
     LRU_PREFIX_CACHE,
     KV_APPEND_OFFSET_DTYPE,
+    SINGLE_TOKEN_UPDATE,
+    GRAPH_RUNNER_EVAL,
+    GRAPH_REPLAY_WITHOUT_AUTOGRAD,
+    ATTENTION_METADATA_UPDATE,
+    SINGLE_SAMPLING_BUCKET,
     DP_SAMPLING_SEED,
     NVLS_REAL_TOKEN_COUNT,
 )

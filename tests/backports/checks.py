@@ -6,6 +6,7 @@ from typing import Any
 
 import megatron_patch
 from megatron_patch import State, testing
+from megatron_patch.fingerprint import locate, without_docstring
 from megatron_patch.judge import Reader
 from megatron_patch.model import Patch, Target
 from megatron_patch.sources import read_source
@@ -39,8 +40,11 @@ def with_one_token_changed(dotted: str) -> Reader:
         text = read_source(module)
         if text is None or module != target.module:
             return text
-        # Also of an `async def`.
-        start = text.index(f"def {target.name}(", text.index(f"class {target.scope}"))
-        return text[:start] + text[start:].replace("self.", "that.", 1)
+        definition = locate(module, text, target.qualname)
+        assert definition is not None
+        lines = text.splitlines(keepends=True)
+        # Neither the signature nor the docstring, which may have a `self.` too.
+        start = without_docstring(definition.node)[0].lineno - 1
+        return "".join(lines[:start]) + "".join(lines[start:]).replace("self.", "that.", 1)
 
     return read

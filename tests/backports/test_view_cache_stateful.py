@@ -26,7 +26,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import testing
-from megatron_patch.testing.decoding import _add, _has_work, _step
+from megatron_patch.testing.decoding import _add, _has_work, _stepper
 from megatron_patch.testing.runtime import settle
 from tools.benchmarking import selected
 
@@ -241,7 +241,7 @@ class EngineLife(ContextLife):
             _add(self.engine, testing.Request(tuple(range(1, length + 1)), steps), {})
         for _ in range(steps):
             if _has_work(self.engine):
-                _step(self.engine, {})
+                _stepper(self.engine, {})()
                 self.happened["decode"] += 1
 
     def teardown(self):

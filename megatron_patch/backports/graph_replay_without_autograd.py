@@ -1,0 +1,140 @@
+"""Replay a layer's CUDA graph without autograd where no gradient is wanted (a change of ours).
+
+Each layer is a CUDA graph of its own. ``_CudaGraphRunner.replay_graph_capture()`` replays it as a
+``torch.autograd.Function``, because training needs a backward pass. In inference there is none, and
+what ``apply()`` does before and after it calls ``forward()`` is host time in each decode step, for
+each layer. So are the dataclasses that are looked for among the arguments, which are tensors and
+``None``, and two attributes of modules that are set to what they are already: ``Module`` looks at
+every value that is set, for parameters and buffers.
+
+With this patch ``forward()`` is called as it is when gradients are off, the tensors are picked out
+of the arguments in one pass, and the attributes are set when they change. Arguments that are no
+tensors and no plain values are left to Megatron's own ``get_tensors()``, and with gradients on all
+is as it was.
+
+Not covered: the rest of what a layer costs on the host, such as the launch of the graph. In 0.14
+and 0.15 only ``apply()`` is left out: the parameters are still passed to each replay there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..model import Add, Family, Kind, Patch, Substitute
+
+if TYPE_CHECKING:
+    import torch
+
+MODULE = "megatron.core.transformer.cuda_graphs"
+REPLAY = f"{MODULE}:_CudaGraphRunner.replay_graph_capture"
+FORWARD = f"{MODULE}:_CudagraphReplayNode.forward"
+CALL = f"{MODULE}:CudaGraphManager.__call__"
+HELPER = f"{MODULE}:_CudaGraphRunner._tensors_of"
+
+
+def _tensors_of(self: Any, args: Any, kwargs: Any) -> Any:
+    """What ``get_tensors()`` returns for the same arguments."""
+    context = kwargs.get("inference_context")
+    tensors = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif (
+            value is not None
+            and value is not context
+            and not isinstance(value, (bool, int, float, str))
+        ):
+            # Perhaps a dataclass, with tensors in it.
+            return self.get_tensors(args, kwargs, check_types=False)
+    return tuple(tensors)
+
+
+APPLY = "out = _CudagraphReplayNode.apply(self, is_first_microbatch, *func_args)\n"
+FORWARD_ALONE = """\
+if torch.is_grad_enabled():
+    out = _CudagraphReplayNode.apply(self, is_first_microbatch, *func_args)
+else:
+    # There is no backward pass that autograd would have to know of.
+    ctx = torch.autograd.function.FunctionCtx()
+    out = _CudagraphReplayNode.forward(ctx, self, is_first_microbatch, *func_args)
+"""
+GET_TENSORS = "inp_tensors = self.get_tensors(args, kwargs, check_types=False)\n"
+TENSORS_OF = "inp_tensors = self._tensors_of(args, kwargs)\n"
+#: What `forward()` does with its context decides whether it can do with one that autograd does not
+#: know, so its source has to be known.
+KEEPS_RUNNER = "ctx.runner = runner\n"
+
+NOT_FIRST = "self.is_first_microbatch = False\n"
+NOT_FIRST_ONCE = """\
+if self.is_first_microbatch:
+    self.is_first_microbatch = False
+"""
+READY = "runner.status = _GraphStatus.FWD_READY\n"
+READY_ONCE = """\
+if runner.status is not _GraphStatus.FWD_READY:
+    runner.status = _GraphStatus.FWD_READY
+"""
+
+
+def _old(releases: str, forward: str) -> Family:
+    digest = "f585c8347952e379"
+    return Family(
+        releases,
+        (
+            Substitute(REPLAY, APPLY, FORWARD_ALONE, digest),
+            Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward),
+        ),
+    )
+
+
+def _family(releases: str, forward: str, call: str) -> Family:
+    digest = "be8ec9879671b6c2"
+    return Family(
+        releases,
+        (
+            Substitute(REPLAY, APPLY, FORWARD_ALONE, digest),
+            Substitute(REPLAY, GET_TENSORS, TENSORS_OF, digest),
+            Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward),
+            Substitute(CALL, NOT_FIRST, NOT_FIRST_ONCE, call),
+            Substitute(CALL, READY, READY_ONCE, call),
+            Add(HELPER, _tensors_of),
+        ),
+    )
+
+
+GRAPH_REPLAY_WITHOUT_AUTOGRAD = Patch(
+    id="graph-replay-without-autograd",
+    kind=Kind.PERFORMANCE,
+    summary="Replay a layer's CUDA graph without autograd where no gradient is wanted",
+    symptom=(
+        "`Function.apply()`, `get_tensors()` and `Module.__setattr__()` show up in the host "
+        "profile of every decode step with CUDA graphs, once or twice for each layer"
+    ),
+    outcome="the same replay, without them",
+    upstream_pr=None,
+    upstream_commit=None,
+    upstream_date=None,
+    fixed_in=None,
+    releases=">=0.14,<0.20",
+    removal="upstream replays without autograd in inference, and no supported release is older",
+    updated="2026-11-24",
+    target=REPLAY,
+    families=(
+        _old("0.14.0", "3e62f32866da11af"),
+        _old("0.15.0 to 0.15.3", "e8fa6328fa7aa97b"),
+        _family(
+            "0.16.0 and 0.16.1, and main at 642fdd9010", "d8f861d0fd8393cd", "92ebce787dd46e91"
+        ),
+        _family("main at 32efeffd2d (#3250)", "d8f861d0fd8393cd", "d1a905595004c394"),
+        _family("0.17.0 and 0.17.1", "4947d176cc861e67", "d1a905595004c394"),
+        _family("main at 9b022065a8 (#4425)", "4947d176cc861e67", "a8f8924baa3a01bb"),
+        _family("main at 481efd020e (#4433)", "4947d176cc861e67", "239e8e47c3a7a615"),
+        _family("main at 03f4111bf8 (#4260)", "4947d176cc861e67", "733a8e05bc3430b1"),
+        _family("main at 3f59bbb1f4 (#4485)", "4947d176cc861e67", "b1ff7946be6fdfa6"),
+        _family("0.18.0 to 0.18.2", "9d53f01e11f682b9", "b1ff7946be6fdfa6"),
+        _family("main at 5e4fe9b3c7 (#5451)", "5fcb3d0f8c4ccdce", "b1ff7946be6fdfa6"),
+        _family("main at c5ff22b7f1 (#4967)", "ec4f36884fc2e9b5", "101a5dc68e8d4404"),
+        _family("0.19.0 to 0.19.2", "63d6b71dc9646585", "101a5dc68e8d4404"),
+    ),
+    upstreamed=(),
+)

@@ -1,0 +1,144 @@
+"""How often a replay visits the modules of its layer.
+
+No graph is captured on a CPU: Megatron's manager and runner are there, and what replays is not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
+from megatron_patch.judge import judge
+
+from ..conftest import SOURCE, expected_state, not_in_source
+from .checks import state_of, with_one_token_changed
+
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+PATCHED = Version("0.15") <= RELEASE < Version("0.17")
+
+pytestmark = pytest.mark.usefixtures("device")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} visits them once")
+#: 0.14 replays by another way, after the graphs of all layers have been made.
+not_in_014 = pytest.mark.skipif(RELEASE < Version("0.15"), reason=f"{RELEASE} records, and replays")
+
+
+@pytest.fixture(scope="module")
+def graphs(device):
+    """Megatron's module."""
+    testing.context_class()
+    from megatron.core.transformer import cuda_graphs
+
+    return cuda_graphs
+
+
+def test_state(graphs):
+    expected = expected_state(State.APPLIED) if PATCHED else State.UPSTREAMED
+    if RELEASE < Version("0.15"):
+        expected = State.NOT_APPLICABLE
+    assert state_of(GRAPH_RUNNER_EVAL) is expected
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+
+
+@pytest.fixture
+def captured(graphs, mocker):
+    """A manager whose layer has a graph, the layer, and the layer's runner."""
+    layer = Layer()
+    runner = graphs._CudaGraphRunner.__new__(graphs._CudaGraphRunner)
+    torch.nn.Module.__init__(runner)
+    runner.base_module = layer
+    runner.fwd_graph_recorded = True
+    runner.status = graphs._GraphStatus.FWD_READY
+    manager = graphs.CudaGraphManager.__new__(graphs.CudaGraphManager)
+    torch.nn.Module.__init__(manager)
+    manager.is_first_microbatch = False
+    mocker.patch.object(graphs.CudaGraphManager, "get_cudagraph_runner", return_value=runner)
+    mocker.patch.object(graphs._CudaGraphRunner, "replay_graph_capture", return_value="replayed")
+    return manager, layer, runner
+
+
+class Context:
+    """An inference context, as far as the manager looks at it."""
+
+    padded_batch_dimensions = None
+
+    def is_static_batching(self):
+        return False
+
+
+def replay(manager, layer):
+    with torch.inference_mode():
+        assert manager(layer, (), {"inference_context": Context()}) == "replayed"
+
+
+def visited(mocker, manager, layer) -> int:
+    """How many modules one replay visits."""
+    spy = mocker.spy(torch.nn.Module, "train")
+    replay(manager, layer)
+    mocker.stop(spy)
+    return spy.call_count
+
+
+def modes(*modules):
+    return {part.training for module in modules for part in module.modules()}
+
+
+@not_in_014
+def test_a_replay_visits_no_module(captured, mocker):
+    manager, layer, runner = captured
+    runner.eval()
+    assert visited(mocker, manager, layer) == 0
+
+
+@only_patched
+def test_unpatched_each_replay_visits_all_modules(unpatched, captured, mocker):
+    manager, layer, runner = captured
+    runner.eval()
+    for _ in range(3):
+        assert visited(mocker, manager, layer) == len(list(runner.modules())) == 5
+
+
+@only_patched
+def test_a_layer_in_training_mode_is_replayed_in_evaluation_mode(captured):
+    manager, layer, runner = captured
+    for module in (runner, layer, runner, layer):  # the layer is a part of its runner
+        module.train()
+        assert True in modes(module)
+        replay(manager, layer)
+        assert modes(layer, runner) == {False}
+
+
+@only_patched
+@pytest.mark.skipif(SOURCE, reason="the source itself is patched")
+def test_the_modes_are_those_that_the_unpatched_manager_leaves(unpatched, captured):
+    manager, layer, runner = captured
+
+    def sequence():
+        seen = []
+        for train in (runner.train, layer.train, runner.eval, layer.eval, layer.train):
+            train()
+            replay(manager, layer)
+            seen.append([part.training for part in runner.modules()])
+        return seen
+
+    without = sequence()
+    megatron_patch.install()
+    assert sequence() == without
+
+
+@not_in_source
+@only_patched
+def test_one_changed_token_in_the_target_is_drifted():
+    verdict = judge(GRAPH_RUNNER_EVAL, with_one_token_changed(CALL))
+    assert verdict.state is State.DRIFTED
+    assert CALL in verdict.reason

@@ -1,0 +1,350 @@
+"""What follows a decode step: the same bookkeeping from fewer operators.
+
+Two contexts of Megatron's are led through the same steps. One keeps the unpatched method, and all
+of its state has to be that of the other, bit for bit.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+from types import MethodType
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from packaging.version import Version
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
+from megatron_patch.judge import judge
+
+from ..conftest import expected_state, not_in_source
+from ..upstream import support
+from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+PATCHED = RELEASE >= Version("0.17")
+
+pytestmark = pytest.mark.usefixtures("device")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} has no speculative tokens there")
+
+
+def test_state():
+    testing.context_class()
+    assert state_of(SINGLE_TOKEN_UPDATE) is expected_state(
+        State.APPLIED if PATCHED else State.NOT_APPLICABLE
+    )
+
+
+# ------------------------------------------------------------------------ what it costs
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket._qualified_op_name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_decode_step(count: int = 16) -> Counter[str]:
+    """Those of ``update_requests()`` when no request ends or needs a block."""
+    context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
+    for index in range(count):
+        support.add(context, index, range(1, 3 + index % 5), num_tokens=20)
+    for _ in range(2):
+        context.initialize_attention_state()
+        device = context.request_ids.device
+        mask = torch.ones(count, dtype=torch.uint8, device=device)
+        tokens = torch.arange(count, device=device)
+        with Operators() as operators:
+            context.update_requests(mask, tokens)
+    return operators.counts
+
+
+@only_patched
+def test_a_decode_step_takes_fewer_operators_and_waits_less(unpatched):
+    without = operators_of_a_decode_step()
+    megatron_patch.install()
+    patched = operators_of_a_decode_step()
+    assert not patched - without
+    assert without.total() - patched.total() >= 20
+    # Each reads a number back. Where the bookkeeping is on the GPU, the host waits for it.
+    waits = "aten::_local_scalar_dense"
+    assert without[waits] - patched[waits] == 2
+
+
+@only_patched
+def test_in_a_decode_step_nothing_is_repeated():
+    counts = operators_of_a_decode_step()
+    assert counts["aten::arange"] == 1
+    assert counts["aten::repeat"] == counts["aten::any"] == 0
+
+
+# ------------------------------------------------------------------------ what it does
+
+
+def state(context) -> dict[str, object]:
+    """The context's and its allocator's numbers, tensors as bytes; not the KV cache."""
+    found: dict[str, object] = {}
+    for owner in (context, support.allocator(context)):
+        for name, value in vars(owner).items():
+            key = f"{type(owner).__name__}.{name}"
+            if isinstance(value, torch.Tensor) and name != "memory_buffer":
+                found[key] = value.cpu().contiguous().flatten().view(torch.uint8).clone()
+            elif value is None or isinstance(value, (bool, int)):
+                found[key] = value
+    return found
+
+
+def assert_same(one: object, other: object, where: str = "") -> None:
+    """Equal dicts, tensors or numbers."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where} {name}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert one.equal(other), where
+    else:
+        assert one == other, where
+
+
+def start_alike(one, other) -> None:
+    """Give two contexts the same contents also where nothing was ever written."""
+    for name, value in vars(one).items():
+        if isinstance(value, torch.Tensor) and name != "memory_buffer":
+            vars(other)[name].copy_(value)
+
+
+@pytest.fixture
+def unpatched_update(unpatched):
+    """The function as released, while the patches are installed."""
+    function = testing.context_class().update_requests
+    megatron_patch.install()
+    assert testing.context_class().update_requests is not function
+    return function
+
+
+class Twins:
+    """Two contexts, the first with the unpatched method, that get the same requests and tokens."""
+
+    def __init__(self, spec, unpatched_update):
+        self.contexts = [testing.build_context(spec) for _ in range(2)]
+        self.contexts[0].update_requests = MethodType(unpatched_update, self.contexts[0])
+        start_alike(*self.contexts)
+        self.chunked = None  # the requests still in prefill, and their next token
+        self.request_id = 0
+        self.seen = Counter()
+
+    @property
+    def context(self):
+        return self.contexts[1]
+
+    def add(self, length: int, in_chunks: bool) -> None:
+        """Add a request as the engine does, if there is room; the first of two chunks of it."""
+        one = self.context
+        room = one.max_tokens - one.active_token_count
+        requests = [support.request(self.request_id, range(1, 1 + length), 40) for _ in range(2)]
+        fits = length <= room and all(one.check_availability(requests[0]))
+        if self.chunked is not None or not fits:
+            return
+        self.request_id += 1
+        for context, request in zip(self.contexts, requests, strict=True):
+            if in_chunks:
+                context.add_request(request, prefill_chunk_length=length // 2)
+                context.chunked_prefill_request_id = request.request_id
+                request.remaining_prompt_tokens = request.remaining_prompt_tokens[length // 2 :]
+                request.finished_chunk_token_count += length // 2
+            else:
+                context.add_request(request)
+        if in_chunks:
+            self.chunked = requests
+            self.seen["chunked"] += 1
+
+    def continue_chunked(self) -> None:
+        """Add the rest of the prompt that came in chunks, if there is room."""
+        if self.chunked is None:
+            return
+        one, request = self.context, self.chunked[1]
+        length = len(request.remaining_prompt_tokens)
+        has_blocks = one.check_availability(request)[2]
+        if one.active_token_count + length > one.max_tokens or not has_blocks:
+            return
+        for context, request in zip(self.contexts, self.chunked, strict=True):
+            context.chunked_prefill_request_id = -1
+            context.add_request(request)
+        self.chunked = None
+
+    def update(self, goes_on: list[bool], chance) -> bool:
+        """One step: whether there can be another."""
+        results = []
+        speculative = self.context.num_speculative_tokens
+        tokens = [[chance.randrange(100) for _ in goes_on] for _ in range(1 + speculative)]
+        for context in self.contexts:
+            context.initialize_attention_state()
+            device = context.request_ids.device
+            mask = torch.tensor(goes_on, dtype=torch.uint8, device=device)
+            new = torch.tensor(tokens, device=device)
+            try:
+                results.append(
+                    context.update_requests(mask, new[0], new[1:] if speculative else None)
+                )
+            except AssertionError as error:
+                # There are not enough blocks to go on; Megatron's own, if it is one of both.
+                results.append({"error": str(error)})
+        assert_same(*results)
+        assert_same(*map(state, self.contexts))
+        result = results[0] or {}
+        for name in ("newly_paused_request_ids", "evict_request_ids"):
+            self.seen[name] += result.get(name) is not None
+        self.seen["finished"] += not all(goes_on)
+        return "error" not in result
+
+
+sizes = st.builds(
+    dict,
+    max_requests=st.sampled_from([4, 8, 12]),
+    block_size_tokens=st.sampled_from([4, 8, 16]),
+    max_tokens=st.sampled_from([64, 192]),
+    enable_chunked_prefill=st.just(True),
+    # None: enough blocks for all. Otherwise some requests wait for a block, or are evicted.
+    blocks=st.none() | st.integers(6, 16),
+)
+steps = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(2, 30), st.booleans()), max_size=4),
+        st.sampled_from([0.5, 0.9, 1.0]),
+        st.randoms(use_true_random=False),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+def spec_of(blocks: int | None, block_size_tokens: int, **fields) -> testing.EngineSpec:
+    size = None
+    if blocks is not None:
+        size = (blocks + 1.5) * 2 * 2 * block_size_tokens * 64 * 4 / 1024**3
+    return testing.EngineSpec(buffer_size_gb=size, block_size_tokens=block_size_tokens, **fields)
+
+
+@only_patched
+@pytest.mark.parametrize("speculative", [0, 1, 3])
+def test_any_steps_leave_the_state_of_the_unpatched_method(unpatched_update, speculative):
+    seen: Counter[str] = Counter()
+
+    @given(sizes=sizes, steps=steps)
+    def compare(sizes, steps):
+        twins = Twins(spec_of(num_speculative_tokens=speculative, **sizes), unpatched_update)
+        for arrivals, probability, chance in steps:
+            twins.continue_chunked()
+            for length, in_chunks in arrivals:
+                twins.add(length, in_chunks and length > 4)
+            active = twins.context.total_request_count - twins.context.paused_request_count
+            goes_on = [chance.random() < probability for _ in range(active)]
+            if active and not twins.update(goes_on, chance):
+                break
+        seen.update(twins.seen)
+
+    compare()
+    for what in ("chunked", "finished", "newly_paused_request_ids", "evict_request_ids"):
+        assert seen[what] > 5, (what, seen)
+
+
+ENGINES = {
+    "eager": {},
+    "small blocks": {"block_size_tokens": 4},
+    "padded": {"num_cuda_graphs": 4, "max_requests": 16},
+    # An evicted request comes back with what it has generated, and needs that many tokens.
+    "few blocks": {"block_size_tokens": 4, "blocks": 26, "max_tokens": 192},
+    "in chunks": {"enable_chunked_prefill": True, "block_size_tokens": 8},
+    "speculative": {"num_speculative_tokens": 2, "materialize_only_last_token_logits": False},
+}
+# Together more than a step takes in, and more than there is room for with few blocks.
+BUSY = [
+    testing.Request(prompt=tuple(range(1, 51)), num_tokens=24),
+    testing.Request(prompt=tuple(range(7, 47)), num_tokens=20),
+]
+arrivals = st.lists(
+    st.builds(
+        testing.Request,
+        prompt=st.integers(2, 60).map(lambda length: tuple(range(1, 1 + length))),
+        num_tokens=st.integers(1, 24),
+        arrival_step=st.integers(0, 12),
+    ),
+    max_size=4,
+)
+
+
+@only_patched
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_have_the_same_state_in_each_step_and_the_same_outputs(unpatched_update, name):
+    spec = spec_of(**{"blocks": None, "block_size_tokens": 16, **ENGINES[name]})
+    try:
+        engines = [testing.build_engine(spec) for _ in range(2)]
+    except testing.UnsupportedError as error:
+        pytest.skip(str(error))
+    without = engines[0].context
+    without.update_requests = MethodType(unpatched_update, without)
+    start_alike(*(engine.context for engine in engines))
+
+    def run(engine, requests):
+        states = []
+        decoded = testing.decode(
+            engine,
+            requests,
+            on_step=lambda engine, step: states.append(state(engine.context)),
+            max_steps=400,
+        )
+        return decoded, states
+
+    reached = Counter()
+
+    @settings(
+        max_examples=max(3, settings().max_examples // 30),
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(arrivals)
+    def compare(requests):
+        (expected, states), (patched, patched_states) = (
+            run(engine, [*BUSY, *requests]) for engine in engines
+        )
+        assert_same_outputs(patched, expected)
+        assert len(states) == len(patched_states)
+        for one, other in zip(states, patched_states, strict=True):
+            assert_same(one, other)
+        prefix = f"{type(without).__name__}."
+        reached["in chunks"] += any(
+            one[f"{prefix}chunked_prefill_request_id"] >= 0 for one in states
+        )
+        reached["few blocks"] += any(len(getattr(r, "requests", ())) > 1 for r in patched.records)
+
+    compare()
+    assert reached[name] > 0 or name not in ("in chunks", "few blocks")
+
+
+@only_patched
+def test_tokens_and_logits_are_bit_identical(unpatched):
+    spec = testing.EngineSpec()
+    without = testing.decode(testing.build_engine(spec), REQUESTS)
+    megatron_patch.install()
+    patched = testing.decode(testing.build_engine(spec), REQUESTS)
+    assert_same_outputs(patched, without)
+
+
+@only_patched
+@not_in_source
+def test_one_changed_token_in_the_target_is_drifted():
+    verdict = judge(SINGLE_TOKEN_UPDATE, with_one_token_changed(UPDATE))
+    assert verdict.state is State.DRIFTED
+    assert UPDATE in verdict.reason
