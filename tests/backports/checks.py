@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.fingerprint import locate, without_docstring
@@ -30,6 +32,22 @@ def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:
     assert one.tokens == other.tokens
     assert len(one.logits) == len(other.logits)
     assert all(a.equal(b) for a, b in zip(one.logits, other.logits, strict=True))
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that run, such as ``aten::add``. Views are kernels on no device."""
+
+    def __init__(self, *, views: bool = True) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._views = views
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if self._views or not function.is_view:
+            self.names.append(function.overloadpacket._qualified_op_name)
+        return function(*args, **(kwargs or {}))
 
 
 def with_one_token_changed(dotted: str) -> Reader:

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
@@ -19,7 +18,7 @@ from megatron_patch.judge import judge
 from tools.benchmarking import select, selected
 
 from ..conftest import expected_state, not_in_source
-from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
@@ -124,27 +123,13 @@ def test_any_sequence_of_batches_gives_the_values_of_the_unpatched_methods(pair)
     compare()
 
 
-class Operators(TorchDispatchMode):
-    """Counts operators that are kernels on a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if not function.is_view:
-            self.names.append(str(function))
-        return result
-
-
 FULL = ([1] * MAX_REQUESTS, [5] * MAX_REQUESTS, [[1, 2, -1]] * MAX_REQUESTS, MAX_REQUESTS, True)
 
 
 def operators_in_a_step():
     """Of a decode step whose batch has the size of its graph. Two metadata are reset in each."""
     one = metadata(methods())
-    with Operators() as operators:
+    with Operators(views=False) as operators:
         update(one, *FULL)
         one.reset()
         one.reset()

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
@@ -21,7 +20,7 @@ from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
 from ..conftest import SOURCE, expected_state, not_in_source
-from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.16")
@@ -140,18 +139,6 @@ def assert_same(batch: Batch, one, other, controller, seed: int = 0) -> None:
     assert state.equal(state_of_other)
 
 
-class Operators(TorchDispatchMode):
-    """Notes the names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
-
-
 def operators(batch: Batch, function, controller, n: int | None = None) -> list[str]:
     seen = Operators()
     batch.sample(function, controller, n, seen)
@@ -169,7 +156,7 @@ def both(controller):
     return without, sampling_of(controller)
 
 
-BY_INDEX = {"index", "cat", "index_put_"}
+BY_INDEX = {"aten::index", "aten::cat", "aten::index_put_"}
 
 
 @only_patched
@@ -263,7 +250,7 @@ def test_gathered_rows_are_gathered_once(both, controller):
     rows = torch.tensor([3, 0, 6, 5, 0, 0], device=controller.sampling_rng.device)
     batch = Batch.of([RANDOM] * 4, padding=3, options=(("gather_indices", rows),))
     without, patched = (operators(batch, function, controller) for function in both)
-    assert (without.count("index"), patched.count("index")) == (2, 1)
+    assert (without.count("aten::index"), patched.count("aten::index")) == (2, 1)
     assert_same(batch, *both, controller)
 
 

@@ -15,7 +15,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
@@ -24,7 +23,7 @@ from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source
 from ..upstream import support
-from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.17")
@@ -43,18 +42,6 @@ def test_state():
 # ------------------------------------------------------------------------ what it costs
 
 
-class Operators(TorchDispatchMode):
-    """Counts operators by name."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func.overloadpacket._qualified_op_name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def operators_of_a_decode_step(count: int = 16) -> Counter[str]:
     """Those of ``update_requests()`` when no request ends or needs a block."""
     context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
@@ -67,7 +54,7 @@ def operators_of_a_decode_step(count: int = 16) -> Counter[str]:
         tokens = torch.arange(count, device=device)
         with Operators() as operators:
             context.update_requests(mask, tokens)
-    return operators.counts
+    return Counter(operators.names)
 
 
 @only_patched
