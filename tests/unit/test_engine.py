@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_patch import fingerprint
 from megatron_patch.engine import Engine
 from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
 from megatron_patch.model import Known, State, Substitute
@@ -483,6 +484,13 @@ def test_one_summary_a_process_when_all_are_settled(
     assert len(caplog.messages) == expected
     for message in caplog.messages:
         assert message.endswith(": 2 applied, 1 upstreamed, 0 drifted")
+
+
+def test_no_tree_is_kept_when_all_is_settled(workshop, both):
+    importlib.import_module("target_module")
+    workshop.engine(both)
+    assert fingerprint.locate.cache_info().currsize == 0
+    assert fingerprint._parse_module.cache_info().currsize == 0
 
 
 def test_threads_that_import_at_once_all_see_the_patch(workshop, both):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 
 from megatron_patch.errors import TargetError
-from megatron_patch.fingerprint import locate
+from megatron_patch.fingerprint import canonical, equal, locate
 
 TEXT = '''
 class A:
@@ -73,6 +75,27 @@ def test_what_means_something_else_has_another_digest(old, new):
 
 def test_a_string_that_is_no_docstring_counts():
     assert digest("def f():\n    x\n    'a'", "f") != digest("def f():\n    x\n    'b'", "f")
+
+
+SNIPPETS = (
+    *(f'def f(a, b=1):\n    """{doc}"""\n    return a' for doc in ("One.", "Other.")),
+    *("def f(a, b=1):\n    return a", "def f(a, b=1): return b", "async def f(a, b=1): return a"),
+    *("x = 1", "x = 1.0", "x = 1e0", "x = True", "x: int = 1", "y = 1", "x = 1; y = 1", "x = -1"),
+    *("x = 'ab'", "x = u'ab'", "x = 'a' 'b'", "x = b'ab'", "x = None", "x", "del x", "x.y", "x()"),
+    *("f'{a}b'", "f'{a}' 'b'", "f'{a:}b'", "f'{a!s}b'", "f'{a:>{b}}'", "f'{a:>{c}}'"),
+    *("[]", "()", "{}", "[x]", "(x,)", "x[1:]", "x[:1]", "x if y else z", "z if y else x"),
+    *("if x: y", "while x: y", "with x: y", "with x as y: y", "for x in y: pass", "pass"),
+)
+
+
+def test_trees_are_equal_where_their_canonical_forms_are():
+    trees = [ast.parse(snippet) for snippet in SNIPPETS]
+    answers = {(one, other): equal(one.body, other.body) for one in trees for other in trees}
+    for (one, other), answer in answers.items():
+        same = canonical(one.body) == canonical(other.body)
+        assert answer is same, (ast.unparse(one), ast.unparse(other))
+    # Some that are written otherwise are among them.
+    assert sum(answers.values()) > len(trees) + 10
 
 
 def test_lines_and_numbers_are_those_of_the_file():
