@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar, Union
 
 
@@ -54,6 +55,7 @@ class Target:
     qualname: str
 
     @classmethod
+    @cache  # the targets of the series are asked for again and again
     def parse(cls, text: str) -> Target:
         """Read ``package.module:Class.method``. Raises ``ValueError`` on any other form."""
         module, colon, qualname = text.partition(":")

@@ -25,6 +25,8 @@ RESET = f"{MODULE}.mha_metadata:MHAMetadata.reset"
 TARGET = (
     "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext.reset_attention_state"
 )
+#: It takes what was filled on the host, since #4306.
+ON_HOST = f"{MODULE}.mha_metadata:MHAMetadata.set_state_data"
 PAD = f"{MODULE}.metadata_base:MetadataBase.tensor_copy_and_pad"
 
 CU_QUERY = """\
@@ -87,6 +89,11 @@ self._cu_query_seq_lengths_buf.fill_(0)
 self._cu_kv_seq_lengths_buf.fill_(0)
 self._kv_seq_lengths_buf.fill_(0)
 self._block_table_buf.fill_(0)
+self._max_seqlen_q = 0
+"""
+NO_ZEROS = """\
+# The buffers stay as they are: the next update() writes each row that it shows.
+self._max_seqlen_q = 0
 """
 
 PADDING = "tensor_buf[real_batch_size:padded_batch_size] = value\n"
@@ -102,7 +109,7 @@ def _family(releases: str, update: str) -> Family:
         (
             Substitute(UPDATE, CU_QUERY, CU_QUERY_IN_PLACE, update),
             Substitute(UPDATE, CU_KV, CU_KV_IN_PLACE, update),
-            Substitute(RESET, ZEROS, "", "24572afc7f61fcc4"),
+            Substitute(RESET, ZEROS, NO_ZEROS, "24572afc7f61fcc4"),
             Substitute(PAD, PADDING, SOME_PADDING, "62e600b345e0cf2a"),
         ),
     )
@@ -133,6 +140,6 @@ ATTENTION_METADATA_UPDATE = Patch(
     unaffected=(
         Known(TARGET, "c92dade32815ce16", "0.14.0"),
         Known(TARGET, "0a077f3c49572671", "0.15.0 to 0.15.3"),
-        Known(RESET, "59e5efc14ee96701", "0.18.0 to 0.19.2"),
+        Known(ON_HOST, "ab5e9e5672fc8599", "0.18.0 to 0.19.2"),
     ),
 )

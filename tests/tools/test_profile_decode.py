@@ -9,7 +9,7 @@ import pytest
 from megatron_patch.testing.releases import engine_class
 from tools import profile_decode
 
-SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=2 --prompt=4 --tokens=9"
+SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=12 --prompt=4 --tokens=9"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,7 +20,12 @@ def engine(device):
 
 def test_functions_of_megatron_by_the_time_that_is_their_own(tmp_path, capsys):
     file = tmp_path / "profile.json"
-    assert profile_decode.main([*SIZE.split(), "--patches=none", "--rows=3", f"--json={file}"]) == 0
+    assert (
+        profile_decode.main(
+            [*SIZE.split(), "--cuda-graphs=2", "--patches=none", "--rows=3", f"--json={file}"]
+        )
+        == 0
+    )
     result = json.loads(file.read_text())
     assert result["patches"] == "none"
     rows = result["functions"]
