@@ -5,7 +5,6 @@ Nothing here runs on a hot path: the functions that are put in place are plain f
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import warnings
@@ -28,12 +27,19 @@ from .settings import Settings
 from .sources import megatron_version
 
 if TYPE_CHECKING:
+    import logging
+
     from .plan import Change
 
-# What judges and compiles, `judge` and `plan`, is imported by the first call that needs it: it is
-# a third of the time that `import megatron_patch` would take, in processes without Megatron too.
+# What judges and compiles, `judge` and `plan`, and `logging` are imported by the first call that
+# needs them: they are a third of the time that `import megatron_patch` would take, in processes
+# without Megatron too.
 
-logger = logging.getLogger("megatron_patch")
+
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("megatron_patch")
 
 
 @dataclass(eq=False)
@@ -189,7 +195,7 @@ class Engine:
                 str(error) if isinstance(error, MegatronPatchError) else f"{error!r} while applying"
             )
             if not isinstance(error, MegatronPatchError):
-                logger.exception("%s: applying failed; rolled back", record.patch.id)
+                _logger().exception("%s: applying failed; rolled back", record.patch.id)
             return
         record.changes = done
         record.state, record.reason = State.APPLIED, reason
@@ -251,7 +257,7 @@ class Engine:
             if record.state not in record.warned:
                 record.warned.add(record.state)
                 message = _message(record)
-                logger.warning("%s", message)
+                _logger().warning("%s", message)
                 if not (self._settings.strict and raising):
                     warnings.warn(message, MegatronPatchWarning, stacklevel=2)
         self._summarise()
@@ -268,7 +274,7 @@ class Engine:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts many processes a node
             shown = [State.APPLIED, State.UPSTREAMED, State.DRIFTED]
             shown += [state for state in counts if state not in shown]
-            logger.info(
+            _logger().info(
                 "megatron-core %s: %s",
                 megatron_version() or "of unknown version",
                 ", ".join(f"{counts[state]} {state}" for state in shown),

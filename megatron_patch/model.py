@@ -79,15 +79,20 @@ class Target:
 
 
 # What our own type checker needs and the target module does not.
-_OURS_ALONE = re.compile(r"  # type: ignore.*$|(?<=\bself): Any\b", re.MULTILINE)
+_OURS_ALONE = r"  # type: ignore.*$|(?<=\bself): Any\b"
 
 
 def source_of(function: Callable[..., Any] | type) -> str:
     """The dedented source text of one of our own functions or classes, as it is put in place."""
-    return _OURS_ALONE.sub("", textwrap.dedent(inspect.getsource(function)))
+    text = textwrap.dedent(inspect.getsource(function))
+    return re.sub(_OURS_ALONE, "", text, flags=re.MULTILINE)
 
 
-@dataclass(frozen=True)
+# The records are compared by identity, and are not printed: a dataclass compiles each method that
+# it is to have, which is a good part of the time that `import megatron_patch` takes.
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Replace:
     """Put our function's signature-equal body in the place of the whole target.
 
@@ -100,7 +105,7 @@ class Replace:
     digest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Before:
     """Insert the statements of ``hook`` in front of the target's first statement.
 
@@ -123,7 +128,7 @@ class Before:
         return textwrap.dedent("".join(text.splitlines(keepends=True)[start:end]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Substitute:
     """A structural hunk: the code ``find`` occurs exactly once; ``put`` takes its place.
 
@@ -141,7 +146,7 @@ class Substitute:
     digest: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Add:
     """Define a helper in the target's module or class, under a name that is not taken there.
 
@@ -170,7 +175,7 @@ def is_condition(edit: Edit) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Family:
     """Releases whose targets have the same fingerprints, and the edits for them."""
 
@@ -178,7 +183,7 @@ class Family:
     edits: tuple[Edit, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Known:
     """A fingerprint of a target that needs no patch, and the releases where it is found."""
 
@@ -187,7 +192,7 @@ class Known:
     releases: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Patch:
     """One upstream change brought to older source, or a change of ours that upstream lacks.
 
