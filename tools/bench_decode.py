@@ -39,14 +39,6 @@ from tools import benchmarking
 
 GETTER = "current_input_and_position_ids"
 VIEW_CACHE = "input-position-view-cache"
-#: Steps at the beginning of a run, in which the prompts are read and graphs replayed first.
-WARM_UP = 3
-
-
-def decode_steps(engine: Any, requests: Sequence[testing.Request]) -> list[float]:
-    """Microseconds of each step in which every request decodes."""
-    decoded = testing.decode(engine, requests, capture_logits=False)
-    return [seconds * 1e6 for seconds in decoded.step_seconds[WARM_UP:-1]]
 
 
 def interval(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
@@ -69,17 +61,9 @@ def busy_microseconds(spans: Sequence[tuple[float, float]]) -> float:
 def gpu_busy(engine: Any, requests: Sequence[testing.Request]) -> float:
     """Microseconds per decode step in which the GPU does anything."""
     from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
 
-    profiler = profile(activities=[ProfilerActivity.CUDA])
-
-    def start(engine: Any, step: int) -> None:
-        if step == WARM_UP:
-            profiler.start()
-
-    steps = testing.decode(engine, requests, on_step=start, capture_logits=False).steps - WARM_UP
-    profiler.stop()
-    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
+    seen, steps = benchmarking.cuda_events(engine, requests)
+    events = [event for event in seen if event.device_type == DeviceType.CUDA]
     return busy_microseconds([(e.time_range.start, e.time_range.end) for e in events]) / steps
 
 
@@ -115,10 +99,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     decoded: dict[str, testing.Decoded] = {}
     for name in options.select:
         with benchmarking.selected(name) as applied:
-            decode_steps(engine, requests)
+            benchmarking.decode_steps(engine, requests)
             decoded[name] = on_host(testing.decode(engine, requests))
             with benchmarking.timed(engine.context, GETTER) as calls:
-                decode_steps(engine, requests)
+                benchmarking.decode_steps(engine, requests)
             results[name] = {
                 "applied": applied,
                 "getter_us": statistics.median(calls),
@@ -126,14 +110,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats()
-            decode_steps(engine, requests)
+            benchmarking.decode_steps(engine, requests)
             results[name]["peak_bytes"] = torch.cuda.max_memory_allocated() if on_cuda else None
     first = options.select[0]
     with benchmarking.alternating(options.select) as use:
         for number in range(options.rounds):
             for name in options.select if number % 2 == 0 else reversed(options.select):
                 use(name)
-                steps[name].append(decode_steps(engine, requests))
+                steps[name].append(benchmarking.decode_steps(engine, requests))
     for name, rounds in steps.items():
         together = [sample for samples in rounds for sample in samples]
         p10, median, p90 = np.quantile(together, [0.1, 0.5, 0.9]).tolist()
@@ -221,8 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.select = options.select or ["none", VIEW_CACHE, "all"]
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
-    if options.tokens < WARM_UP + 3:
-        parser.error(f"--tokens must be at least {WARM_UP + 3}: not all steps are timed")
+    if options.tokens < benchmarking.WARM_UP + 3:
+        parser.error(
+            f"--tokens must be at least {benchmarking.WARM_UP + 3}: not all steps are timed"
+        )
     result = measure(options)
     print(report(result))
     if options.json:

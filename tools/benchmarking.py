@@ -55,6 +55,39 @@ def build(options: argparse.Namespace, device: Any) -> tuple[Any, list[testing.R
     return testing.build_engine(spec), requests
 
 
+#: Steps at the beginning of a run, in which the prompts are read and graphs replayed first.
+WARM_UP = 3
+
+
+def decode_steps(engine: Any, requests: Sequence[testing.Request]) -> list[float]:
+    """Microseconds of each step in which every request decodes."""
+    decoded = testing.decode(engine, requests, capture_logits=False)
+    return [seconds * 1e6 for seconds in decoded.step_seconds[WARM_UP:-1]]
+
+
+def steps_after_warm_up(
+    engine: Any, requests: Sequence[testing.Request], start: Callable[[], object]
+) -> int:
+    """Decode, with ``start`` called when the first steps are over; gives the number of others."""
+
+    def on_step(engine: Any, step: int) -> None:
+        if step == WARM_UP:
+            start()
+
+    decoded = testing.decode(engine, requests, on_step=on_step, capture_logits=False)
+    return decoded.steps - WARM_UP
+
+
+def cuda_events(engine: Any, requests: Sequence[testing.Request]) -> tuple[Any, int]:
+    """What torch's profiler sees of CUDA in decode steps, and the number of steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CUDA])
+    steps = steps_after_warm_up(engine, requests, profiler.start)
+    profiler.stop()
+    return profiler.events(), steps
+
+
 def select(selection: str) -> list[str]:
     """Apply the patches of ``selection``, a value of ``MEGATRON_PATCH``, alone; gives their ids."""
     os.environ["MEGATRON_PATCH"] = selection

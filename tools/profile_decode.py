@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from megatron_patch import testing
 from tools import benchmarking
-from tools.bench_decode import WARM_UP, decode_steps
 
 
 def place(file: str) -> str:
@@ -40,12 +39,7 @@ def place(file: str) -> str:
 def functions(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str, Any]]:
     """Calls and microseconds per decode step of each function, most time of its own first."""
     profiler = cProfile.Profile(builtins=False)
-
-    def start(engine: Any, step: int) -> None:
-        if step == WARM_UP:
-            profiler.enable()
-
-    steps = testing.decode(engine, requests, on_step=start, capture_logits=False).steps - WARM_UP
+    steps = benchmarking.steps_after_warm_up(engine, requests, profiler.enable)
     profiler.disable()
     rows = [
         {
@@ -63,18 +57,9 @@ def functions(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str
 
 def runtime_calls(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str, Any]]:
     """Calls and microseconds per decode step of each function of the CUDA runtime."""
-    from torch.profiler import ProfilerActivity, profile
-
-    profiler = profile(activities=[ProfilerActivity.CUDA])
-
-    def start(engine: Any, step: int) -> None:
-        if step == WARM_UP:
-            profiler.start()
-
-    steps = testing.decode(engine, requests, on_step=start, capture_logits=False).steps - WARM_UP
-    profiler.stop()
+    events, steps = benchmarking.cuda_events(engine, requests)
     spent: dict[str, list[float]] = defaultdict(list)
-    for event in profiler.events():
+    for event in events:
         if event.name.startswith("cuda"):
             spent[event.name].append(event.time_range.elapsed_us())
     rows = [
@@ -96,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = testing.start()
     engine, requests = benchmarking.build(options, device)
     with benchmarking.selected(options.patches):
-        decode_steps(engine, requests)
-        step = statistics.median(decode_steps(engine, requests))
+        benchmarking.decode_steps(engine, requests)
+        step = statistics.median(benchmarking.decode_steps(engine, requests))
         result = {
             **benchmarking.machine(device),
             "patches": options.patches,
