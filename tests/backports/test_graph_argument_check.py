@@ -22,6 +22,7 @@ from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source
 from .checks import state_of, with_one_token_changed
+from .graph_runners import cuda_graphs, runner_of
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -29,23 +30,11 @@ pytestmark = pytest.mark.usefixtures("device")
 @pytest.fixture(scope="module")
 def graphs(device):
     """Megatron's module."""
-    testing.context_class()
-    from megatron.core.transformer import cuda_graphs
-
-    return cuda_graphs
+    return cuda_graphs()
 
 
 def test_state(graphs):
     assert state_of(GRAPH_ARGUMENT_CHECK) is expected_state(State.APPLIED)
-
-
-def captured(graphs, args, kwargs):
-    """A runner that has captured a layer with these arguments."""
-    runner = graphs._CudaGraphRunner.__new__(graphs._CudaGraphRunner)
-    torch.nn.Module.__init__(runner)
-    runner.fwd_graph_input_arg_metas = [graphs.ArgMetadata(arg) for arg in args]
-    runner.fwd_graph_input_kwarg_metas = {k: graphs.ArgMetadata(v) for k, v in kwargs.items()}
-    return runner
 
 
 @dataclasses.dataclass
@@ -71,7 +60,7 @@ def layer_arguments() -> dict[str, Any]:
 
 def test_arguments_of_the_capture_match_and_so_do_other_tensors_like_them(graphs):
     kwargs = layer_arguments()
-    runner = captured(graphs, (), kwargs)
+    runner = runner_of((), kwargs)
     assert runner.get_mismatch_errors((), kwargs) == []
     assert runner.get_mismatch_errors((), {**kwargs, "hidden_states": torch.ones(8, 1, 16)}) == []
     errors = runner.get_mismatch_errors((), kwargs)
@@ -93,12 +82,12 @@ def test_arguments_of_the_capture_match_and_so_do_other_tensors_like_them(graphs
 )
 def test_a_mismatch_is_reported_as_ever(graphs, change, says):
     kwargs = layer_arguments()
-    (error,) = captured(graphs, (), kwargs).get_mismatch_errors((), {**kwargs, **change})
+    (error,) = runner_of((), kwargs).get_mismatch_errors((), {**kwargs, **change})
     assert says in error
 
 
 def test_other_values_and_counts_are_reported(graphs):
-    runner = captured(graphs, (True, 3, "a"), {"packed": Packed(torch.zeros(2))})
+    runner = runner_of((True, 3, "a"), {"packed": Packed(torch.zeros(2))})
     packed = {"packed": Packed(torch.ones(2))}  # another object that is like the first
     assert runner.get_mismatch_errors((True, 3, "a"), packed) == []
     assert (
@@ -113,7 +102,7 @@ def test_other_values_and_counts_are_reported(graphs):
 def test_a_type_that_graphs_do_not_support_is_refused_as_ever(graphs):
     kwargs = layer_arguments()
     with pytest.raises(AssertionError, match="not supported"):
-        captured(graphs, (), kwargs).get_mismatch_errors((), {**kwargs, "context": object()})
+        runner_of((), kwargs).get_mismatch_errors((), {**kwargs, "context": object()})
 
 
 tensors = st.builds(
@@ -149,7 +138,7 @@ def test_any_arguments_get_the_errors_of_the_unpatched_check(graphs, unpatched):
     @settings(max_examples=3 * settings().max_examples)
     @given(arguments, arguments, st.booleans(), st.booleans())
     def compare(capture, call, same_args, same_kwargs):
-        runner = captured(graphs, *capture)
+        runner = runner_of(*capture)
         args = capture[0] if same_args else call[0]
         kwargs = capture[1] if same_kwargs else call[1]
         errors = outcome(graphs._CudaGraphRunner.get_mismatch_errors, runner, args, kwargs)
@@ -176,7 +165,7 @@ def test_the_check_takes_less_than_a_third_of_the_time(graphs, unpatched):
     megatron_patch.install()
     patched = graphs._CudaGraphRunner.get_mismatch_errors
     kwargs = layer_arguments()
-    runner = captured(graphs, (), kwargs)
+    runner = runner_of((), kwargs)
     assert fastest(patched, runner, kwargs) < fastest(without, runner, kwargs) / 3
 
 

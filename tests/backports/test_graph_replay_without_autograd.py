@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 import megatron_patch
-from megatron_patch import State, testing
+from megatron_patch import State
 from megatron_patch.backports.graph_replay_without_autograd import (
     FORWARD,
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
@@ -28,6 +28,7 @@ from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
 from .checks import state_of, with_one_token_changed
+from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 
@@ -40,10 +41,7 @@ from_016 = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def graphs(device):
     """Megatron's module."""
-    testing.context_class()
-    from megatron.core.transformer import cuda_graphs
-
-    return cuda_graphs
+    return cuda_graphs()
 
 
 def test_state(graphs):
@@ -62,18 +60,14 @@ class Doubles:
             other.copy_(one * 2)
 
 
-def captured(graphs, *tensors, **others):
+def captured(*tensors, **others):
     """A runner with the graph of a layer that got these arguments."""
-    runner = graphs._CudaGraphRunner.__new__(graphs._CudaGraphRunner)
-    torch.nn.Module.__init__(runner)
     kwargs = {**{f"t{n}": tensor for n, tensor in enumerate(tensors)}, **others}
-    runner.fwd_graph_input_arg_metas = []
-    runner.fwd_graph_input_kwarg_metas = {k: graphs.ArgMetadata(v) for k, v in kwargs.items()}
+    runner = runner_of((), kwargs)
     runner.fwd_graph_input_surface = tuple(torch.zeros_like(tensor) for tensor in tensors)
     runner.fwd_graph_output_surface = tuple(torch.zeros_like(tensor) for tensor in tensors)
     runner.fwd_graph_outputs = list(runner.fwd_graph_output_surface)
     runner.fwd_graph = Doubles(runner.fwd_graph_input_surface, runner.fwd_graph_output_surface)
-    runner.status = graphs._GraphStatus.FWD_READY
     runner.grad_enabled = runner.fp8_enabled = runner.fp4_enabled = runner.use_stream = False
     runner.is_last_layer = runner.is_first_layer = False
     return runner, kwargs
@@ -92,7 +86,7 @@ def applied(graphs, mocker):
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_without_gradients_autograd_is_left_out(graphs, applied, mode):
     with mode():
-        runner, kwargs = captured(graphs, torch.ones(2), torch.full((3,), 2.0), mask=None)
+        runner, kwargs = captured(torch.ones(2), torch.full((3,), 2.0), mask=None)
         one, other = replayed(runner, kwargs)
     assert one.tolist() == [2, 2]
     assert other.tolist() == [4, 4, 4]
@@ -101,12 +95,12 @@ def test_without_gradients_autograd_is_left_out(graphs, applied, mode):
 
 def test_unpatched_autograd_is_there_in_inference_too(unpatched, graphs, applied):
     with torch.inference_mode():
-        replayed(*captured(graphs, torch.ones(2)))
+        replayed(*captured(torch.ones(2)))
     assert applied.call_count == 1
 
 
 def test_with_gradients_autograd_is_there(graphs, applied):
-    runner, kwargs = captured(graphs, torch.ones(2, requires_grad=True))
+    runner, kwargs = captured(torch.ones(2, requires_grad=True))
     (output,) = replayed(runner, kwargs)
     assert applied.call_count == 1
     assert output.grad_fn is not None
@@ -116,7 +110,7 @@ def test_with_gradients_autograd_is_there(graphs, applied):
 def test_what_is_returned_is_what_autograd_would_return(unpatched, graphs, last):
     def run():
         with torch.inference_mode():
-            runner, kwargs = captured(graphs, torch.ones(2), torch.ones(3))
+            runner, kwargs = captured(torch.ones(2), torch.ones(3))
             runner.is_last_layer = last
             outputs = replayed(runner, kwargs)
         kept = runner.fwd_graph_output_surface
@@ -131,7 +125,7 @@ def test_what_is_returned_is_what_autograd_would_return(unpatched, graphs, last)
 
 
 def test_what_a_replay_refuses_is_refused_as_ever(graphs):
-    runner, kwargs = captured(graphs, torch.ones(2))
+    runner, kwargs = captured(torch.ones(2))
     with torch.inference_mode():
         with pytest.raises(AssertionError, match="argument mismatch"):
             replayed(runner, {"t0": torch.ones(3)})
@@ -171,38 +165,23 @@ def test_the_tensors_are_those_of_get_tensors_in_their_order(graphs, args, kwarg
 @from_016
 def test_no_closure_looks_at_the_arguments_of_a_layer(graphs, mocker):
     spy = mocker.spy(graphs._CudaGraphRunner, "get_tensors")
-    runner, kwargs = captured(graphs, torch.ones(2), mask=None, flag=True, name="a")
+    runner, kwargs = captured(torch.ones(2), mask=None, flag=True, name="a")
     with torch.inference_mode():
         replayed(runner, kwargs)
     assert spy.call_count == 0
 
 
-class Context:
-    padded_batch_dimensions = None
-
-    def is_static_batching(self):
-        return False
-
-
 @pytest.fixture
-def manager(graphs, mocker):
+def manager(device, mocker):
     """A manager, and the runner that it gets for its layer."""
-    runner, _ = captured(graphs)
-    runner.fwd_graph_recorded = True
-    runner.eval()
-    manager = graphs.CudaGraphManager.__new__(graphs.CudaGraphManager)
-    torch.nn.Module.__init__(manager)
-    manager.is_first_microbatch = True
-    mocker.patch.object(graphs.CudaGraphManager, "get_cudagraph_runner", return_value=runner)
-    mocker.patch.object(graphs._CudaGraphRunner, "replay_graph_capture", return_value="replayed")
-    return manager, runner
+    runner = runner_of((), {}).eval()
+    return manager_of(runner, mocker), runner
 
 
 def attributes_set(mocker, manager) -> list[str]:
     """The attributes of modules that one call of a layer in inference sets."""
     spy = mocker.spy(torch.nn.Module, "__setattr__")
-    with torch.inference_mode():
-        manager(torch.nn.Linear(1, 1).eval(), (), {"inference_context": Context()})
+    replay(manager, torch.nn.Linear(1, 1).eval())
     mocker.stop(spy)
     names = [call.args[1] for call in spy.call_args_list]
     return [name for name in names if name in ("is_first_microbatch", "status")]

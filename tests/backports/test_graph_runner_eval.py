@@ -12,12 +12,13 @@ import torch
 from packaging.version import Version
 
 import megatron_patch
-from megatron_patch import State, testing
+from megatron_patch import State
 from megatron_patch.backports.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
 from megatron_patch.judge import judge
 
 from ..conftest import SOURCE, expected_state, not_in_source
 from .checks import state_of, with_one_token_changed
+from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.15") <= RELEASE < Version("0.17")
@@ -31,10 +32,7 @@ not_in_014 = pytest.mark.skipif(RELEASE < Version("0.15"), reason=f"{RELEASE} re
 @pytest.fixture(scope="module")
 def graphs(device):
     """Megatron's module."""
-    testing.context_class()
-    from megatron.core.transformer import cuda_graphs
-
-    return cuda_graphs
+    return cuda_graphs()
 
 
 def test_state(graphs):
@@ -51,34 +49,12 @@ class Layer(torch.nn.Module):
 
 
 @pytest.fixture
-def captured(graphs, mocker):
+def captured(device, mocker):
     """A manager whose layer has a graph, the layer, and the layer's runner."""
     layer = Layer()
-    runner = graphs._CudaGraphRunner.__new__(graphs._CudaGraphRunner)
-    torch.nn.Module.__init__(runner)
+    runner = runner_of((), {})
     runner.base_module = layer
-    runner.fwd_graph_recorded = True
-    runner.status = graphs._GraphStatus.FWD_READY
-    manager = graphs.CudaGraphManager.__new__(graphs.CudaGraphManager)
-    torch.nn.Module.__init__(manager)
-    manager.is_first_microbatch = False
-    mocker.patch.object(graphs.CudaGraphManager, "get_cudagraph_runner", return_value=runner)
-    mocker.patch.object(graphs._CudaGraphRunner, "replay_graph_capture", return_value="replayed")
-    return manager, layer, runner
-
-
-class Context:
-    """An inference context, as far as the manager looks at it."""
-
-    padded_batch_dimensions = None
-
-    def is_static_batching(self):
-        return False
-
-
-def replay(manager, layer):
-    with torch.inference_mode():
-        assert manager(layer, (), {"inference_context": Context()}) == "replayed"
+    return manager_of(runner, mocker), layer, runner
 
 
 def visited(mocker, manager, layer) -> int:
