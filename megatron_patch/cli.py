@@ -11,7 +11,6 @@ import platform
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from . import export, in_place, inspection, launcher, status
@@ -262,7 +261,7 @@ def _explained(entry: PatchStatus, problems: dict[str, str]) -> PatchStatus:
     if entry.state is not State.PENDING or problem is None:
         return entry
     reason = f"{patch.target} cannot be patched: {problem}"
-    return replace(entry, state=State.FAILED, reason=reason)
+    return entry._replace(state=State.FAILED, reason=reason)
 
 
 def _version(distribution: str) -> str | None:

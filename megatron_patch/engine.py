@@ -10,7 +10,6 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -42,15 +41,15 @@ def _logger() -> logging.Logger:
     return logging.getLogger("megatron_patch")
 
 
-@dataclass(eq=False)
 class Record:
     """The state of one patch in this process."""
 
-    patch: Patch
-    state: State = State.DISABLED
-    reason: str = "not installed"
-    changes: list[Change] = field(default_factory=list)
-    warned: set[State] = field(default_factory=set)
+    def __init__(self, patch: Patch) -> None:
+        self.patch = patch
+        self.state = State.DISABLED
+        self.reason = "not installed"
+        self.changes: list[Change] = []
+        self.warned: set[State] = set()
 
 
 def modules_of(patch: Patch) -> set[str]:

@@ -1,20 +1,17 @@
 """The records: what a backport is, what it edits, and what became of it.
 
-Everything here is a frozen dataclass or an enum; nothing here reads a file, imports a module
-or changes anything. A *target* is written ``package.module:Class.method``.
+Everything here is a named tuple or an enum; nothing here reads a file or changes anything. A
+*target* is written ``package.module:Class.method``.
+
+Processes without Megatron import this module too. Hence named tuples, not dataclasses, which take
+four times as long to define and import ``inspect``; and what reads source is imported where it is
+needed.
 """
 
-from __future__ import annotations
-
-import ast
-import inspect
-import re
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, ClassVar, Union
+from typing import Any, NamedTuple, Union
 
 
 class State(str, Enum):
@@ -47,8 +44,7 @@ class Kind(str, Enum):
         return self.value
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A dotted target, taken apart: ``package.module`` and ``Class.method`` or ``function``."""
 
     module: str
@@ -56,7 +52,7 @@ class Target:
 
     @classmethod
     @cache  # the targets of the series are asked for again and again
-    def parse(cls, text: str) -> Target:
+    def parse(cls, text: str) -> "Target":
         """Read ``package.module:Class.method``. Raises ``ValueError`` on any other form."""
         module, colon, qualname = text.partition(":")
         parts = [*module.split("."), *qualname.split(".")]
@@ -84,16 +80,15 @@ _OURS_ALONE = r"  # type: ignore.*$|(?<=\bself): Any\b"
 
 def source_of(function: Callable[..., Any] | type) -> str:
     """The dedented source text of one of our own functions or classes, as it is put in place."""
+    import inspect
+    import re
+    import textwrap
+
     text = textwrap.dedent(inspect.getsource(function))
     return re.sub(_OURS_ALONE, "", text, flags=re.MULTILINE)
 
 
-# The records are compared by identity, and are not printed: a dataclass compiles each method that
-# it is to have, which is a good part of the time that `import megatron_patch` takes.
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Replace:
+class Replace(NamedTuple):
     """Put our function's signature-equal body in the place of the whole target.
 
     For small methods. Decorators of the target stay. ``digest`` is the fingerprint of the
@@ -105,8 +100,7 @@ class Replace:
     digest: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Before:
+class Before(NamedTuple):
     """Insert the statements of ``hook`` in front of the target's first statement.
 
     ``hook`` takes one argument with the name of the target's first parameter (``self``), and
@@ -120,6 +114,9 @@ class Before:
     @property
     def statements(self) -> str:
         """The hook's body without its docstring, dedented."""
+        import ast
+        import textwrap
+
         text = source_of(self.hook)
         node = ast.parse(text).body[0]
         assert isinstance(node, ast.FunctionDef)
@@ -128,8 +125,7 @@ class Before:
         return textwrap.dedent("".join(text.splitlines(keepends=True)[start:end]))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Substitute:
+class Substitute(NamedTuple):
     """A structural hunk: the code ``find`` occurs exactly once; ``put`` takes its place.
 
     ``find`` is one expression, or one or more consecutive statements; it is searched by syntax
@@ -146,8 +142,7 @@ class Substitute:
     digest: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Add:
+class Add(NamedTuple):
     """Define a helper in the target's module or class, under a name that is not taken there.
 
     ``target`` is ``module:name`` or ``module:Class.name``; ``definition`` is a function or a
@@ -157,7 +152,10 @@ class Add:
 
     target: str
     definition: Callable[..., Any] | type | str
-    digest: ClassVar[None] = None
+
+    @property
+    def digest(self) -> None:
+        """There is no original."""
 
     @property
     def source(self) -> str:
@@ -170,21 +168,21 @@ Edit = Union[Replace, Before, Substitute, Add]
 
 def is_condition(edit: Edit) -> bool:
     """Whether ``edit`` changes no code: its target only has to be known."""
+    import ast
+
     return isinstance(edit, Substitute) and ast.dump(ast.parse(edit.find)) == ast.dump(
         ast.parse(edit.put)
     )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Family:
+class Family(NamedTuple):
     """Releases whose targets have the same fingerprints, and the edits for them."""
 
     releases: str
     edits: tuple[Edit, ...]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Known:
+class Known(NamedTuple):
     """A fingerprint of a target that needs no patch, and the releases where it is found."""
 
     target: str
@@ -192,8 +190,7 @@ class Known:
     releases: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Patch:
+class Patch(NamedTuple):
     """One upstream change brought to older source, or a change of ours that upstream lacks.
 
     The latter has ``None`` for all that is upstream's, ``fixed_in`` included. ``target`` is the
@@ -222,8 +219,7 @@ class Patch:
     default: bool = True
 
 
-@dataclass(frozen=True)
-class PatchStatus:
+class PatchStatus(NamedTuple):
     """The one state of one patch, and the one reason for it."""
 
     id: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from .errors import SettingsError
 from .model import Kind, Patch
@@ -15,8 +15,7 @@ ACCEPT = "MEGATRON_PATCH_ACCEPT"
 STRICT = "MEGATRON_PATCH_STRICT"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Which patches are selected, by id, and whether an unhealthy one raises.
 
     ``accepted`` holds, by patch id, digests of source that its user takes for known.
@@ -24,7 +23,7 @@ class Settings:
 
     selected: frozenset[str] = frozenset()
     strict: bool = False
-    accepted: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    accepted: Mapping[str, frozenset[str]] = MappingProxyType({})
 
     @classmethod
     def from_environment(
@@ -63,7 +62,7 @@ def _accepted(series: Sequence[Patch], text: str) -> dict[str, frozenset[str]]:
     accepted: dict[str, frozenset[str]] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         name, _, digest = item.partition("@")
-        if name not in ids or not re.fullmatch("[0-9a-f]{16}", digest):
+        if name not in ids or len(digest) != 16 or digest.strip("0123456789abcdef"):
             raise SettingsError(
                 f"{ACCEPT}={text!r}: {item!r} is not understood; expected a comma-separated list "
                 f"of ID@DIGEST, as `megatron-patch check` prints it: an id of {', '.join(ids)}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -83,6 +82,8 @@ def read_source(name: str) -> str | None:
 
 def megatron_version(read: Callable[[str], str | None] = read_source) -> str | None:
     """The version that Megatron-Core's own ``package_info`` says, ``None`` if it does not."""
+    import ast
+
     text = read("megatron.core.package_info")
     if text is None:
         return None

@@ -719,12 +719,16 @@ class Lifecycle(InFreshProcess):
         self.assert_settled()
 
     def test_importing_us_imports_neither_torch_nor_megatron_and_is_quick(self, tmp_path):
-        listing = "import sys, megatron_patch; print(*sys.modules)"
+        listing = (
+            "import sys; before = set(sys.modules); "
+            "import megatron_patch; print(*set(sys.modules) - before)"
+        )
         settings = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
         modules = run_python("-c", listing, **settings).split()
         assert "megatron_patch" in modules
-        found = {name.partition(".")[0] for name in modules} & {"torch", "megatron", "numpy"}
-        same(found, set())
+        found = {name.partition(".")[0] for name in modules}
+        same(found & {"torch", "megatron", "numpy"}, set())
+        same(found & {"ast", "dataclasses", "inspect"}, set())  # half of the time there is
 
         def seconds(code: str) -> float:
             """Processor time, which hardly depends on what else the machine does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,7 +126,7 @@ def test_git_takes_what_is_written(project, tmp_path):
 
 
 def test_a_patch_that_is_off_by_default_is_in_the_tables_and_in_no_series(project):
-    project.set_series(replace(sample("opted-for"), default=False), sample())
+    project.set_series(sample("opted-for")._replace(default=False), sample())
     assert project.refresh() == 0
     assert project.read("patches/1.0.0/series") == "0002-sample.patch\n"
     assert project.cells("opted-for") == ["opt-in", "upstreamed", "not_applicable"]
@@ -171,7 +170,7 @@ def test_the_sections_are_made_from_the_records(project):
 
 def test_a_patch_of_ours_links_to_what_upstream_is_to_be_told(project):
     fields = dict.fromkeys(("upstream_pr", "upstream_commit", "upstream_date", "fixed_in"))
-    project.set_series(replace(sample(), **fields))
+    project.set_series(sample()._replace(**fields))
     assert project.refresh() == 0
     section, table = project.read("patches/README.md"), project.read("README.md")
     assert "Upstream: has no such change; [what we know](../docs/upstream/sample.md)." in section

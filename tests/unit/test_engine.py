@@ -7,7 +7,6 @@ import py_compile
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -95,7 +94,7 @@ def stacked(workshop):
     importlib.import_module("target_module")
 
     def patch(name, target, find, put):
-        return replace(make_patch(substitute(workshop, target, find, put)), id=name)
+        return make_patch(substitute(workshop, target, find, put))._replace(id=name)
 
     return workshop.engine(
         patch("lower", ONE, "1", "10"),
@@ -143,7 +142,7 @@ def test_reload_takes_back_what_is_on_top_of_a_change_in_another_module(workshop
     get = "another_module:Box.get"
     lower = make_patch(substitute(workshop, get, "5", "50"), substitute(workshop, ONE, "1", "10"))
     upper = make_patch(substitute(workshop, ONE, "2", "20"))
-    engine = workshop.engine(replace(lower, id="lower"), replace(upper, id="upper"))
+    engine = workshop.engine(lower._replace(id="lower"), upper._replace(id="upper"))
     assert (another.Box().get(), thing().one()) == (50, 30)
     importlib.reload(another)
     assert {entry.state for entry in engine.status()} == {State.APPLIED}
@@ -217,7 +216,7 @@ def test_a_module_that_raises_while_importing_stays_pending(workshop):
 
 def test_the_warning_of_a_patch_of_ours_names_no_upstream_change(workshop, both):
     workshop.write("target_module", MODULE.replace("return 2", "return 3"))
-    workshop.engine(replace(both, upstream_pr=None))
+    workshop.engine(both._replace(upstream_pr=None))
     with pytest.warns(MegatronPatchWarning, match="without this change; known releases"):
         importlib.import_module("target_module")
 
@@ -266,7 +265,7 @@ def test_a_method_that_never_needed_the_change_may_override_another(workshop):
     child = "target_module:Child.one"
     patch = make_patch(Substitute(child, "1", "10", workshop.digest(ONE)))
     unaffected = (Known(child, workshop.digest(child), "the sample"),)
-    engine = workshop.engine(replace(patch, unaffected=unaffected))
+    engine = workshop.engine(patch._replace(unaffected=unaffected))
     assert only(engine).state is State.NOT_APPLICABLE
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,8 +53,7 @@ SERIES = (
     make_patch(Substitute(THREE[0], "return 3", "return 30", THREE[1]), id="thirty"),
     make_patch(Before(ONE[0], hook, ONE[1]), id="hook"),
 )
-RECORD = replace(
-    SERIES[0],
+RECORD = SERIES[0]._replace(
     summary="Make it ten",
     symptom=f"{'it is one where ten is expected, ' * 3}see the log.",
     upstream_pr=1234,
@@ -125,8 +123,8 @@ def test_it_is_a_mail_with_dep_3_fields(tmp_path):
 
 
 def test_a_patch_of_ours_is_said_to_be_that(tmp_path):
-    ours = replace(
-        RECORD, upstream_pr=None, upstream_commit=None, upstream_date=None, fixed_in=None
+    ours = RECORD._replace(
+        upstream_pr=None, upstream_commit=None, upstream_date=None, fixed_in=None
     )
     (path,) = exported(tmp_path, series=[ours])
     text = path.read_text(encoding="utf-8")

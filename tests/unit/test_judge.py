@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from megatron_patch.errors import SettingsError
@@ -117,7 +115,7 @@ def test_accepted_source_that_the_edits_do_not_fit_stays_drifted(old, new, targe
 def test_a_target_that_is_gone_cannot_be_accepted():
     text = changed("def one", "def uno")
     assert verdict(text, digest(TEXT, TWO)).state is State.NOT_APPLICABLE
-    patch = replace(PATCH, target=TWO)
+    patch = PATCH._replace(target=TWO)
     found = verdict(text, digest(TEXT, TWO), patch=patch)
     assert found.state is State.DRIFTED
     assert f"{ONE}: expected {digest(TEXT, ONE)}, not found" in found.reason
@@ -141,7 +139,7 @@ def test_accepting_what_is_known_or_upstreamed_changes_nothing():
 
 def test_source_that_never_needed_the_change_is_not_applicable():
     known = Known(TWO, digest(TEXT, TWO), "0.1")
-    found = verdict(TEXT, patch=replace(PATCH, unaffected=(known,)))
+    found = verdict(TEXT, patch=PATCH._replace(unaffected=(known,)))
     assert (found.state, found.family) == (State.NOT_APPLICABLE, None)
     assert found.reason == f"{TWO} is that of 0.1, which needs no patch"
 

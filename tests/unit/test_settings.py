@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -18,8 +17,8 @@ from .sample import make_patch
 EDIT = Substitute("m:f", "1", "2", "0")
 SERIES = (
     make_patch(EDIT, id="a"),
-    replace(make_patch(EDIT, id="b"), kind=Kind.PERFORMANCE),
-    replace(make_patch(EDIT, id="opt"), default=False),
+    make_patch(EDIT, id="b")._replace(kind=Kind.PERFORMANCE),
+    make_patch(EDIT, id="opt")._replace(default=False),
 )
 
 

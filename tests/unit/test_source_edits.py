@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import textwrap
-from dataclasses import replace
 
 import pytest
 
@@ -369,8 +368,8 @@ def test_a_file_that_is_indented_with_tabs(tmp_path):
 def test_several_files_of_one_patch(tmp_path):
     write(tmp_path, TEXT, "megatron.core.other")
     tree = write(tmp_path, TEXT)
-    other = replace(
-        substitute("Thing.one", "x + y", "x - y"), target="megatron.core.other:Thing.one"
+    other = substitute("Thing.one", "x + y", "x - y")._replace(
+        target="megatron.core.other:Thing.one"
     )
     (patch,) = made(tree, [make_patch(substitute("Thing.one", "x + y", "x - y"), other)])
     assert [file.path for file in patch.files] == [PATH, "megatron/core/other.py"]
@@ -409,7 +408,7 @@ def test_what_is_selected_keeps_its_number_and_its_place(tmp_path):
 
 def test_what_is_not_needed_is_left_out_with_its_state_and_reason(tmp_path):
     known = Known(*target("Thing.fetch", TEXT), "9.9 and later")
-    gone = make_patch(replace(prefix("Thing.one"), target=f"{MODULE}:Thing.gone"), id="gone")
+    gone = make_patch(prefix("Thing.one")._replace(target=f"{MODULE}:Thing.gone"), id="gone")
     fixed = make_patch(prefix("Thing.fetch"), id="fixed", upstreamed=(known,))
     series = (gone, fixed, *SERIES)
     patches, skipped = source_patches(write(tmp_path, TEXT), series, ["gone", "fixed", "minus"])
