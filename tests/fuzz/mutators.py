@@ -382,7 +382,9 @@ def wrap_line(code: Code) -> Iterator[Edit]:
 def join_lines(code: Code) -> Iterator[Edit]:
     for before, token, after in zip(code.tokens, code.tokens[1:], code.tokens[2:], strict=False):
         comments = tokenize.COMMENT in (before.kind, after.kind)
-        if token.kind == tokenize.NL and token.depth and not comments:
+        # A token that was left out, of an f-string, is between them if there is more than space.
+        between = code.text[token.start : after.start]
+        if token.kind == tokenize.NL and token.depth and not comments and not between.strip():
             yield Edit(token.start, after.start, " ")
 
 

@@ -41,6 +41,8 @@ class A(Before):
         elif x == 1:
             print(
                 text,  # what
+                f"{x}"
+                f"{y}",
                 sep="",
                 *args
             )
