@@ -6,6 +6,7 @@ A patch keeps its place once it has been released: the numbers of exported patch
 from __future__ import annotations
 
 from ..model import Patch
+from .active_slice_views import ACTIVE_SLICE_VIEWS
 from .attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
@@ -17,6 +18,7 @@ from .graph_runner_eval import GRAPH_RUNNER_EVAL
 from .input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from .last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .lru_prefix_cache import LRU_PREFIX_CACHE
 from .nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .one_token_prefill import ONE_TOKEN_PREFILL
@@ -48,6 +50,8 @@ SERIES: tuple[Patch, ...] = (
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
     ATTENTION_METADATA_UPDATE,
     SINGLE_SAMPLING_BUCKET,
+    LAST_TOKEN_LOGITS_VIEW,
+    ACTIVE_SLICE_VIEWS,
     DP_SAMPLING_SEED,
     NVLS_REAL_TOKEN_COUNT,
 )

@@ -1,0 +1,56 @@
+"""A context of Megatron's that is led through steps, without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_patch import testing
+
+from ..upstream import support
+
+
+class Steps:
+    """A context whose requests go on or end with each step."""
+
+    def __init__(self, context: Any = None, **fields: Any) -> None:
+        """``fields`` are those of the ``EngineSpec``, unless there is a context already."""
+        spec = testing.EngineSpec(**{"max_requests": 8, "max_tokens": 192, **fields})
+        self.context = context or testing.build_context(spec)
+        self.added = 0
+
+    def add(self, length: int, **sampling: Any) -> None:
+        """Add a request with a prompt of ``length`` tokens, if there is room."""
+        context = self.context
+        if (
+            context.total_request_count < context.max_requests
+            and context.active_token_count + length <= context.max_tokens
+        ):
+            support.add(context, self.added, range(1, 1 + length), num_tokens=40, sampling=sampling)
+            self.added += 1
+
+    @property
+    def active(self) -> int:
+        return self.context.total_request_count - self.context.paused_request_count
+
+    def end(self, goes_on: list[bool]) -> None:
+        """What follows a step."""
+        context = self.context
+        device = context.request_ids.device
+        mask = torch.tensor(goes_on, dtype=torch.uint8, device=device)
+        tokens = torch.arange(len(goes_on), device=device)
+        speculative = getattr(context, "num_speculative_tokens", 0)
+        further = (tokens.expand(speculative, -1).clone(),) if speculative else ()
+        context.update_requests(mask, tokens, *further)
+
+
+def decode_step(requests: int = 4, **fields: Any) -> Steps:
+    """A decode step of a few requests, begun."""
+    steps = Steps(**fields)
+    for index in range(requests):
+        steps.add(2 + index)
+    steps.context.initialize_attention_state()
+    steps.end([True] * requests)
+    steps.context.initialize_attention_state()
+    return steps

@@ -1,0 +1,238 @@
+"""What the kernels get to read of the active requests, and how many operators that takes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from packaging.version import Version
+
+import megatron_patch
+from megatron_patch import State, testing
+from megatron_patch.backports.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, PAD
+from megatron_patch.judge import judge
+
+from ..conftest import expected_state
+from ..upstream import support
+from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
+from .steps import Steps, decode_step
+
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+PATCHED = RELEASE >= Version("0.18")
+
+pytestmark = pytest.mark.usefixtures("device")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} has no active slices")
+
+
+def test_state():
+    testing.context_class()
+    assert state_of(ACTIVE_SLICE_VIEWS) is expected_state(
+        State.APPLIED if PATCHED else State.NOT_APPLICABLE
+    )
+
+
+# ------------------------------------------------------------------------ what it costs
+
+
+def refresh(context) -> None:
+    """What `initialize_attention_state()` does for the slices."""
+    padded = context.padded_active_request_count
+    context.build_active_slices(min(padded, context.max_requests - context.paused_request_count))
+    context.pad_active_slices()
+
+
+def operators_of_a_decode_step() -> Counter[str]:
+    context = decode_step(requests=8).context
+    assert context.padded_active_request_count == 8
+    with Operators() as operators:
+        refresh(context)
+    return Counter(operators.names)
+
+
+@only_patched
+def test_a_decode_step_after_a_decode_step_refreshes_and_nothing_else():
+    labels = len(testing.build_context(testing.EngineSpec()).request_metadata)
+    counts = operators_of_a_decode_step()
+    # Two slices for the prompts, of which there are none.
+    assert counts.pop("aten::slice") == 2
+    assert counts == {"aten::copy_": labels, "aten::cumsum": 1, "aten::sub_": 1}
+
+
+@only_patched
+def test_unpatched_a_decode_step_slices_and_fills_no_rows(unpatched):
+    counts = operators_of_a_decode_step()
+    assert counts["aten::slice"] > 20
+    assert counts["aten::fill_"] == 4
+    assert counts["aten::zero_"] == 1
+
+
+# ------------------------------------------------------------------------ what it does
+
+
+def shown(context) -> dict[str, torch.Tensor]:
+    """The tensors that the two methods write to."""
+    return {
+        **context.active_request_metadata,
+        "active_request_last_token_idxs": context.active_request_last_token_idxs,
+        "active_logit_idxs": context.active_logit_idxs,
+    }
+
+
+class Compared:
+    """Calls both versions of the two methods on the same context, and compares what is written."""
+
+    def __init__(self, build, pad):
+        self.build, self.pad = build, pad
+
+    def refresh(self, context) -> None:
+        before = {name: tensor.clone() for name, tensor in shown(context).items()}
+        refresh(context)
+        patched = {name: tensor.clone() for name, tensor in shown(context).items()}
+        for name, tensor in shown(context).items():
+            # The rows whose logits are wanted are written by no one else, and may be left.
+            if name != "active_logit_idxs":
+                tensor.copy_(before[name])
+        padded = context.padded_active_request_count
+        rows = min(padded, context.max_requests - context.paused_request_count)
+        self.build(context, rows)
+        self.pad(context)
+        for name, tensor in shown(context).items():
+            # As bytes: behind the rows there is what memory held before.
+            assert tensor.view(torch.uint8).equal(patched[name].view(torch.uint8)), name
+
+
+@pytest.fixture
+def compared(unpatched):
+    """Both versions, while the patches are installed."""
+    cls = testing.context_class()
+    methods = cls.build_active_slices, cls.pad_active_slices
+    megatron_patch.install()
+    assert cls.build_active_slices is not methods[0]
+    assert cls.pad_active_slices is not methods[1]
+    return Compared(*methods)
+
+
+samplings = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.5, 1.0, 2.0]),
+        "top_k": st.integers(0, 9),
+        "return_log_probs": st.booleans(),
+    }
+)
+arrivals = st.lists(st.tuples(st.integers(2, 30), samplings), max_size=6)
+walks = st.lists(
+    st.tuples(arrivals, st.sampled_from([0.5, 0.9, 1.0]), st.randoms(use_true_random=False)),
+    min_size=1,
+    max_size=10,
+)
+CONTEXTS = {
+    "eager": {},
+    "padded": {"num_cuda_graphs": 2, "max_requests": 16},
+    "speculative": {
+        "num_speculative_tokens": 2,
+        "materialize_only_last_token_logits": False,
+        "max_tokens": 256,
+    },
+}
+
+
+@only_patched
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_after_any_steps_the_slices_are_those_of_the_unpatched_methods(compared, name):
+    seen: Counter[str] = Counter()
+
+    @given(walks)
+    def compare(walk):
+        steps = Steps(**CONTEXTS[name])
+        context = steps.context
+        for requests, probability, chance in walk:
+            for length, sampling in requests:
+                steps.add(length, **sampling)
+            if not steps.active:
+                continue
+            context.initialize_attention_state()
+            compared.refresh(context)
+            seen["padded"] += context.padded_active_request_count > steps.active
+            seen["decode"] += context.num_prefill_requests == 0
+            seen["prompts"] += context.num_prefill_requests > 0
+            # As if some were paused: they are the first ones.
+            context.paused_request_count = chance.randint(0, context.num_decode_requests)
+            seen["paused"] += context.paused_request_count > 0
+            compared.refresh(context)
+            context.paused_request_count = 0
+            steps.end([chance.random() < probability for _ in range(steps.active)])
+
+    compare()
+    assert min(seen[what] for what in ("decode", "prompts", "padded", "paused")) > 20, seen
+
+
+@only_patched
+def test_storage_that_was_allocated_anew_is_refreshed(compared):
+    context = testing.build_context(
+        testing.EngineSpec(max_requests=8, max_tokens=192, **support.deallocating())
+    )
+    for _ in range(3):
+        decode_step(context=context)
+        compared.refresh(context)
+        support.deallocate(context)
+        support.allocate(context)
+
+
+@only_patched
+@pytest.mark.parametrize("owner", ["request_metadata", "active_request_metadata"])
+def test_one_tensor_that_was_exchanged_is_refreshed(compared, owner):
+    context = decode_step().context
+    tensors = getattr(context, owner)
+    tensors["temperature"] = tensors["temperature"].clone().add_(1)
+    compared.refresh(context)
+    assert context.active_request_metadata["temperature"][0] == 2 - (owner != "request_metadata")
+
+
+@only_patched
+def test_another_tensor_of_rows_is_filled(compared):
+    context = decode_step().context
+    context.active_logit_idxs = torch.full_like(context.active_logit_idxs, 7)
+    refresh(context)
+    assert context.active_logit_idxs.tolist() == [0, 1, 2, 3, *[0] * 4]
+
+
+@only_patched
+def test_nothing_keeps_the_rows_of_the_gpu_alive_in_suspension():
+    context = testing.build_context(testing.EngineSpec(**support.deallocating()))
+    decode_step(context=context)
+    support.deallocate(context)
+    held = [name for name, value in vars(context).items() if isinstance(value, torch.Tensor)]
+    assert held == []
+
+
+SPECS = {
+    "eager": testing.EngineSpec(),
+    "graphs": testing.EngineSpec(num_cuda_graphs=4, max_requests=16, block_size_tokens=8),
+    "speculative": testing.EngineSpec(
+        num_speculative_tokens=2, materialize_only_last_token_logits=False
+    ),
+}
+
+
+@only_patched
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_tokens_and_logits_are_bit_identical(unpatched, spec):
+    without = testing.decode(testing.build_engine(spec), REQUESTS)
+    megatron_patch.install()
+    patched = testing.decode(testing.build_engine(spec), REQUESTS)
+    assert_same_outputs(patched, without)
+
+
+# ------------------------------------------------------------------------ the record
+
+
+@only_patched
+@pytest.mark.parametrize("target", [BUILD, PAD])
+def test_changed_source_is_left_alone(target):
+    verdict = judge(ACTIVE_SLICE_VIEWS, with_one_token_changed(target))
+    assert verdict.family is None
+    assert verdict.state is State.DRIFTED
