@@ -18,15 +18,15 @@ from .fingerprint import Definition
 def compile_code(definition: Definition, filename: str) -> CodeType:
     """Compile a definition as its own module would: same classes around it, same lines."""
     *scopes, name = definition.qualname.split(".")
-    body: ast.stmt = definition.parse()
+    body: ast.stmt = definition.node
     for scope in reversed(scopes):
         shell = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
         shell.body = [body]
         body = shell
     # The compiler emits other code for a call on an imported name than for one on an object.
-    names = [ast.alias(name) for name in definition.imported_names]
-    imports = [ast.Import(names)] if names else []
-    module = ast.fix_missing_locations(ast.Module(body=[*imports, body], type_ignores=[]))
+    names = ", ".join(definition.imported_names)
+    imports = ast.parse(f"import {names}").body if names else []
+    module = ast.Module(body=[*imports, body], type_ignores=[])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # the module's own import had them
         code: CodeType = compile(

@@ -144,7 +144,7 @@ class Engine:
                     record.state, record.reason = State.FAILED, str(error)
                     wrong.append(error)
         if decided:
-            from .fingerprint import forget
+            from .judge import forget
 
             forget()
         self._find_shadows()

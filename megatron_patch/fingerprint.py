@@ -19,6 +19,8 @@ from typing import Any
 from .errors import TargetError
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
+#: Types of leaves whose equal values have one canonical form. Not `float`: 0.0 is -0.0.
+PLAIN = (str, int, bool, type(None))
 
 
 def _parse(text: str) -> ast.Module:
@@ -54,10 +56,6 @@ class Definition:
     @cached_property
     def node(self) -> ast.FunctionDef | ast.AsyncFunctionDef:
         """The syntax tree of the segment, with line numbers of the file. Not to be changed."""
-        return self.parse()
-
-    def parse(self) -> ast.FunctionDef | ast.AsyncFunctionDef:
-        """A new tree like ``node``, for the caller to change. Faster than to copy a tree."""
         indented = self.segment[:1].isspace()
         lines_above = "\n" * (self.first_line - (2 if indented else 1))
         body = _parse(lines_above + ("class _:\n" if indented else "") + self.segment).body
@@ -110,10 +108,17 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     )
 
 
+@lru_cache(maxsize=512)
+def statements_of(code: str) -> list[ast.stmt]:
+    """The syntax trees of an edit's code. Not to be changed."""
+    return ast.parse(code).body
+
+
 def forget() -> None:
     """Let go of the trees that are kept because the next patch may look at the same source."""
     _parse_module.cache_clear()
     locate.cache_clear()
+    statements_of.cache_clear()
 
 
 def _future_flags(tree: ast.Module) -> int:
@@ -187,22 +192,24 @@ def equal(one: Any, other: Any) -> bool:
 
     Most differ soon, which is seen long before a canonical form is made.
     """
-    if type(one) is not type(other):
+    kind = type(one)
+    if kind is not type(other):
         return False
-    if isinstance(one, list):
+    if kind in PLAIN:
+        return bool(one == other)
+    if kind is list:
         return len(one) == len(other) and all(map(equal, one, other))
-    if not isinstance(one, ast.AST) or isinstance(one, ast.JoinedStr):
+    if not isinstance(one, ast.AST) or kind is ast.JoinedStr:
         return canonical(one) == canonical(other)
-    if isinstance(one, FunctionNode) and not equal(
-        without_docstring(one), without_docstring(other)
-    ):
-        return False
-    return all(
-        equal(getattr(one, name, None), getattr(other, name, None))
-        for name in one._fields
-        if name not in ("type_comment", "kind")
-        and not (name == "body" and isinstance(one, FunctionNode))
-    )
+    for name in one._fields:
+        if name in ("type_comment", "kind"):
+            continue
+        if name == "body" and isinstance(one, FunctionNode):
+            if not equal(without_docstring(one), without_docstring(other)):
+                return False
+        elif not equal(getattr(one, name, None), getattr(other, name, None)):
+            return False
+    return True
 
 
 def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:

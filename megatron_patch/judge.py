@@ -103,6 +103,12 @@ def judge(
         return Verdict(State.DRIFTED, str(error))
 
 
+def forget() -> None:
+    """Let go of what is kept because the next patch may look at the same source."""
+    fingerprint.forget()
+    _digests_below.cache_clear()
+
+
 def find_definition(target: str, read: Reader) -> Definition | None:
     """The definition of ``module:Class.method``, ``None`` if there is no such thing."""
     parsed = Target.parse(target)
@@ -188,7 +194,7 @@ def _verdict_below_edits(
     @functools.cache
     def below(target: str) -> Below:
         found = find(target)
-        return _digests_below(found, target, series) if found else {}
+        return _digests_below(found, target, tuple(series)) if found else {}
 
     states = {State.UPSTREAMED: patch.upstreamed, State.NOT_APPLICABLE: patch.unaffected}
     for state, sources in states.items():
@@ -213,7 +219,8 @@ def _verdict_below_edits(
     return None
 
 
-def _digests_below(definition: Definition, target: str, series: Sequence[Patch]) -> Below:
+@functools.lru_cache(maxsize=256)  # several patches look at the same targets
+def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...]) -> Below:
     found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
     # All that is possible, in any order: who makes the patches one by one need not keep to that of
     # the series, and code that one of them would have put there may have been there before.

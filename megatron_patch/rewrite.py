@@ -16,7 +16,7 @@ from dataclasses import replace as dataclass_replace
 from typing import Any, Union, cast
 
 from .errors import RewriteError
-from .fingerprint import Definition, equal, without_docstring
+from .fingerprint import Definition, equal, statements_of, without_docstring
 from .model import Before, Edit, Replace, Substitute, source_of
 
 FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
@@ -72,8 +72,7 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
             f"the signature is ({ast.unparse(old.args)}); "
             f"the replacement has ({ast.unparse(new.args)})",
         )
-    expected = definition.parse()
-    expected.body = new.body
+    expected = _with(old, "body", new.body)
     lines = lines_of(definition.segment)
     row = old.body[0].lineno - definition.first_line
     column = len(lines[row].encode()[: old.body[0].col_offset].decode())
@@ -103,8 +102,8 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
             definition, f"the hook takes {hook_parameters}; the target's first is {first_parameter}"
         )
     skip = 1 if ast.get_docstring(node, clean=False) is not None else 0
-    expected = definition.parse()
-    expected.body[skip:skip] = ast.parse(edit.statements).body
+    statements = ast.parse(edit.statements).body
+    expected = _with(node, "body", [*node.body[:skip], *statements, *node.body[skip:]])
     if len(node.body) == skip:
         raise _fail(definition, "there is no statement to put the hook in front of")
     lines = lines_of(definition.segment)
@@ -127,7 +126,7 @@ def occurrences(definition: Definition, edit: Substitute) -> int:
 
 
 def _substituted(definition: Definition, edit: Substitute) -> Definition:
-    tree = definition.parse()
+    tree = definition.node
     places = _places(tree, edit.find, edit.put)
     if len(places) != 1:
         found = f"found {len(places)} times" if places else "not found"
@@ -157,26 +156,43 @@ def _substituted(definition: Definition, edit: Substitute) -> Definition:
     return _checked(definition, before.removesuffix(margin) + after.lstrip("\n"), expected)
 
 
-def substituted_tree(node: FunctionTree, find: str, put: str) -> FunctionTree | None:
-    """``node``, changed, with the code ``put`` for ``find``; ``None`` unless that is there once."""
-    places = _places(node, find, put)
-    return _exchanged(node, places[0], put) if len(places) == 1 else None
-
-
 def _exchanged(node: FunctionTree, place: _Place, put: str) -> FunctionTree:
-    """``node``, changed, with the code ``put`` at ``place``."""
+    """A tree like ``node`` with the code ``put`` at ``place``. They share what is elsewhere."""
     new = ast.parse(put).body
     if place.body is not None:
-        place.body[place.index : place.index + len(place.nodes)] = new
-        return node
-    assert isinstance(new[0], ast.Expr)
-    expression = new[0].value
+        old: object = place.body
+        exchanged: Any = [
+            *place.body[: place.index],
+            *new,
+            *place.body[place.index + len(place.nodes) :],
+        ]
+    else:
+        assert isinstance(new[0], ast.Expr)
+        (old,), exchanged = place.nodes, new[0].value
 
-    class Exchange(ast.NodeTransformer):
-        def visit(self, node: ast.AST) -> Any:
-            return expression if node is place.nodes[0] else self.generic_visit(node)
+    def copied(item: Any) -> Any:
+        """``item``, or a copy of it if ``old`` is in it."""
+        if item is old:
+            return exchanged
+        if isinstance(item, list):
+            for index, child in enumerate(item):
+                if (new_child := copied(child)) is not child:
+                    return [*item[:index], new_child, *item[index + 1 :]]
+        elif isinstance(item, ast.AST):
+            for name in item._fields:
+                child = getattr(item, name, None)
+                if (new_child := copied(child)) is not child:
+                    return _with(item, name, new_child)
+        return item
 
-    return cast(FunctionTree, Exchange().visit(node))
+    return cast(FunctionTree, copied(node))
+
+
+def _with(node: Any, name: str, value: object) -> Any:
+    """A copy of one node of a tree, with another value in one of its fields."""
+    twin = copy.copy(node)
+    setattr(twin, name, value)
+    return twin
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,7 @@ def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
 
     Code that begins with a comment is a statement.
     """
-    found, new = ast.parse(find).body, ast.parse(put).body
+    found, new = statements_of(find), statements_of(put)
     first = found[0]
     bare = not any(code.lstrip().startswith("#") for code in (find, put))
     single = bare and len(found) == len(new) == 1
@@ -212,11 +228,16 @@ def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
 
 
 def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    for child in ast.walk(node):
-        for name in ("body", "orelse", "finalbody"):
-            body = getattr(child, name, None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.stmt):
-                yield body
+    """All lists of statements in a statement; there are none in expressions."""
+    for name in ("body", "orelse", "finalbody"):
+        body: list[ast.stmt] = getattr(node, name, [])
+        if body:
+            yield body
+        for statement in body:
+            yield from _bodies(statement)
+    for name in ("handlers", "cases"):
+        for part in getattr(node, name, []):
+            yield from _bodies(part)
 
 
 def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tuple[int, int]:
@@ -235,21 +256,21 @@ def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | str | No
     ``None`` when the edits are not in there, and the original's digest when they have replaced it
     as a whole. ``node`` is not changed.
     """
-    node = copy.deepcopy(node)
     for edit in reversed(edits):
+        body = without_docstring(node)
         if isinstance(edit, Replace):
-            new = cast(FunctionTree, ast.parse(source_of(edit.function)).body[0])
-            same = equal(without_docstring(new), without_docstring(node))
+            (new,) = statements_of(source_of(edit.function))
+            same = equal(without_docstring(cast(FunctionTree, new)), body)
             return edit.digest if same and edit is edits[0] else None
         if isinstance(edit, Before):
-            start = len(node.body) - len(without_docstring(node))
-            statements = ast.parse(edit.statements).body
-            if not equal(node.body[start : start + len(statements)], statements):
+            statements = statements_of(edit.statements)
+            if not equal(body[: len(statements)], statements):
                 return None
-            del node.body[start : start + len(statements)]
+            head = node.body[: len(node.body) - len(body)]
+            node = _with(node, "body", [*head, *body[len(statements) :]])
         elif isinstance(edit, Substitute):
-            original = substituted_tree(node, edit.put, edit.find) if edit.put.strip() else None
-            if original is None:
+            places = _places(node, edit.put, edit.find) if edit.put.strip() else []
+            if len(places) != 1:
                 return None
-            node = original
+            node = _exchanged(node, places[0], edit.find)
     return node

@@ -105,7 +105,7 @@ def test_edits_are_undone(name):
     after = definition
     for edit in edits:
         after = edited(after, edit)
-    node = after.parse()
+    node = after.node
     whole = ast.dump(node)
     below = undone(node, edits)
     assert isinstance(below, ast.FunctionDef)
