@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -274,10 +275,17 @@ def _version(distribution: str) -> str | None:
 def _check(options: argparse.Namespace) -> int:
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
     settings = Settings.from_environment(SERIES)
-    findings = [
-        inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES)
-        for patch in SERIES
-    ]
+    # Trees are kept until the end: to search them for garbage takes as long as to judge them.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        findings = [
+            inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES)
+            for patch in SERIES
+        ]
+    finally:
+        if collecting:
+            gc.enable()
     version = megatron_version(tree.read)
     if options.json:
         report = {

