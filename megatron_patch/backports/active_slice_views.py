@@ -12,7 +12,7 @@ next one of as many requests writes no rows. All tensors have the values that th
 
 Not covered: a tensor whose storage somebody exchanges (``Tensor.set_()``), or who writes to
 ``active_logit_idxs``; Megatron does neither. While the context is suspended with ``RECOMPUTE``, the
-views keep the old pinned memory of these slices, a few kilobytes, until the next step.
+views keep the old pinned buffer of the bookkeeping, of which they are a part, until the next step.
 """
 
 from __future__ import annotations
@@ -99,17 +99,8 @@ padding_request_slice = slice(active_request_count, self.padded_active_request_c
 """
 
 
-def _family(releases: str, build: str, pad: str) -> Family:
-    return Family(
-        releases,
-        (
-            Replace(BUILD, build_active_slices, build),
-            Substitute(PAD, DECODE_ROWS, DECODE_ROWS_ONCE, pad),
-            Substitute(PAD, OTHER_ROWS, OTHER_ROWS_ONCE, pad),
-            Substitute(PAD, PADDING, PADDING_IF_ANY, pad),
-        ),
-    )
-
+#: Of `pad_active_slices()`.
+PAD_DIGEST = "74b6437ff46609ca"
 
 ACTIVE_SLICE_VIEWS = Patch(
     id="active-slice-views",
@@ -129,7 +120,15 @@ ACTIVE_SLICE_VIEWS = Patch(
     updated="2026-11-24",
     target=BUILD,
     families=(
-        _family("0.18.0 to 0.19.2, and main at 878228fd0f", "35bb5d60e5c2e11c", "74b6437ff46609ca"),
+        Family(
+            "0.18.0 to 0.19.2, and main at 878228fd0f",
+            (
+                Replace(BUILD, build_active_slices, "35bb5d60e5c2e11c"),
+                Substitute(PAD, DECODE_ROWS, DECODE_ROWS_ONCE, PAD_DIGEST),
+                Substitute(PAD, OTHER_ROWS, OTHER_ROWS_ONCE, PAD_DIGEST),
+                Substitute(PAD, PADDING, PADDING_IF_ANY, PAD_DIGEST),
+            ),
+        ),
     ),
     upstreamed=(),
     # It was new there, and has no sum to refresh.

@@ -20,6 +20,16 @@ REQUESTS = (
     testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
 )
 
+#: Engines whose decode steps differ. 0.14 to 0.16 have no speculative tokens.
+SPECS = {
+    "eager": testing.EngineSpec(),
+    "all logits": testing.EngineSpec(materialize_only_last_token_logits=False),
+    "graphs": testing.EngineSpec(num_cuda_graphs=4, max_requests=16, block_size_tokens=8),
+    "speculative": testing.EngineSpec(
+        num_speculative_tokens=2, materialize_only_last_token_logits=False
+    ),
+}
+
 
 def state_of(patch: Patch) -> State:
     """What has become of ``patch`` in this process."""

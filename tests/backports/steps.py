@@ -5,10 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
 from megatron_patch import testing
 
 from ..upstream import support
+
+#: Fields of contexts whose steps differ.
+CONTEXTS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "padded": {"num_cuda_graphs": 2, "max_requests": 16},
+    "speculative": {
+        "num_speculative_tokens": 2,
+        "materialize_only_last_token_logits": False,
+        "max_tokens": 256,
+    },
+}
+
+
+def walks(request: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Steps: the requests that arrive, and the chance that each one goes on, with its random."""
+    step = st.tuples(
+        st.lists(request, max_size=8),
+        st.sampled_from([0.5, 0.9, 1.0]),
+        st.randoms(use_true_random=False),
+    )
+    return st.lists(step, min_size=1, max_size=10)
 
 
 class Steps:

@@ -18,8 +18,15 @@ from megatron_patch.judge import judge
 
 from ..conftest import expected_state
 from ..upstream import support
-from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
-from .steps import Steps, decode_step
+from .checks import (
+    REQUESTS,
+    SPECS,
+    Operators,
+    assert_same_outputs,
+    state_of,
+    with_one_token_changed,
+)
+from .steps import CONTEXTS, Steps, decode_step, walks
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.18")
@@ -38,11 +45,13 @@ def test_state():
 # ------------------------------------------------------------------------ what it costs
 
 
-def refresh(context) -> None:
-    """What `initialize_attention_state()` does for the slices."""
+def refresh(context, methods=None) -> None:
+    """What `initialize_attention_state()` does for the slices, or what these methods do."""
+    cls = type(context)
+    build, pad = methods or (cls.build_active_slices, cls.pad_active_slices)
     padded = context.padded_active_request_count
-    context.build_active_slices(min(padded, context.max_requests - context.paused_request_count))
-    context.pad_active_slices()
+    build(context, min(padded, context.max_requests - context.paused_request_count))
+    pad(context)
 
 
 def operators_of_a_decode_step() -> Counter[str]:
@@ -85,8 +94,8 @@ def shown(context) -> dict[str, torch.Tensor]:
 class Compared:
     """Calls both versions of the two methods on the same context, and compares what is written."""
 
-    def __init__(self, build, pad):
-        self.build, self.pad = build, pad
+    def __init__(self, *unpatched):
+        self.unpatched = unpatched
 
     def refresh(self, context) -> None:
         before = {name: tensor.clone() for name, tensor in shown(context).items()}
@@ -96,10 +105,7 @@ class Compared:
             # The rows whose logits are wanted are written by no one else, and may be left.
             if name != "active_logit_idxs":
                 tensor.copy_(before[name])
-        padded = context.padded_active_request_count
-        rows = min(padded, context.max_requests - context.paused_request_count)
-        self.build(context, rows)
-        self.pad(context)
+        refresh(context, self.unpatched)
         for name, tensor in shown(context).items():
             # As bytes: behind the rows there is what memory held before.
             assert tensor.view(torch.uint8).equal(patched[name].view(torch.uint8)), name
@@ -123,21 +129,6 @@ samplings = st.fixed_dictionaries(
         "return_log_probs": st.booleans(),
     }
 )
-arrivals = st.lists(st.tuples(st.integers(2, 30), samplings), max_size=6)
-walks = st.lists(
-    st.tuples(arrivals, st.sampled_from([0.5, 0.9, 1.0]), st.randoms(use_true_random=False)),
-    min_size=1,
-    max_size=10,
-)
-CONTEXTS = {
-    "eager": {},
-    "padded": {"num_cuda_graphs": 2, "max_requests": 16},
-    "speculative": {
-        "num_speculative_tokens": 2,
-        "materialize_only_last_token_logits": False,
-        "max_tokens": 256,
-    },
-}
 
 
 @only_patched
@@ -145,7 +136,7 @@ CONTEXTS = {
 def test_after_any_steps_the_slices_are_those_of_the_unpatched_methods(compared, name):
     seen: Counter[str] = Counter()
 
-    @given(walks)
+    @given(walks(st.tuples(st.integers(2, 30), samplings)))
     def compare(walk):
         steps = Steps(**CONTEXTS[name])
         context = steps.context
@@ -207,15 +198,6 @@ def test_nothing_keeps_the_rows_of_the_gpu_alive_in_suspension():
     support.deallocate(context)
     held = [name for name, value in vars(context).items() if isinstance(value, torch.Tensor)]
     assert held == []
-
-
-SPECS = {
-    "eager": testing.EngineSpec(),
-    "graphs": testing.EngineSpec(num_cuda_graphs=4, max_requests=16, block_size_tokens=8),
-    "speculative": testing.EngineSpec(
-        num_speculative_tokens=2, materialize_only_last_token_logits=False
-    ),
-}
 
 
 @only_patched

@@ -18,8 +18,15 @@ from megatron_patch.backports.last_token_logits_view import LAST_TOKEN_LOGITS_VI
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state
-from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
-from .steps import Steps, decode_step
+from .checks import (
+    REQUESTS,
+    SPECS,
+    Operators,
+    assert_same_outputs,
+    state_of,
+    with_one_token_changed,
+)
+from .steps import CONTEXTS, Steps, decode_step, walks
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 ON_HOST = RELEASE >= Version("0.18")
@@ -81,23 +88,6 @@ def unpatched_function(unpatched):
     return function
 
 
-arrivals = st.lists(st.integers(1, 30), max_size=8)
-walks = st.lists(
-    st.tuples(arrivals, st.sampled_from([0.5, 0.9, 1.0]), st.randoms(use_true_random=False)),
-    min_size=1,
-    max_size=10,
-)
-CONTEXTS = {
-    "eager": {},
-    "padded": {"num_cuda_graphs": 2, "max_requests": 16},
-    "speculative": {
-        "num_speculative_tokens": 2,
-        "materialize_only_last_token_logits": False,
-        "max_tokens": 256,
-    },
-}
-
-
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_in_any_step_the_rows_are_those_of_the_unpatched_method(unpatched_function, name):
     try:
@@ -106,7 +96,7 @@ def test_in_any_step_the_rows_are_those_of_the_unpatched_method(unpatched_functi
         pytest.skip(str(error))
     seen: Counter[str] = Counter()
 
-    @given(walks)
+    @given(walks(st.integers(1, 30)))
     def compare(walk):
         steps = Steps(**CONTEXTS[name])
         for lengths, probability, chance in walk:
@@ -145,16 +135,6 @@ def test_what_is_captured_keeps_the_index():
     logits, rows = logits_and_rows(steps)
     assert not is_part_of(rows, logits)
     assert rows.equal(logits[0, :4])
-
-
-SPECS = {
-    "eager": testing.EngineSpec(),
-    "all logits": testing.EngineSpec(materialize_only_last_token_logits=False),
-    "graphs": testing.EngineSpec(num_cuda_graphs=4, max_requests=16, block_size_tokens=8),
-    "speculative": testing.EngineSpec(
-        num_speculative_tokens=2, materialize_only_last_token_logits=False
-    ),
-}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)

@@ -20,7 +20,14 @@ from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
 from ..conftest import SOURCE, expected_state, not_in_source
-from .checks import REQUESTS, Operators, assert_same_outputs, state_of, with_one_token_changed
+from .checks import (
+    REQUESTS,
+    SPECS,
+    Operators,
+    assert_same_outputs,
+    state_of,
+    with_one_token_changed,
+)
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.16")
@@ -275,14 +282,6 @@ def test_rows_without_a_request_are_left_alone_as_ever(both, controller):
 
 # -------------------------------------------------------------------------- the engine
 
-SPECS = {
-    "eager": testing.EngineSpec(),
-    "all logits": testing.EngineSpec(materialize_only_last_token_logits=False),
-    "graphs": testing.EngineSpec(num_cuda_graphs=4, max_requests=16, block_size_tokens=8),
-    "speculative": testing.EngineSpec(
-        num_speculative_tokens=2, materialize_only_last_token_logits=False
-    ),
-}
 AT_RANDOM = {"top_k": 0, "temperature": 5.0}
 SAMPLINGS = {
     "greedy": [{}],
