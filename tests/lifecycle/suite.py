@@ -19,7 +19,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +35,7 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
+from .. import processor_time
 from .fresh import ROOT, InFreshProcess, environment
 
 ABSENT = object()
@@ -731,11 +731,9 @@ class Lifecycle(InFreshProcess):
         same(found & {"ast", "dataclasses", "inspect"}, set())  # half of the time there is
 
         def seconds(code: str) -> float:
-            """Processor time, which hardly depends on what else the machine does."""
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            before = processor_time.of_children()
             run_python("-c", code, **settings)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            return processor_time.of_children() - before
 
         bare = with_us = float("inf")
         for _ in range(30):
