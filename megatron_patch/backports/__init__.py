@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..model import Patch
 from .active_slice_views import ACTIVE_SLICE_VIEWS
+from .attention_length_views import ATTENTION_LENGTH_VIEWS
 from .attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
@@ -28,6 +29,7 @@ from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .single_token_update import SINGLE_TOKEN_UPDATE
 from .step_log_sync import STEP_LOG_SYNC
+from .tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
 from .zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
@@ -52,6 +54,8 @@ SERIES: tuple[Patch, ...] = (
     SINGLE_SAMPLING_BUCKET,
     LAST_TOKEN_LOGITS_VIEW,
     ACTIVE_SLICE_VIEWS,
+    TENSOR_PARALLEL_WITHOUT_AUTOGRAD,
+    ATTENTION_LENGTH_VIEWS,
     DP_SAMPLING_SEED,
     NVLS_REAL_TOKEN_COUNT,
 )

@@ -10,9 +10,9 @@ which most are ``None``.
 With this patch the arguments are compared as they are. Only where one of them is not obviously what
 it was, Megatron's own comparison decides, with the errors that it has always had.
 
-Obvious is: as many arguments, of the same names and types; tensors of the same shape, dtype and
-device; for everything else, the same object. The types that are allowed need no second check: those
-of the capture were checked, and the same are here.
+Obvious is: as many arguments, of the same names in the same order, and of the same types; tensors
+of the same shape, dtype and device; for everything else, the same object. The types that are
+allowed need no second check: those of the capture were checked, and the same are here.
 
 Not covered: the rest of what a replay costs on the host, such as flattening the arguments.
 """
@@ -34,17 +34,23 @@ HELPER = f"{RUNNER}._arguments_match"
 def _arguments_match(self: Any, args: Any, kwargs: Any) -> bool:
     """Whether the arguments are plainly those of the capture, but for the contents of tensors."""
     arg_metas, kwarg_metas = self.fwd_graph_input_arg_metas, self.fwd_graph_input_kwarg_metas
-    if len(args) != len(arg_metas) or kwargs.keys() != kwarg_metas.keys():
+    if len(args) != len(arg_metas) or [*kwargs] != [*kwarg_metas]:
         return False
-    pairs = list(zip(args, arg_metas, strict=True))
-    pairs += [(kwargs[name], meta) for name, meta in kwarg_metas.items()]
-    for arg, meta in pairs:
-        if type(arg) is not meta.type:
+    values, metas = (*args, *kwargs.values()), (*arg_metas, *kwarg_metas.values())
+    for value, meta in zip(values, metas, strict=True):
+        if type(value) is not meta.type:
             return False
-        if isinstance(arg, torch.Tensor):
-            if arg.shape != meta.shape or arg.dtype != meta.dtype or arg.device != meta.device:
+        # Most are None. Whether something is a tensor is the slowest of these questions.
+        if value is None:
+            continue
+        if isinstance(value, torch.Tensor):
+            if (
+                value.shape != meta.shape
+                or value.dtype != meta.dtype
+                or value.device != meta.device
+            ):
                 return False
-        elif arg is not meta.value:
+        elif value is not meta.value:
             return False
     return True
 
@@ -80,7 +86,7 @@ GRAPH_ARGUMENT_CHECK = Patch(
     fixed_in=None,
     releases=">=0.14,<0.20",
     removal="upstream compares arguments at no such cost, and no supported release is older",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=ERRORS,
     families=(
         _family("0.14.0, and 0.15.0 to 0.15.3", "3f55b22fd88bde79"),

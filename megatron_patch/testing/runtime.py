@@ -70,6 +70,7 @@ def start(tensor_model_parallel_size: int = 1) -> torch.device:
             stands_in = _enter_attention(stack, on_cpu)
             stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
             stack.enter_context(_parallel_state(tensor_model_parallel_size))
+            stack.callback(_drop_cuda_graphs)
             if on_cpu:
                 stack.enter_context(_without_triton())
             loop = stack.enter_context(_event_loop())
@@ -82,8 +83,10 @@ def start(tensor_model_parallel_size: int = 1) -> torch.device:
 def stop() -> None:
     """Undo :func:`start`; does nothing if there is nothing to undo.
 
-    Engines and contexts made before are of no use afterwards. Megatron stays imported, and on a
-    CPU does not run until :func:`start` is called again.
+    Engines and contexts made before are of no use afterwards. Their CUDA graphs are dropped: NCCL
+    waits for those with its operations in them before it destroys a process group. (In 0.14, where
+    Megatron does not know them, they go with the engine.) Megatron stays imported, and on a CPU
+    does not run until :func:`start` is called again.
     """
     global _runtime
     if _runtime is not None:
@@ -96,6 +99,13 @@ def running() -> Runtime:
     if _runtime is None:
         raise RuntimeError("call megatron_patch.testing.start() first, before importing Megatron")
     return _runtime
+
+
+def _drop_cuda_graphs() -> None:
+    graphs = sys.modules.get("megatron.core.transformer.cuda_graphs")
+    delete = getattr(graphs, "delete_cuda_graphs", None)
+    if delete is not None:
+        delete()
 
 
 def _enter_attention(stack: ExitStack, on_cpu: bool) -> bool:

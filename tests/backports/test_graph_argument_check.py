@@ -68,6 +68,11 @@ def test_arguments_of_the_capture_match_and_so_do_other_tensors_like_them(graphs
     assert runner.get_mismatch_errors((), kwargs) == []
 
 
+def test_keywords_in_another_order_match_too(graphs):
+    kwargs = layer_arguments()
+    assert runner_of((), kwargs).get_mismatch_errors((), dict(reversed(kwargs.items()))) == []
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

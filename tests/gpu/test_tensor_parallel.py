@@ -17,7 +17,11 @@ from megatron_patch import testing
 from ..backports.checks import REQUESTS
 
 RANK = """
-import json, os, sys
+import faulthandler, json, os, sys
+
+# Collectives that do not meet wait for ever: say where, before the test gives up.
+faulthandler.dump_traceback_later(240, exit=True)
+
 import torch
 from torch import distributed
 import megatron_patch

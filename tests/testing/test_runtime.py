@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
 import pytest
+from packaging.version import Version
 
 from megatron_patch import testing
 from megatron_patch.testing import runtime
@@ -61,6 +63,27 @@ testing.start()
     assert not any(name in result.stderr for name in ("Exception ignored", "never awaited"))
     first, second = result.stdout.splitlines()[-2:]
     assert first == second
+
+
+@pytest.mark.skipif(
+    Version(importlib.metadata.version("megatron-core")) < Version("0.15"),
+    reason="does not know the CUDA graphs that it has captured",
+)
+def test_stop_lets_go_of_cuda_graphs() -> None:
+    result = run("""
+import torch
+testing.start()
+testing.context_class()
+from megatron.core.transformer import cuda_graphs
+runner = cuda_graphs._CudaGraphRunner.__new__(cuda_graphs._CudaGraphRunner)
+torch.nn.Module.__init__(runner)
+runner.fwd_graph = "a graph"
+cuda_graphs._CudagraphGlobalRecord.cudagraph_inference_record.append((runner,))
+testing.stop()
+assert runner.fwd_graph is None
+assert cuda_graphs._CudagraphGlobalRecord.cudagraph_inference_record == []
+""")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_process_group_of_others_is_used_and_left() -> None:
