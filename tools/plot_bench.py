@@ -71,7 +71,6 @@ def step_time(axes: Axes, results: Sequence[Result]) -> None:
             label = "GPU busy" if place == 0 else "_"  # an underscore: not in the legend
             axes.hlines(busy, place - WIDTH, place + WIDTH, color="#d1495b", label=label)
     axes.set_ylabel("decode step, µs (median)")
-    axes.legend(frameon=False, loc="lower right")
 
 
 def getter_time(axes: Axes, results: Sequence[Result]) -> None:
@@ -82,7 +81,6 @@ def getter_time(axes: Axes, results: Sequence[Result]) -> None:
     }
     _bars(axes, results, getter)
     axes.set_ylabel("current_input_and_position_ids(), µs per call")
-    axes.legend(frameon=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, draw in ("step-time", step_time), ("getter-time", getter_time):
         figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         draw(axes, results)
+        # Within the axes it would be on some of the bars.
+        figure.legend(frameon=False, loc="outside lower center", ncols=3)
         size = results[0]["options"]
         axes.set_title(
             f"{results[0]['device']}, {size['layers']} layers, hidden {size['hidden']}, "
