@@ -38,7 +38,8 @@ FORWARD_ALONE = """\
 if torch.is_grad_enabled() or torch.compiler.is_compiling():
     return {function}.apply(*args)
 # There is no backward pass that autograd would have to know of.
-return {function}.forward(torch.autograd.function.FunctionCtx(), *args)
+ctx = torch.autograd.function.FunctionCtx()
+return {function}.forward(ctx, *args)
 """
 #: What `forward()` does with its context decides whether it can do with one that autograd does not
 #: know, so its source has to be known.
@@ -60,7 +61,9 @@ COLLECTIVE = """\
 """
 COLLECTIVE_OF_MANY = """\
 if torch.is_grad_enabled() or self.tp_group.size() > 1:
-    {output} = {function}(output_parallel, group=self.tp_group)
+    {output} = {function}(
+        output_parallel, group=self.tp_group
+    )
 else:
     {output} = output_parallel
 """
