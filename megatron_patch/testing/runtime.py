@@ -84,9 +84,9 @@ def stop() -> None:
     """Undo :func:`start`; does nothing if there is nothing to undo.
 
     Engines and contexts made before are of no use afterwards. Their CUDA graphs are dropped: NCCL
-    waits for those with its operations in them before it destroys a process group. (In 0.14, where
-    Megatron does not know them, they go with the engine.) Megatron stays imported, and on a CPU
-    does not run until :func:`start` is called again.
+    waits for those with its operations in them before it destroys a process group. (In 0.14 and
+    0.15, where Megatron has no way to drop them, they go with the engine.) Megatron stays imported,
+    and on a CPU does not run until :func:`start` is called again.
     """
     global _runtime
     if _runtime is not None:
