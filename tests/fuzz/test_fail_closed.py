@@ -144,6 +144,20 @@ def verdict_on(case: Case, module: str, text: str) -> Verdict:
     return judge(case.patch, lambda name: text if name == module else full(name))
 
 
+def is_of_another_release(case: Case, target: Target, text: str) -> bool:
+    """Whether a change made the target what it is in another release that the patch knows.
+
+    0.15 and 0.16 tell one of their functions apart by an annotation alone.
+    """
+    edits = [edit for family in case.patch.families for edit in family.edits]
+    digests = {item.digest for item in (*edits, *knowns(case.patch)) if item.target == str(target)}
+    now, before = (
+        locate(target.module, source or "", target.qualname)
+        for source in (text, full(target.module))
+    )
+    return now is not None and before is not None and now.digest in digests - {before.digest}
+
+
 def try_mutants(
     case: Case, module: str, number: int, check: Callable[[st.DataObject, str], None]
 ) -> None:
@@ -190,6 +204,9 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
             return
         with told(old, new):
             verdict = verdict_on(case, target.module, new)
+            if verdict.state is not State.DRIFTED and is_of_another_release(case, target, new):
+                equal.add(new)
+                return
             assert verdict.family is None
             assert verdict.state is State.DRIFTED
             assert str(target) in verdict.reason
