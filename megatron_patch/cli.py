@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import importlib.metadata
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from . import export, in_place, inspection, launcher, status
 from .backports import SERIES
 from .errors import DriftedError, NotMegatronError, SettingsError, TreeError
+from .judge import trees_kept
 from .model import UNHEALTHY, Patch, PatchStatus, State, Target
 from .settings import Settings
 from .source_edits import SourcePatch, source_patches
@@ -275,17 +275,11 @@ def _version(distribution: str) -> str | None:
 def _check(options: argparse.Namespace) -> int:
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
     settings = Settings.from_environment(SERIES)
-    # Trees are kept until the end: to search them for garbage takes as long as to judge them.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with trees_kept():
         findings = [
             inspection.inspect(patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES)
             for patch in SERIES
         ]
-    finally:
-        if collecting:
-            gc.enable()
     version = megatron_version(tree.read)
     if options.json:
         report = {

@@ -133,20 +133,21 @@ class Engine:
     def _settle(self, ready: str | None = None, raising: bool = True) -> None:
         """Decide every pending patch whose main module is there, then tell of the unhealthy."""
         wrong: list[SettingsError] = []
-        decided = False
-        for record in self.records.values():
-            main = Target.parse(record.patch.target).module
-            if record.state is State.PENDING and (main == ready or is_ready(main)):
-                decided = True
-                try:
-                    self._decide(record, ready)
-                except SettingsError as error:
-                    record.state, record.reason = State.FAILED, str(error)
-                    wrong.append(error)
-        if decided:
-            from .judge import forget
 
-            forget()
+        def is_due(record: Record) -> bool:
+            main = Target.parse(record.patch.target).module
+            return record.state is State.PENDING and (main == ready or is_ready(main))
+
+        if any(map(is_due, self.records.values())):
+            from .judge import trees_kept
+
+            with trees_kept():
+                for record in filter(is_due, self.records.values()):
+                    try:
+                        self._decide(record, ready)
+                    except SettingsError as error:
+                        record.state, record.reason = State.FAILED, str(error)
+                        wrong.append(error)
         self._find_shadows()
         self._tell(raising)
         if wrong and raising:

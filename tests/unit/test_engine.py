@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import py_compile
 import subprocess
@@ -59,6 +60,18 @@ def test_pending_until_the_import_then_applied(workshop, both):
     assert (thing().one(), thing().two()) == (10, 20)
     assert module.__loader__ is module.__spec__.loader
     assert type(module.__loader__).__module__.startswith("_frozen_importlib")
+
+
+def test_the_garbage_collector_rests_while_patches_are_applied(workshop, both, mocker):
+    importlib.import_module("target_module")
+    seen = []
+    decide = Engine._decide
+    mocker.patch.object(
+        Engine, "_decide", lambda *args: (seen.append(gc.isenabled()), decide(*args))
+    )
+    assert only(workshop.engine(both)).state is State.APPLIED
+    assert seen == [False]
+    assert gc.isenabled()
 
 
 def test_applied_at_once_to_a_module_that_is_imported_and_to_instances_that_exist(workshop, both):

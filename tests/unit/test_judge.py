@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from megatron_patch.errors import SettingsError
 from megatron_patch.fingerprint import locate
-from megatron_patch.judge import judge
+from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import Before, Known, Patch, Replace, State, Substitute
 
 from .sample import make_patch
@@ -162,3 +164,20 @@ def test_a_patch_is_recognised_in_source_by_what_it_changes(comment):
     assert judge(SAME, {"m": text}.get, series=(SAME,)).state is State.UPSTREAMED
     drifted = text.replace("return 2", "return 3")
     assert judge(SAME, {"m": drifted}.get, series=(SAME,)).state is State.DRIFTED
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_garbage_collector_rests_while_patches_are_judged_and_is_as_it_was(collecting):
+    def judged() -> None:
+        with trees_kept():
+            assert not gc.isenabled()
+            raise SettingsError("what a judge may raise")
+
+    if not collecting:
+        gc.disable()
+    try:
+        with pytest.raises(SettingsError):
+            judged()
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()
