@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,12 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(scope="session")
 def device() -> Iterator[Any]:
     """The device that Megatron runs on: CUDA where there is one, else the CPU with stand-ins."""
-    yield testing.start()
+    found = testing.start()
+    # Half a million objects of PyTorch and Megatron, which are no garbage, and among which a third
+    # of a second goes to each search for some. Tests and Megatron make many.
+    testing.context_class()
+    gc.freeze()
+    yield found
     testing.stop()
 
 
