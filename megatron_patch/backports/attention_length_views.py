@@ -82,18 +82,9 @@ self.token_to_position_in_request[
     self.active_token_count : self.padded_active_token_count
 ] = 0
 """
-PADDING_IF_ANY = """\
-if self.active_token_count < self.padded_active_token_count:
-    self.token_to_block_idx[self.active_token_count : self.padded_active_token_count] = (
-        self.kv_block_allocator.dummy_block_idx
-    )
-    self.token_to_local_position_within_kv_block[
-        self.active_token_count : self.padded_active_token_count
-    ] = 0
-    self.token_to_position_in_request[
-        self.active_token_count : self.padded_active_token_count
-    ] = 0
-"""
+PADDING_IF_ANY = "if self.active_token_count < self.padded_active_token_count:\n" + "".join(
+    f"    {line}" for line in PADDING.splitlines(keepends=True)
+)
 SLICES = """\
 query_lengths_view = self.request_query_lengths[active_slice]
 request_kv_length_offsets_view = self.request_kv_length_offsets[active_slice]

@@ -27,8 +27,8 @@ from ..model import Family, Kind, Patch, Substitute
 MODULE = "megatron.core.tensor_parallel.layers"
 LINEAR = f"{MODULE}:linear_with_grad_accumulation_and_async_allreduce"
 FROZEN = f"{MODULE}:linear_with_frozen_weight"
-LINEAR_FORWARD = f"{MODULE}:LinearWithGradAccumulationAndAsyncCommunication.forward"
-FROZEN_FORWARD = f"{MODULE}:LinearWithFrozenWeight.forward"
+OF_LINEAR = "LinearWithGradAccumulationAndAsyncCommunication"
+OF_FROZEN = "LinearWithFrozenWeight"
 COLUMN = f"{MODULE}:ColumnParallelLinear.forward"
 ROW = f"{MODULE}:RowParallelLinear.forward"
 EMBEDDING = f"{MODULE}:VocabParallelEmbedding.forward"
@@ -56,6 +56,8 @@ else:
     # In the forward pass the copy is the input itself.
     input_parallel = input_
 """
+GATHER = "gather_from_tensor_model_parallel_region"
+REDUCE = "reduce_from_tensor_model_parallel_region"
 COLLECTIVE = """\
 {output} = {function}(output_parallel, group=self.tp_group)
 """
@@ -69,9 +71,7 @@ else:
 """
 
 
-def _product(target: str, digest: str) -> Substitute:
-    scope = (LINEAR_FORWARD if target == LINEAR else FROZEN_FORWARD).partition(":")[2]
-    function = scope.partition(".")[0]
+def _product(target: str, function: str, digest: str) -> Substitute:
     find, put = APPLY.format(function=function), FORWARD_ALONE.format(function=function)
     return Substitute(target, find, put, digest)
 
@@ -95,20 +95,17 @@ def _family(
 ) -> Family:
     """``embedding`` is the digest of one that sums over the ranks however many there are."""
     of_linear, of_frozen = forwards
-    gather, reduce = (
-        f"{name}_tensor_model_parallel_region" for name in ("gather_from", "reduce_from")
-    )
     edits = [
-        _product(LINEAR, linear),
-        _product(FROZEN, frozen),
-        Substitute(LINEAR_FORWARD, KEEPS_BOTH, KEEPS_BOTH, of_linear),
-        Substitute(FROZEN_FORWARD, KEEPS_WEIGHT, KEEPS_WEIGHT, of_frozen),
+        _product(LINEAR, OF_LINEAR, linear),
+        _product(FROZEN, OF_FROZEN, frozen),
+        Substitute(f"{MODULE}:{OF_LINEAR}.forward", KEEPS_BOTH, KEEPS_BOTH, of_linear),
+        Substitute(f"{MODULE}:{OF_FROZEN}.forward", KEEPS_WEIGHT, KEEPS_WEIGHT, of_frozen),
         Substitute(COLUMN, COPY, COPY_FOR_BACKWARD, column),
-        _collective(COLUMN, "output", gather, column),
-        _collective(ROW, "output_", reduce, row),
+        _collective(COLUMN, "output", GATHER, column),
+        _collective(ROW, "output_", REDUCE, row),
     ]
     if embedding is not None:
-        edits.append(_collective(EMBEDDING, "output", reduce, embedding))
+        edits.append(_collective(EMBEDDING, "output", REDUCE, embedding))
     return Family(releases, tuple(edits))
 
 
