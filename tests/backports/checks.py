@@ -44,6 +44,13 @@ def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:
     assert all(a.equal(b) for a, b in zip(one.logits, other.logits, strict=True))
 
 
+def assert_patches_change_no_output(spec: testing.EngineSpec) -> None:
+    """On Megatron as it was released, and then, from the same requests, with the patches."""
+    without = testing.decode(testing.build_engine(spec), REQUESTS)
+    megatron_patch.install()
+    assert_same_outputs(testing.decode(testing.build_engine(spec), REQUESTS), without)
+
+
 class Operators(TorchDispatchMode):
     """Notes the operators that run, such as ``aten::add``. Views are kernels on no device."""
 

@@ -19,10 +19,9 @@ from megatron_patch.judge import judge
 
 from ..conftest import expected_state
 from .checks import (
-    REQUESTS,
     SPECS,
     Operators,
-    assert_same_outputs,
+    assert_patches_change_no_output,
     state_of,
     with_one_token_changed,
 )
@@ -140,12 +139,9 @@ def test_what_is_captured_keeps_the_index():
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_tokens_and_logits_are_bit_identical(unpatched, spec):
     try:
-        without = testing.decode(testing.build_engine(spec), REQUESTS)
+        assert_patches_change_no_output(spec)
     except testing.UnsupportedError as error:
         pytest.skip(str(error))
-    megatron_patch.install()
-    patched = testing.decode(testing.build_engine(spec), REQUESTS)
-    assert_same_outputs(patched, without)
 
 
 # ------------------------------------------------------------------------ the record
