@@ -69,7 +69,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Put the original objects back. Idempotent.
+    """Put the original code back. Idempotent.
 
     Where somebody else has put a patch on top of ours, ours stays below it, and its state is
     ``shadowed``.

@@ -1,24 +1,31 @@
 """Compile an edited definition in the place of the original, and prove which code runs now."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import inspect
 import linecache
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import reduce
-from types import CellType, CodeType, FunctionType
+from types import CodeType, FunctionType
 from typing import Any, cast
 
 from .errors import ForeignPatchError, RewriteError
 from .fingerprint import Definition
+from .line_numbers import file_of, renumber
+from .model import Add, Target
+from .sources import read_source
 
 
-def compile_code(definition: Definition, filename: str) -> CodeType:
-    """Compile a definition as its own module would: same classes around it, same lines."""
+def compile_code(definition: Definition, filename: str, node: ast.stmt | None = None) -> CodeType:
+    """Compile a definition as its own module would: same classes around it, same lines.
+
+    ``node`` is another tree to compile in the place of the definition's own.
+    """
     *scopes, name = definition.qualname.split(".")
-    body: ast.stmt = definition.node
+    body: ast.stmt = definition.node if node is None else node
     for scope in reversed(scopes):
         shell = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
         shell.body = [body]
@@ -44,27 +51,33 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def raw_function(definition: Definition, value: object) -> FunctionType:
-    """The plain function under ``value`` that is compiled from ``definition``.
-
-    Looks through descriptors and decorators. Raises ``ForeignPatchError`` when there is none:
-    then what runs is not what the source says.
-    """
-    code, seen = compile_code(definition, "<original>"), {0}
-    queue = [value]
+def functions_below(value: object) -> Iterator[FunctionType]:
+    """The plain functions under ``value``, through descriptors, decorators and wrappers."""
+    queue, seen = [value], {0}
     while queue:
         item = queue.pop(0)
         if id(item) in seen:
             continue
         seen.add(id(item))
-        if isinstance(item, FunctionType):
-            if item.__code__ == code:
-                return item
+        # Not `isinstance`: a proxy, such as a wrapper of wrapt, says that it is a function.
+        if type(item) is FunctionType:
+            yield item
             queue.extend(inspect.getclosurevars(item).nonlocals.values())
         for name in ("__wrapped__", "__func__", "fget", "fset", "fdel", "func"):
             # vars-like look-up: a proxy's __getattr__ must not be run on our behalf
             if hasattr(type(item), name) or name in getattr(item, "__dict__", {}):
                 queue.append(getattr(item, name))
+
+
+def raw_function(definition: Definition, value: object) -> FunctionType:
+    """The plain function under ``value`` that is compiled from ``definition``.
+
+    Raises ``ForeignPatchError`` when there is none: then what runs is not what the source says.
+    """
+    code = compile_code(definition, "<original>")
+    for function in functions_below(value):
+        if function.__code__ == code:
+            return function
     raise _foreign(definition, value)
 
 
@@ -77,78 +90,88 @@ def _foreign(definition: Definition, value: object) -> ForeignPatchError:
     )
 
 
-def build_function(
-    definition: Definition, raw: FunctionType, owner: Any, label: str
-) -> FunctionType:
-    """A plain function from the edited definition, in the namespace of ``raw``'s module.
+def check_decorators(
+    definition: Definition, value: Any, function: FunctionType, owner: Any
+) -> None:
+    """Raise ``ForeignPatchError`` unless ``value`` is ``function`` as the source decorates it.
 
-    Defaults, annotations, attributes and closure cells are the original's own objects.
-    ``label`` goes into the file name that tracebacks show; ``inspect.getsource`` works on it.
+    Static methods, class methods and properties are looked into; other decorators are evaluated
+    again, in the module's and the class's namespaces, and compared.
     """
-    filename = f"<{label} {definition.module}:{definition.qualname}>"
-    code = compile_code(definition, filename)
-    cells = dict(zip(raw.__code__.co_freevars, raw.__closure__ or (), strict=True))
-    if isinstance(owner, type):
-        cells.setdefault("__class__", CellType(owner))
-    missing = [name for name in code.co_freevars if name not in cells]
-    if missing:
-        raise RewriteError(
-            f"{definition.module}:{definition.qualname}: "
-            f"the edit needs names of an outer function: {missing}"
-        )
-    closure = tuple(cells[name] for name in code.co_freevars)
-    new = FunctionType(code, raw.__globals__, raw.__name__, raw.__defaults__, closure)
-    new.__kwdefaults__ = raw.__kwdefaults__
-    new.__annotations__ = dict(raw.__annotations__)
-    new.__module__, new.__qualname__ = raw.__module__, raw.__qualname__
-    new.__dict__.update(raw.__dict__)
-    if hasattr(raw, "__type_params__"):
-        setattr(new, "__type_params__", raw.__type_params__)
-    lines = ["\n"] * (definition.first_line - 1) + definition.segment.splitlines(True)
-    linecache.cache[filename] = (len(definition.segment), None, lines, filename)
-    return new
-
-
-def rebuild(
-    value: Any, raw: FunctionType, new: FunctionType, definition: Definition, owner: Any
-) -> Any:
-    """``value`` with ``new`` in the place of ``raw``: descriptors and decorators kept.
-
-    Static methods, class methods and properties are taken apart and put together again;
-    other decorators are evaluated again, in the module's and the class's namespaces.
-    """
-    result = _rebuild(definition, value, raw, new, definition.node.decorator_list, owner)
-    set_name = getattr(type(result), "__set_name__", None)
-    if set_name is not None:  # what a class body does for cached_property and its like
-        set_name(result, owner, new.__name__)
-    return result
-
-
-def _rebuild(
-    definition: Definition,
-    value: Any,
-    raw: FunctionType,
-    new: FunctionType,
-    decorators: list[ast.expr],
-    owner: Any,
-) -> Any:
-    if value is raw:
-        return new
-    if isinstance(value, (staticmethod, classmethod)):
-        return type(value)(_rebuild(definition, value.__func__, raw, new, decorators[1:], owner))
-    if isinstance(value, property):
-        # Only a getter comes here: a name that is defined again for its setter is ambiguous.
-        return value.getter(_rebuild(definition, value.fget, raw, new, decorators[1:], owner))
+    decorators = definition.node.decorator_list
+    while value is not function:
+        kind = type(value)
+        if kind in (staticmethod, classmethod):
+            value, decorators = value.__func__, decorators[1:]
+        elif kind is property:
+            # Only a getter comes here: a name that is defined again for its setter is ambiguous.
+            value, decorators = value.fget, decorators[1:]
+        else:
+            break
 
     def evaluate(node: ast.expr) -> Callable[[Any], Any]:
         code = compile(ast.Expression(node), "<decorator>", "eval", dont_inherit=True)
-        return cast(Callable[[Any], Any], eval(code, raw.__globals__, dict(vars(owner))))
+        return cast(Callable[[Any], Any], eval(code, function.__globals__, dict(vars(owner))))
 
-    result = reduce(lambda inner, node: evaluate(node)(inner), reversed(decorators), cast(Any, new))
-    if type(result) is not type(value) or _code(result) != _code(value):
-        raise _foreign(definition, value)
-    return result
+    if value is not function:
+        # On a copy: a decorator may set attributes of the function.
+        twin = FunctionType(
+            function.__code__,
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        twin.__dict__.update(function.__dict__)
+        made: Any = twin
+        for node in reversed(decorators):
+            made = evaluate(node)(made)
+        if type(made) is not type(value) or _code(made) != _code(value):
+            raise _foreign(definition, value)
 
 
 def _code(value: object) -> object:
     return getattr(value, "__code__", None)
+
+
+def edited_code(
+    original: Definition, edited: Definition, function: FunctionType, ids: tuple[str, ...]
+) -> CodeType:
+    """The code of the edited definition, for ``function``, which is compiled from the original.
+
+    Its file is the original's, and so is the number of each line that the edits left alone, see
+    :mod:`.line_numbers`. ``ids`` are those of the patches.
+    """
+    filename = function.__code__.co_filename
+    tree = edited.parse()
+    file = file_of(filename, read_source(original.module) or "")
+    renumber(tree, original, edited, file, f"megatron_patch {','.join(ids)}")
+    code = compile_code(edited, filename, tree)
+    if code.co_freevars != function.__code__.co_freevars:
+        raise RewriteError(
+            f"{edited.module}:{edited.qualname}: the edit needs the names {code.co_freevars} of an "
+            f"outer function or class; expected {function.__code__.co_freevars}"
+        )
+    return code
+
+
+def added_object(edit: Add, target: Target) -> Any:
+    """The object of an addition, made in the namespace of the target's module.
+
+    A function or a class has the file and the lines of its definition, which is ours.
+    """
+    text, filename, first = edit.source, f"<megatron_patch {target}>", 1
+    if isinstance(edit.definition, str):
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    else:
+        filename = inspect.getsourcefile(edit.definition) or filename
+        first = inspect.getsourcelines(edit.definition)[1]
+    # Annotations stay text: whether their names exist in the target module does not matter.
+    flags = __future__.annotations.compiler_flag
+    code = compile("\n" * (first - 1) + text, filename, "exec", flags, dont_inherit=True)
+    namespace: dict[str, Any] = {}
+    exec(code, vars(sys.modules[target.module]), namespace)
+    value = namespace[target.name]
+    if isinstance(value, (FunctionType, type)):
+        value.__qualname__ = target.qualname
+    return value

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import (
     ForeignPatchError,
@@ -27,8 +27,9 @@ from .sources import megatron_version
 
 if TYPE_CHECKING:
     import logging
+    from types import FunctionType
 
-    from .plan import Change
+    from .places import Addition, Change, CodeChange, Condition
 
 # What judges and compiles, `judge` and `plan`, and `logging` are imported by the first call that
 # needs them: they are a third of the time that `import megatron_patch` would take, in processes
@@ -49,12 +50,15 @@ class Record:
         self.state = State.DISABLED
         self.reason = "not installed"
         self.changes: list[Change] = []
+        self.conditions: list[Condition] = []
+        self.upstreamed = ""  #: the reason, where the source has the change
         self.warned: set[State] = set()
 
 
 def modules_of(patch: Patch) -> set[str]:
     """The modules whose import can settle the patch."""
     targets = [edit.target for family in patch.families for edit in family.edits]
+    targets += [known.target for known in patch.upstreamed]
     return {Target.parse(target).module for target in (patch.target, *targets)}
 
 
@@ -122,10 +126,8 @@ class Engine:
             records = [r for r in self.records.values() if name in modules_of(r.patch)]
             for record in self._last_first(records):
                 if record.state is not State.DISABLED:
-                    for change in reversed(record.changes):
-                        # A reload has made new classes; those of other modules are still ours.
-                        if vars(change.owner).get(change.name) is change.new:
-                            change.set(change.old)
+                    # A reload has made new functions; those of other modules are still ours.
+                    _undo(record.changes)
                     self._forget(record)
                     record.state, record.reason = State.PENDING, _waiting(record.patch)
             self._settle(ready=name)
@@ -156,7 +158,11 @@ class Engine:
     def _decide(self, record: Record, ready: str | None) -> None:
         """Judge one patch, and apply it if it fits and all its modules are there."""
         from .judge import judge
-        from .plan import inherited_from
+        from .places import inherited_from
+
+        def is_there(target: str) -> bool:
+            module = Target.parse(target).module
+            return module == ready or is_ready(module)
 
         verdict = judge(
             record.patch,
@@ -165,14 +171,28 @@ class Engine:
         )
         if verdict.family is None:
             record.state, record.reason = verdict.state, verdict.reason
+            if verdict.state is State.UPSTREAMED:
+                # What is not imported yet is judged again when it is.
+                record.upstreamed = verdict.reason
+                self._prove(record, [target for target in verdict.proof if is_there(target)])
             inherited = inherited_from(Target.parse(record.patch.target))
             if verdict.state is State.NOT_APPLICABLE and inherited:
                 record.state = State.DRIFTED
                 record.reason = f"{record.patch.target} is not defined there{inherited}"
             return
-        modules = {Target.parse(edit.target).module for edit in verdict.family.edits}
-        if all(module == ready or is_ready(module) for module in modules):
+        if all(is_there(edit.target) for edit in verdict.family.edits):
             self._apply(record, verdict.family, verdict.reason)
+
+    def _prove(self, record: Record, targets: Sequence[str]) -> None:
+        """Where the source has a change already, its code must be what runs, or be below that."""
+        from .plan import prove
+
+        try:
+            record.conditions = [prove(t, self._on_top, wrapped=True) for t in targets]
+        except ForeignPatchError as error:
+            record.state, record.reason = State.SHADOWED, str(error)
+        else:
+            record.state, record.reason = State.UPSTREAMED, record.upstreamed
 
     def _apply(self, record: Record, family: Family, reason: str) -> None:
         """All edits of the family, or none."""
@@ -180,15 +200,14 @@ class Engine:
 
         done: list[Change] = []
         try:
-            for change in plan(record.patch, family, self._on_top):
+            made = plan(record.patch, family, self._on_top)
+            for change in made.changes:
                 done.append(change)
-                change.set(change.new)
-                if change.live is not change.new:
+                change.make()
+                if not change.is_made:
                     raise TargetError(f"{change.target}: setting the attribute had no effect")
         except Exception as error:
-            for change in reversed(done):
-                if change.live is not change.old:
-                    change.set(change.old)
+            _undo(done)
             foreign = isinstance(error, ForeignPatchError)
             record.state = State.SHADOWED if foreign else State.FAILED
             record.reason = (
@@ -197,38 +216,47 @@ class Engine:
             if not isinstance(error, MegatronPatchError):
                 _logger().exception("%s: applying failed; rolled back", record.patch.id)
             return
-        record.changes = done
+        record.changes, record.conditions = made.changes, made.conditions
         record.state, record.reason = State.APPLIED, reason
         self._applied.append(record)
 
-    def _on_top(self, owner: Any, name: str) -> Change | None:
+    def _on_top(self, function: FunctionType) -> CodeChange | None:
+        """The last change of a function's code."""
         for record in reversed(self._applied):
             for change in record.changes:
-                if change.owner is owner and change.name == name:
-                    return change
+                if getattr(change, "function", None) is function:
+                    return change  # type: ignore[return-value]
         return None
+
+    def _runs(self, item: Condition | Addition) -> bool:
+        """Whether what runs as a target is what was judged, or what we made of it."""
+        function: FunctionType | None = getattr(item, "function", None)
+        if not item.is_there or function is None:
+            return item.is_there
+        top = self._on_top(function)
+        return top.is_made if top else function.__code__ is item.released  # type: ignore[union-attr]
 
     def _last_first(self, records: Sequence[Record]) -> list[Record]:
         """``records``, and before each those that were applied on top of it."""
-        below: set[tuple[int, str]] = set()
+        below: set[object] = set()
         found: list[Record] = []
         for record in self._applied:
-            places = {(id(change.owner), change.name) for change in record.changes}
+            places = {change.place for change in record.changes}
             if record in records or places & below:
                 found.append(record)
                 below |= places
         return [*reversed(found), *(record for record in records if record not in found)]
 
     def _find_shadows(self) -> None:
-        for record in self._applied:
-            foreign = [
-                change.target
-                for change in record.changes
-                if (top := self._on_top(change.owner, change.name)) and top.live is not top.new
-            ]
-            if foreign:
+        for record in self.records.values():
+            items = (*record.changes, *record.conditions)
+            foreign = [str(item.target) for item in items if not self._runs(item)]
+            if record not in self._applied:
+                if foreign or (items and record.state is State.SHADOWED):
+                    self._prove(record, [str(item.target) for item in items])
+            elif foreign:
                 record.state = State.SHADOWED
-                record.reason = f"{', '.join(foreign)}: somebody else replaced what we put there"
+                record.reason = f"{', '.join(foreign)}: somebody else replaced what was there"
             else:
                 if record.state is State.SHADOWED:
                     record.reason = "the other patch is gone; ours runs again"
@@ -236,18 +264,17 @@ class Engine:
 
     def _revert(self, record: Record, reason: str) -> None:
         if record in self._applied:
-            foreign = [c.target for c in record.changes if c.live is not c.new]
+            foreign = [str(c.target) for c in record.changes if not (c.is_there and c.is_made)]
             if foreign:
                 record.state = State.SHADOWED
                 record.reason = f"not removed: {', '.join(foreign)} is not what we put there"
                 return
-            for change in reversed(record.changes):
-                change.set(change.old)
-            self._forget(record)
+            _undo(record.changes)
+        self._forget(record)
         record.state, record.reason = State.DISABLED, reason
 
     def _forget(self, record: Record) -> None:
-        record.changes = []
+        record.changes, record.conditions = [], []
         if record in self._applied:
             self._applied.remove(record)
 
@@ -279,6 +306,12 @@ class Engine:
                 megatron_version() or "of unknown version",
                 ", ".join(f"{counts[state]} {state}" for state in shown),
             )
+
+
+def _undo(changes: Sequence[Change]) -> None:
+    for change in reversed(changes):
+        if change.is_made:
+            change.undo()
 
 
 def _waiting(patch: Patch) -> str:

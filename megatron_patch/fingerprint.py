@@ -10,15 +10,17 @@ import __future__
 
 import ast
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Union
 
 from .errors import TargetError
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
+FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 #: Types of leaves whose equal values have one canonical form. Not `float`: 0.0 is -0.0.
 PLAIN = (str, int, bool, type(None))
 
@@ -34,6 +36,11 @@ def _parse(text: str) -> ast.Module:
 
 
 _parse_module = lru_cache(maxsize=16)(_parse)
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with their ends, as the tokenizer counts them: form feeds and the like end none."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,12 @@ class Definition:
     imported_names: tuple[str, ...]
 
     @cached_property
-    def node(self) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    def node(self) -> FunctionTree:
         """The syntax tree of the segment, with line numbers of the file. Not to be changed."""
+        return self.parse()
+
+    def parse(self) -> FunctionTree:
+        """As :attr:`node`, another one each time."""
         indented = self.segment[:1].isspace()
         lines_above = "\n" * (self.first_line - (2 if indented else 1))
         body = _parse(lines_above + ("class _:\n" if indented else "") + self.segment).body
@@ -212,7 +223,7 @@ def equal(one: Any, other: Any) -> bool:
     return True
 
 
-def without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
+def without_docstring(node: FunctionTree) -> list[ast.stmt]:
     """The statements of a function, its docstring left out."""
     first = node.body[0] if node.body else None
     has_docstring = (

@@ -49,7 +49,8 @@ class Miss:
 class Verdict:
     """What the source says of a patch: ``family`` is set when, and only when, it applies.
 
-    Where the source is not known, ``misses`` are those against the ``closest`` family.
+    Where the source is not known, ``misses`` are those against the ``closest`` family. ``proof``
+    are the targets that tell source which has the change already.
     """
 
     state: State
@@ -57,6 +58,7 @@ class Verdict:
     family: Family | None = None
     misses: tuple[Miss, ...] = ()
     closest: Family | None = None
+    proof: tuple[str, ...] = ()
 
 
 def judge(
@@ -81,7 +83,8 @@ def judge(
         for known in patch.upstreamed:
             found = find(known.target)
             if found is not None and found.digest == known.digest:
-                return Verdict(State.UPSTREAMED, f"{known.target} is that of {known.releases}")
+                reason = f"{known.target} is that of {known.releases}"
+                return Verdict(State.UPSTREAMED, reason, proof=(known.target,))
         for known in patch.unaffected:
             found = find(known.target)
             if found is not None and found.digest == known.digest:
@@ -215,7 +218,7 @@ def _verdict_below_edits(
         for known in sources:
             if patch.id not in below(known.target).get(known.digest, {patch.id}):
                 reason = f"{known.target} is that of {known.releases}, below other patches"
-                return Verdict(state, reason)
+                return Verdict(state, reason, proof=(known.target,) * (state is State.UPSTREAMED))
     for family in patch.families:
         edits = [edit for edit in family.edits if not isinstance(edit, Add)]
         if not all(edit.digest in below(edit.target) for edit in edits):
@@ -225,7 +228,8 @@ def _verdict_below_edits(
         if all(patch.id in ids for _, ids in made):
             if all(_is_there(helper, read) for helper in helpers):
                 reason = f"source of {family.releases}, with this patch made in it"
-                return Verdict(State.UPSTREAMED, reason)
+                proof = tuple(dict.fromkeys(edit.target for edit in edits))
+                return Verdict(State.UPSTREAMED, reason, proof=proof)
         elif not any(patch.id in ids or (ids and isinstance(edit, Replace)) for edit, ids in made):
             # A whole method in the place of one with edits of others would take these away.
             reason = f"source of {family.releases}, with other patches of the series made in it"

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import ast
 import copy
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
-from typing import Any, Union, cast
+from typing import Any, cast
 
 from .errors import RewriteError
-from .fingerprint import Definition, equal, statements_of, without_docstring
+from .fingerprint import (
+    Definition,
+    FunctionTree,
+    equal,
+    lines_of,
+    statements_of,
+    without_docstring,
+)
 from .model import Before, Edit, Replace, Substitute, source_of
-
-FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
 
 def edited(definition: Definition, edit: Replace | Before | Substitute) -> Definition:
@@ -33,11 +37,6 @@ def edited(definition: Definition, edit: Replace | Before | Substitute) -> Defin
 
 def _fail(definition: Definition, why: str) -> RewriteError:
     return RewriteError(f"{definition.module}:{definition.qualname}: {why}")
-
-
-def lines_of(text: str) -> list[str]:
-    """Lines with their ends, as the tokenizer counts them: form feeds and the like end none."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def indented(text: str, prefix: str) -> str:

@@ -14,7 +14,7 @@ from unittest import mock
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.plan import ABSENT
+from megatron_patch.places import Change
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -113,30 +113,27 @@ def alternating(selections: Sequence[str]) -> Iterator[Callable[[str], None]]:
     the same half a second later.
     """
     with selected(selections[0]):
-        places: dict[tuple[int, str], Any] = {}
+        made: dict[str, list[Change]] = {}
         for name in selections:
+            select("none")
             select(name)
-            for record in megatron_patch._engine.records.values():
-                places.update({(id(c.owner), c.name): c.owner for c in record.changes})
-        states: dict[str, list[tuple[Any, str, Any]]] = {}
-        for name in selections:
-            select(name)
-            states[name] = [
-                (owner, attribute, vars(owner).get(attribute, ABSENT))
-                for (_, attribute), owner in places.items()
-            ]
+            # In the order of the series, in which they were made: several may be of one function.
+            records = megatron_patch._engine.records.values()
+            made[name] = [change for record in records for change in record.changes]
+        select("none")
+        current: list[Change] = []
 
-        def use(selection: str) -> None:
-            for owner, attribute, value in states[selection]:
-                if value is not ABSENT:
-                    setattr(owner, attribute, value)
-                elif attribute in vars(owner):
-                    delattr(owner, attribute)
+        def use(selection: str | None) -> None:
+            for change in reversed(current):
+                change.undo()
+            current[:] = made[selection] if selection is not None else ()
+            for change in current:
+                change.make()
 
         try:
             yield use
         finally:
-            use(selections[-1])
+            use(None)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pytest
 from megatron_patch import fingerprint
 from megatron_patch.engine import Engine
 from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
-from megatron_patch.model import Known, State, Substitute
+from megatron_patch.model import Add, Known, State, Substitute
 from megatron_patch.settings import Settings
 
 from .sample import Workshop, make_patch, only
@@ -352,7 +352,7 @@ def test_a_failure_half_way_rolls_everything_back(workshop, caplog):
         """
         class Meta(type):
             def __setattr__(cls, name, value):
-                if name == "two" and not getattr(cls, "open", True):
+                if name == "extra" and not getattr(cls, "open", True):
                     raise RuntimeError("closed")
                 super().__setattr__(name, value)
 
@@ -367,7 +367,9 @@ def test_a_failure_half_way_rolls_everything_back(workshop, caplog):
                 return 2
         """,
     )
-    patch = make_patch(substitute(workshop, ONE, "1", "10"), substitute(workshop, TWO, "2", "20"))
+    patch = make_patch(
+        substitute(workshop, ONE, "1", "10"), Add("target_module:Thing.extra", "extra = 1")
+    )
     original = vars(sys.modules["target_module"].Thing)["one"]
     engine = workshop.engine(patch)
     assert only(engine).state is State.FAILED

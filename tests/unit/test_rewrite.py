@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
 
 import pytest
 
@@ -157,7 +156,7 @@ def test_replace_runs_in_the_target_module_and_keeps_what_describes_the_function
     assert new.__qualname__ == "Sample.plain"
     assert new.__module__ == "sample_module"
     assert inspect.signature(new) == inspect.signature(original)
-    assert new.__doc__ == "Ours."
+    assert new.__doc__ == "Doc."
     assert new.__megatron_patch__ == ("sample",)
     assert not hasattr(new, "__wrapped__")
 
@@ -259,16 +258,6 @@ def test_two_patches_of_one_target_stack_and_come_off_in_order(workshop, sample)
     assert vars(sample.Sample)["plain"].__megatron_patch__ == ("first", "second")
     engine.uninstall()
     assert vars(sample.Sample)["plain"] is original
-
-
-def test_source_and_tracebacks_show_the_edited_text(workshop, sample):
-    apply(workshop, substitute(workshop, "Sample.plain", "total = x + y", "total = x / 0"))
-    new = vars(sample.Sample)["plain"]
-    assert "total = x / 0  # trailing" in inspect.getsource(new)
-    assert "# about total" in inspect.getsource(new)
-    with pytest.raises(ZeroDivisionError) as caught:
-        sample.Sample().plain(1)
-    assert "total = x / 0" in "".join(traceback.format_exception(caught.value))
 
 
 def helper(self, x: "Missing") -> int:  # type: ignore # noqa: F821, UP037

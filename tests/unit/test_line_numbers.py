@@ -1,0 +1,224 @@
+"""What tools see of edited code: coverage, breakpoints, tracebacks."""
+
+from __future__ import annotations
+
+import bdb
+import importlib
+import inspect
+import json
+import linecache
+import subprocess
+import sys
+import traceback
+
+import pytest
+
+from megatron_patch.model import Add, State, Substitute
+
+from .sample import Workshop, make_patch, only
+from .trees import environment
+
+MODULE = """\
+class Thing:
+    def method(self, x):
+        before = x + 1
+
+        if before > 1:
+            total = (
+                before
+                + 2
+            )
+        else:
+            total = 0
+        after = total
+        return after
+
+
+def last():
+    return 1 / 0
+"""
+
+
+def patch_of(workshop: Workshop, find: str, put: str):  # type: ignore[no-untyped-def]
+    target = "target_module:Thing.method"
+    return make_patch(Substitute(target, find, put, workshop.digest(target)))
+
+
+@pytest.fixture
+def patched(workshop):
+    """``Thing``, a statement of whose method is another now, with one more before it."""
+    workshop.write("target_module", MODULE)
+    engine = workshop.engine(
+        patch_of(workshop, "after = total", "extra = total\nafter = extra * 2")
+    )
+    module = importlib.import_module("target_module")
+    assert only(engine).state is State.APPLIED, only(engine).reason
+    return module.Thing
+
+
+def lines_run(function, *args):  # type: ignore[no-untyped-def]
+    """The numbers of the lines that a tracer sees."""
+    seen: list[int] = []
+
+    def trace(frame, event, arg):
+        if frame.f_code is function.__code__ and event == "line":
+            seen.append(frame.f_lineno)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function(*args)
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+def test_lines_that_an_edit_leaves_alone_keep_their_numbers_and_others_are_behind_the_file(patched):
+    size = len(MODULE.splitlines())
+    assert patched().method(1) == 8
+    # In what order the lines of one statement are visited is up to the version of Python.
+    seen = set(lines_run(patched.method, patched(), 1)) - {6, 8}
+    assert seen == {3, 5, 7, size + 1, size + 2, 13}
+    assert patched.method.__code__.co_filename == sys.modules["target_module"].__file__
+    assert patched.method.__code__.co_firstlineno == 2
+
+
+def test_a_breakpoint_in_the_file_is_hit(patched):
+    class Debugger(bdb.Bdb):
+        hits: list[int] = []  # noqa: RUF012
+
+        def user_line(self, frame):
+            if self.break_here(frame):
+                self.hits.append(frame.f_lineno)
+            self.set_continue()
+
+    debugger = Debugger()
+    assert debugger.set_break(sys.modules["target_module"].__file__, 13) is None
+    before = sys.gettrace()
+    try:
+        debugger.runcall(patched().method, 1)
+    finally:
+        sys.settrace(before)
+        debugger.clear_all_breaks()
+    assert debugger.hits == [13]
+
+
+def test_a_traceback_shows_the_line_of_an_edit_as_ours(workshop):
+    workshop.write("target_module", MODULE)
+    workshop.engine(patch_of(workshop, "after = total", "after = total / 0"))
+    thing = importlib.import_module("target_module").Thing()
+    with pytest.raises(ZeroDivisionError) as caught:
+        thing.method(1)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "# megatron_patch sample: after = total / 0" in text
+    assert str(workshop.directory / "target_module.py") in text
+    assert "after = total\n" not in text
+    assert "return 1 / 0" in inspect.getsource(sys.modules["target_module"].last)
+
+
+def test_a_traceback_through_a_line_that_was_left_alone_shows_it(workshop):
+    workshop.write("target_module", MODULE)
+    workshop.engine(patch_of(workshop, "before > 1", "before > 0 / x"))
+    thing = importlib.import_module("target_module").Thing()
+    with pytest.raises(TypeError) as caught:
+        thing.method("a")
+    entries = traceback.extract_tb(caught.value.__traceback__)
+    assert (entries[-1].lineno, entries[-1].line) == (3, "before = x + 1")
+
+
+def test_the_lines_of_several_patches_are_all_shown(workshop):
+    workshop.write("target_module", MODULE)
+    first = patch_of(workshop, "after = total", "after = total + 1")
+    second = patch_of(workshop, "before = x + 1", "before = x + 2")._replace(id="second")
+    engine = workshop.engine(first, second)
+    module = importlib.import_module("target_module")
+    assert {entry.state for entry in engine.status()} == {State.APPLIED}
+    shown = linecache.getlines(module.__file__)
+    own = MODULE.splitlines(keepends=True)
+    assert shown[: len(own)] == own
+    assert "# megatron_patch sample,second: before = x + 2\n" in shown
+    assert all(line.startswith("# megatron_patch ") for line in shown[len(own) :])
+    linecache.checkcache(module.__file__)
+    assert linecache.getlines(module.__file__) == shown
+
+
+def helper(self):  # type: ignore # the target's own name
+    return [] / 0
+
+
+def test_a_helper_of_ours_has_its_own_file_and_lines(workshop):
+    workshop.write("target_module", MODULE)
+    edit = patch_of(workshop, "after = total", "after = self.helper()").families[0].edits[0]
+    workshop.engine(make_patch(edit, Add("target_module:Thing.helper", helper)))
+    thing = importlib.import_module("target_module").Thing()
+    with pytest.raises(TypeError) as caught:
+        thing.method(1)
+    entry = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert (entry.filename, entry.line) == (__file__, "return [] / 0")
+    assert entry.lineno == inspect.getsourcelines(helper)[1] + 1
+
+
+def test_a_helper_that_is_a_text_is_shown_too(workshop):
+    workshop.write("target_module", MODULE)
+    edit = patch_of(workshop, "after = total", "after = helper(total)").families[0].edits[0]
+    text = "helper = lambda value: value / 0\n"
+    workshop.engine(make_patch(edit, Add("target_module:helper", text)))
+    thing = importlib.import_module("target_module").Thing()
+    with pytest.raises(ZeroDivisionError) as caught:
+        thing.method(1)
+    assert traceback.extract_tb(caught.value.__traceback__)[-1].line == text.strip()
+
+
+SCRIPT = """
+import json, sys
+import coverage
+
+sys.path.insert(0, sys.argv[1])
+run = coverage.Coverage(include=[sys.argv[1] + "/*"], data_file=None, config_file=False)
+run.start()
+from sample_patch import engine
+import target_module
+
+state = engine.status()[0].state.value
+value = target_module.Thing().method(1)
+run.stop()
+_, statements, _, missing, _ = run.analysis2(target_module)
+print(json.dumps([state, value, statements, missing]))
+"""
+
+PATCH = """
+from megatron_patch.engine import Engine
+from megatron_patch.fingerprint import locate
+from megatron_patch.model import Family, Kind, Patch, Substitute
+from megatron_patch.settings import Settings
+
+TARGET = "target_module:Thing.method"
+EDIT = Substitute(TARGET, "after = total", "after = total * 2", {digest!r})
+PATCH = Patch(
+    "sample", Kind.CORRECTNESS, "", "", "", None, None, None, None, "", "", "", TARGET,
+    (Family("", (EDIT,)),), (),
+)
+engine = Engine((PATCH,))
+engine.install(Settings(frozenset({{"sample"}})))
+"""
+
+
+def test_coverage_counts_what_an_edit_leaves_alone(workshop):
+    workshop.write("target_module", MODULE)
+    digest = workshop.digest("target_module:Thing.method")
+    workshop.write("sample_patch", PATCH.format(digest=digest))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(workshop.directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    state, value, statements, missing = json.loads(done.stdout)
+    assert (state, value) == ("applied", 8)
+    assert {3, 5, 13} <= set(statements)
+    # Not run: the other branch, the statement that ours took the place of, the other function.
+    assert missing == [11, 12, 17]
