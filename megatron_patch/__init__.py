@@ -28,7 +28,7 @@ from .errors import (
     StrictModeError,
     TargetError,
 )
-from .model import Kind, PatchStatus, State
+from .model import Kind, Origin, PatchStatus, State
 from .settings import Settings
 from .sources import megatron_version
 
@@ -40,6 +40,7 @@ __all__ = [
     "MegatronPatchError",
     "MegatronPatchWarning",
     "NotMegatronError",
+    "Origin",
     "PatchStatus",
     "RankMismatchError",
     "RewriteError",

@@ -18,7 +18,7 @@ from .backports import SERIES
 from .errors import DriftedError, NotMegatronError, SettingsError, TreeError
 from .judge import trees_kept
 from .model import UNHEALTHY, Patch, PatchStatus, State, Target
-from .settings import Settings
+from .settings import Settings, names_of
 from .source_edits import SourcePatch, source_patches
 from .source_tree import SourceTree
 from .sources import find_module_spec, megatron_version
@@ -156,9 +156,10 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--only",
         metavar="ID",
-        type=_patch,
+        type=_ids,
         action="append",
-        help="that patch; repeatable; default: those that are on by default",
+        help="that patch, or a group such as upstream; repeatable; default: those that are on by "
+        "default",
     )
     command.add_argument(
         "--allow-drift",
@@ -175,11 +176,16 @@ def _patch(text: str) -> Patch:
     raise argparse.ArgumentTypeError(f"there is no backport {text!r}; expected one of {known}")
 
 
+def _ids(text: str) -> set[str]:
+    """The ids of a group, or of one patch."""
+    return names_of(SERIES).get(text) or {_patch(text).id}
+
+
 def _list(_: argparse.Namespace) -> int:
     for patch in SERIES:
         opt_in = "" if patch.default else "  (only when selected by name)"
-        origin = "ours" if patch.upstream_pr is None else f"#{patch.upstream_pr}"
-        print(f"{patch.id}  {patch.kind}  {origin}  megatron-core {patch.releases}")
+        number = "" if patch.upstream_pr is None else f" #{patch.upstream_pr}"
+        print(f"{patch.id}  {patch.kind}  {patch.origin}{number}  megatron-core {patch.releases}")
         print(f"    {patch.summary}{opt_in}")
     return 0
 
@@ -190,6 +196,7 @@ def _show(options: argparse.Namespace) -> int:
     rows = {
         "summary": patch.summary,
         "kind": str(patch.kind),
+        "group": str(patch.origin),
         "without it": patch.symptom,
         "with it": patch.outcome,
         "upstream": f"{export.UPSTREAM}/pull/{patch.upstream_pr}, "
@@ -308,7 +315,7 @@ def _run(options: argparse.Namespace) -> int:
 def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[SourcePatch]]:
     """What the options select on the tree; says what is left out."""
     tree = SourceTree.at(options.megatron)
-    selected = [patch.id for patch in options.only or SERIES if options.only or patch.default]
+    selected = frozenset().union(*options.only or [_ids("all")])
     made, skipped = source_patches(tree, SERIES, selected, allow_drift=options.allow_drift)
     for entry in skipped:
         print(f"left out {entry.patch.id}: {entry.state} ({entry.reason})")

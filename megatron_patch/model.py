@@ -44,6 +44,22 @@ class Kind(str, Enum):
         return self.value
 
 
+class Origin(str, Enum):
+    """Who has reviewed the change of a patch."""
+
+    UPSTREAM = "upstream"  #: upstream has, and has released it
+    MAIN = "main"  #: upstream has, on its main branch, and not released it yet
+    OURS = "ours"  #: we alone; upstream has no such change
+
+    def __str__(self) -> str:
+        return self.value
+
+
+#: The newest release of Megatron-Core that the series knows. What is fixed in a later one has not
+#: been released.
+NEWEST_RELEASE = "0.19.2"
+
+
 class Target(NamedTuple):
     """A dotted target, taken apart: ``package.module`` and ``Class.method`` or ``function``."""
 
@@ -217,6 +233,14 @@ class Patch(NamedTuple):
     upstreamed: tuple[Known, ...]
     unaffected: tuple[Known, ...] = ()
     default: bool = True
+
+    @property
+    def origin(self) -> Origin:
+        """Who has reviewed the change."""
+        if self.fixed_in is None:
+            return Origin.OURS
+        fixed, newest = ([int(n) for n in v.split(".")] for v in (self.fixed_in, NEWEST_RELEASE))
+        return Origin.UPSTREAM if fixed <= newest else Origin.MAIN
 
 
 class PatchStatus(NamedTuple):

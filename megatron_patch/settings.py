@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from .errors import SettingsError
-from .model import Kind, Patch
+from .model import Kind, Origin, Patch
 
 SELECTION = "MEGATRON_PATCH"
 ACCEPT = "MEGATRON_PATCH_ACCEPT"
@@ -38,14 +38,20 @@ class Settings(NamedTuple):
         )
 
 
+def names_of(series: Sequence[Patch]) -> dict[str, set[str]]:
+    """What can be selected: the ids of each group, and each id itself."""
+    names = {"all": {p.id for p in series if p.default}, "none": set()}
+    for group in (*Kind, *Origin):
+        members = {p.id for p in series if p.default and group in (p.kind, p.origin)}
+        names[group.value] = members
+    return {**names, **{p.id: {p.id} for p in series}}
+
+
 def _selected(series: Sequence[Patch], text: str) -> frozenset[str]:
-    groups = {"all": {p.id for p in series if p.default}, "none": set()}
-    for kind in Kind:
-        groups[kind.value] = {p.id for p in series if p.default and p.kind is kind}
-    names = {**groups, **{p.id: {p.id} for p in series}}
+    names = names_of(series)
     items = [item.strip() for item in text.split(",") if item.strip()]
     # A list that starts by taking away takes away from the default.
-    selected = set(groups["all"]) if not items or items[0].startswith("-") else set()
+    selected = set(names["all"]) if not items or items[0].startswith("-") else set()
     for item in items:
         name = item[1:].strip() if item.startswith("-") else item
         if name not in names or item == "-none":

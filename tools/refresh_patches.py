@@ -101,7 +101,10 @@ def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> st
     rows = [
         (
             f"`{patch.id}`" + ("" if patch.default else " (opt-in)"),
-            _pull_request(patch) if patch.upstream_pr else f"[ours]({_report(patch)})",
+            f"{patch.origin} {_pull_request(patch)}"
+            if patch.upstream_pr
+            else f"[ours]({_report(patch)})",
+            str(patch.kind),
             markdown(patch.symptom),
             markdown(patch.outcome),
             *(_short(entry.cells[patch.id]) for entry in made),
@@ -109,7 +112,7 @@ def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> st
         for patch in series
     ]
     versions = (entry.version for entry in made)
-    return _table(("id", "upstream", "before", "after", *versions), rows)
+    return _table(("id", "group", "kind", "before", "after", *versions), rows)
 
 
 def _short(cell: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
+from megatron_patch.model import Origin
 from megatron_patch.source_tree import SourceTree
 
 from ..unit.source_trees import git, repository
@@ -28,6 +29,17 @@ def run(*arguments: str | Path, path: Path | None = None, **variables: str) -> s
     done = megatron_patch_command(*map(str, arguments), path=path, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return str(done.stdout)
+
+
+def test_a_group_is_exported_by_its_name(tmp_path):
+    """Of the patches that fit the release, those that upstream has released."""
+    tree = SourceTree.installed().root
+    listed = json.loads(run("check", "--json", "--megatron", tree))["patches"]
+    fitting = {entry["id"] for entry in listed if entry["verdict"] == "applicable"}
+    run("export", "--only", "upstream", "--megatron", tree, "--output", tmp_path / "series")
+    group = {p.id for p in SERIES if p.default and p.origin is Origin.UPSTREAM}
+    found = {path.stem.partition("-")[2] for path in (tmp_path / "series").glob("*.patch")}
+    assert found == fitting & group
 
 
 def verdicts(root: Path) -> dict[str, str]:

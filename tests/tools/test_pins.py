@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.model import NEWEST_RELEASE
 from tools import pins
 from tools.pins import Pin, PinError
 
@@ -47,6 +48,11 @@ class Index:
 @pytest.fixture
 def index(monkeypatch):  # type: ignore[no-untyped-def]
     return Index(monkeypatch)
+
+
+def test_the_newest_release_that_the_series_knows_is_that_of_the_newest_pin():
+    newest = max(pins.read_pins(TOX_INI.read_text()), key=lambda pin: pin.number)
+    assert newest.version == NEWEST_RELEASE
 
 
 def test_pins_are_the_factor_lines_of_deps():

@@ -137,9 +137,11 @@ def test_a_patch_that_is_off_by_default_is_in_the_tables_and_in_no_series(projec
 def test_the_table_of_the_readme(project):
     project.refresh()
     versions = "1.0.0 | 1.1.0 | 1.2.0"
-    head = f"| id | upstream | before | after | {versions} |\n|---|---|---|---|---|---|---|\n"
-    link = "[#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
-    row = f"| `sample` | {link} | none | some | patched | has it |  |\n"
+    head = (
+        f"| id | group | kind | before | after | {versions} |\n|---|---|---|---|---|---|---|---|\n"
+    )
+    link = "main [#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
+    row = f"| `sample` | {link} | correctness | none | some | patched | has it |  |\n"
     table = f"{refresh_patches.BEGIN}\n{head}{row}{refresh_patches.END}"
     assert project.read("README.md") == f"# Title\n\n{table}\n\nThe end.\n"
 

@@ -114,7 +114,7 @@ def test_status_of_one_patch(tree):
 def test_list_and_show_are_made_from_the_records():
     listed = run("list")
     assert listed.returncode == 0
-    assert "input-position-view-cache  performance  #4634  megatron-core >=0.14,<0.18" in (
+    assert "input-position-view-cache  performance  upstream #4634  megatron-core >=0.14,<0.18" in (
         listed.stdout
     )
     shown = run("show", "input-position-view-cache")

@@ -9,15 +9,17 @@ import sys
 import pytest
 
 from megatron_patch.errors import SettingsError
-from megatron_patch.model import Kind, Substitute
+from megatron_patch.model import NEWEST_RELEASE, Kind, Substitute
 from megatron_patch.settings import Settings
 
 from .sample import make_patch
 
 EDIT = Substitute("m:f", "1", "2", "0")
+#: The newest release has what `a` brings, no release what `c` brings; `b` is ours.
 SERIES = (
-    make_patch(EDIT, id="a"),
-    make_patch(EDIT, id="b")._replace(kind=Kind.PERFORMANCE),
+    make_patch(EDIT, id="a")._replace(fixed_in=NEWEST_RELEASE),
+    make_patch(EDIT, id="b")._replace(kind=Kind.PERFORMANCE, upstream_pr=None, fixed_in=None),
+    make_patch(EDIT, id="c")._replace(fixed_in="999.0.0"),
     make_patch(EDIT, id="opt")._replace(default=False),
 )
 
@@ -25,17 +27,24 @@ SERIES = (
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "a b"),
-        ("all", "a b"),
-        (" all , ", "a b"),
+        ("", "a b c"),
+        ("all", "a b c"),
+        (" all , ", "a b c"),
         ("none", ""),
         ("a", "a"),
-        ("correctness", "a"),
+        ("correctness", "a c"),
         ("performance", "b"),
-        ("-a", "b"),
+        ("upstream", "a"),
+        ("main", "c"),
+        ("ours", "b"),
+        ("-ours", "a c"),
+        ("upstream,main", "a c"),
+        ("upstream,b,-a", "b"),
+        ("correctness,-main", "a"),
+        ("-a", "b c"),
         ("-correctness", "b"),
-        ("all,-b", "a"),
-        ("all,opt", "a b opt"),
+        ("all,-b", "a c"),
+        ("all,opt", "a b c opt"),
         ("opt", "opt"),
         ("-all,b", "b"),
         ("none,a", "a"),
@@ -46,11 +55,20 @@ def test_selection(text, expected):
     assert settings.selected == set(expected.split())
 
 
-@pytest.mark.parametrize("text", ["c", "a,c", "-c", "A", "-none", "a b"])
+@pytest.mark.parametrize("text", ["d", "a,d", "-d", "A", "-none", "a b", "Upstream"])
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones(text):
     with pytest.raises(SettingsError, match="unknown name") as caught:
         Settings.from_environment(SERIES, {"MEGATRON_PATCH": text})
-    for name in ("MEGATRON_PATCH=", "all", "none", "correctness", "performance", "a, b, opt"):
+    for name in (
+        "MEGATRON_PATCH=",
+        "all",
+        "none",
+        "correctness",
+        "performance",
+        "upstream",
+        "ours",
+        "a, b, c",
+    ):
         assert name in str(caught.value)
 
 
@@ -79,13 +97,13 @@ def test_accept(text, expected):
     assert Settings.from_environment(SERIES, {"MEGATRON_PATCH_ACCEPT": text}).accepted == expected
 
 
-@pytest.mark.parametrize("text", ["a", "a@", "c@0123456789abcdef", "a@0123", "a@0123456789ABCDEF"])
+@pytest.mark.parametrize("text", ["a", "a@", "d@0123456789abcdef", "a@0123", "a@0123456789ABCDEF"])
 def test_accept_takes_ids_and_digests_only(text):
     with pytest.raises(
         SettingsError, match="expected a comma-separated list of ID@DIGEST"
     ) as caught:
         Settings.from_environment(SERIES, {"MEGATRON_PATCH_ACCEPT": text})
-    assert "a, b, opt" in str(caught.value)
+    assert "a, b, c, opt" in str(caught.value)
 
 
 def test_a_typo_raises_at_import():
