@@ -155,8 +155,8 @@ def edited_code(
     return code
 
 
-def added_object(edit: Add, target: Target) -> Any:
-    """The object of an addition, made in the namespace of the target's module.
+def added_object(edit: Add, target: Target, owner: Any) -> Any:
+    """The object of an addition to ``owner``, made as if it had been written there.
 
     A function or a class has the file and the lines of its definition, which is ours.
     """
@@ -169,9 +169,11 @@ def added_object(edit: Add, target: Target) -> Any:
     # Annotations stay text: whether their names exist in the target module does not matter.
     flags = __future__.annotations.compiler_flag
     code = compile("\n" * (first - 1) + text, filename, "exec", flags, dont_inherit=True)
-    namespace: dict[str, Any] = {}
+    # As in the body of a class, whose names are seen where a default or a decorator is evaluated.
+    namespace: dict[str, Any] = dict(vars(owner)) if isinstance(owner, type) else {}
     exec(code, vars(sys.modules[target.module]), namespace)
     value = namespace[target.name]
-    if isinstance(value, (FunctionType, type)):
-        value.__qualname__ = target.qualname
+    plain = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+    if isinstance(plain, (FunctionType, type)):
+        plain.__qualname__ = target.qualname
     return value

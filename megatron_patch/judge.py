@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from . import fingerprint, rewrite
 from .errors import RewriteError, SettingsError, TargetError
-from .fingerprint import Definition
+from .fingerprint import Definition, FunctionNode
 from .model import Add, Edit, Family, Patch, Replace, State, Substitute, Target, is_condition
 from .sources import read_source
 
@@ -94,6 +94,8 @@ def judge(
         for family in patch.families:
             misses = tuple(_misses(family, find))
             if not misses:
+                if _is_made_of_helpers(family) and _has_helpers(family, read):
+                    return _verdict_on_made(family)
                 return Verdict(State.PENDING, f"source of {family.releases}", family)
             candidates.append((family, misses))
         if not candidates:
@@ -224,13 +226,11 @@ def _verdict_below_edits(
         if not all(edit.digest in below(edit.target) for edit in edits):
             continue
         made = [(edit, below(edit.target)[edit.digest]) for edit in edits if not is_condition(edit)]
-        helpers = [edit for edit in family.edits if isinstance(edit, Add)]
-        if all(patch.id in ids for _, ids in made):
-            if all(_is_there(helper, read) for helper in helpers):
-                reason = f"source of {family.releases}, with this patch made in it"
-                proof = tuple(dict.fromkeys(edit.target for edit in edits))
-                return Verdict(State.UPSTREAMED, reason, proof=proof)
-        elif not any(patch.id in ids or (ids and isinstance(edit, Replace)) for edit, ids in made):
+        if all(patch.id in ids for _, ids in made) and _has_helpers(family, read):
+            return _verdict_on_made(family)
+        if made and all(patch.id in ids for _, ids in made):
+            continue
+        if not any(patch.id in ids or (ids and isinstance(edit, Replace)) for edit, ids in made):
             # A whole method in the place of one with edits of others would take these away.
             reason = f"source of {family.releases}, with other patches of the series made in it"
             return Verdict(State.PENDING, reason, family)
@@ -254,6 +254,28 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
                     found[digest] = ids | {other.id}
                     todo.append((original, found[digest]))
     return found
+
+
+def _verdict_on_made(family: Family) -> Verdict:
+    reason = f"source of {family.releases}, with this patch made in it"
+    proof = dict.fromkeys(
+        edit.target
+        for edit in family.edits
+        # A helper that is no function has no code to prove.
+        if not isinstance(edit, Add) or isinstance(ast.parse(edit.source).body[0], FunctionNode)
+    )
+    return Verdict(State.UPSTREAMED, reason, proof=tuple(proof))
+
+
+def _is_made_of_helpers(family: Family) -> bool:
+    """Whether the family adds something, and changes nothing that is there."""
+    edits = [edit for edit in family.edits if not is_condition(edit)]
+    return bool(edits) and all(isinstance(edit, Add) for edit in edits)
+
+
+def _has_helpers(family: Family, read: Reader) -> bool:
+    """Whether the source has all helpers of the family as they are ours."""
+    return all(_is_there(edit, read) for edit in family.edits if isinstance(edit, Add))
 
 
 def _is_there(helper: Add, read: Reader) -> bool:

@@ -92,4 +92,4 @@ def _addition(edit: Add, target: Target) -> Addition:
     owner = owner_of(target)
     if target.name in vars(owner):
         raise TargetError(f"{edit.target}: the name is taken; expected it to be free")
-    return Addition(target, owner, compilation.added_object(edit, target))
+    return Addition(target, owner, compilation.added_object(edit, target, owner))

@@ -7,6 +7,7 @@ import difflib
 import io
 import itertools
 import re
+import textwrap
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -157,8 +158,9 @@ def with_edit(module: str, text: str, edit: Edit) -> str:
 def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
     """``text`` with the helper, above the first target of its class or module.
 
-    A helper that is an assignment goes below the module's imports. Raises ``TargetError`` when
-    there is no such place, or when the name is taken.
+    In a class it is below that target if a default of it, or a decorator, names the target. A
+    helper that is an assignment goes below the module's imports. Raises ``TargetError`` when there
+    is no such place, or when the name is taken.
     """
     target = Target.parse(edit.target)
     tree = ast.parse(text)
@@ -173,6 +175,9 @@ def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
             row = anchor.first_line - 1
             margin = anchor.segment[: -len(anchor.segment.lstrip())]
             source = rewrite.indented(source, margin) + "\n"
+            if anchor.node.name in _evaluated_names(source):
+                row = _last_line(anchor.node)
+                source = "\n" + source.removesuffix("\n")
         else:
             row = _first_line(next(n for n in tree.body if _last_line(n) >= anchor.first_line)) - 1
             source += "\n\n"
@@ -191,6 +196,15 @@ def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
     if not equal(ast.parse(result), tree):
         raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
     return result
+
+
+def _evaluated_names(source: str) -> set[str]:
+    """The names that the definition ``source`` needs when it is run: defaults and decorators."""
+    (node,) = ast.parse(textwrap.dedent(source)).body
+    parts: list[ast.AST] = list(getattr(node, "decorator_list", []))
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        parts += [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+    return {n.id for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)}
 
 
 def _below_imports(module: str, tree: ast.Module) -> int:

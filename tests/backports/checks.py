@@ -76,8 +76,8 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def with_one_token_changed(dotted: str) -> Reader:
-    """Reads the installed source, but for one name in the method ``dotted``."""
+def with_one_token_changed(dotted: str, old: str = "self.", new: str = "that.") -> Reader:
+    """Reads the installed source, but for one name, ``old``, in the method ``dotted``."""
     target = Target.parse(dotted)
 
     def read(module: str) -> Any:
@@ -89,6 +89,6 @@ def with_one_token_changed(dotted: str) -> Reader:
         lines = text.splitlines(keepends=True)
         # Neither the signature nor the docstring, which may have a `self.` too.
         start = without_docstring(definition.node)[0].lineno - 1
-        return "".join(lines[:start]) + "".join(lines[start:]).replace("self.", "that.", 1)
+        return "".join(lines[:start]) + "".join(lines[start:]).replace(old, new, 1)
 
     return read

@@ -7,6 +7,8 @@ runs on CPUs.
 from __future__ import annotations
 
 import importlib.metadata
+import pickle
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +20,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.tensor_parallel_without_autograd import (
-    COLUMN,
-    EMBEDDING,
-    ROW,
+    COPY,
+    FROZEN,
+    GATHER,
+    LINEAR,
+    REDUCE,
     TENSOR_PARALLEL_WITHOUT_AUTOGRAD,
 )
 from megatron_patch.judge import judge
@@ -106,19 +110,20 @@ def layer_and_input(name: str, layers: Any, device: torch.device) -> tuple[Any, 
 
 
 @pytest.fixture
-def applied(layers, mocker) -> Callable[[], Counter[str]]:
-    """Counts the applications of each autograd function."""
+def applied(layers, monkeypatch) -> Callable[[], Counter[str]]:
+    """Counts the applications of each autograd function, by autograd itself."""
     from megatron.core.tensor_parallel import mappings
 
-    spies = {
-        name: mocker.spy(function, "apply")
-        for module in (layers, mappings)
-        for name, function in vars(module).items()
-        if isinstance(function, type)
-        and issubclass(function, torch.autograd.Function)
-        and function.__module__ == module.__name__
-    }
-    return lambda: +Counter({name: spy.call_count for name, spy in spies.items()})
+    counts: Counter[str] = Counter()
+    by_autograd = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__ in (layers.__name__, mappings.__name__):
+            counts[cls.__name__] += 1
+        return by_autograd.__get__(None, cls)(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", classmethod(apply))
+    return lambda: Counter(counts)
 
 
 # ------------------------------------------------------------------------ what it costs
@@ -220,6 +225,176 @@ def test_gradients_are_bit_identical(unpatched, layers, device):
     assert all(torch.is_tensor(answer[1]) for answer in without.values())
 
 
+# ------------------------------------------------------------------------ what a caller sees
+
+
+MODES = [torch.inference_mode, torch.no_grad, torch.enable_grad]
+WITH_REGIONS = [name for name in LAYERS if name != "embedding"]
+
+
+def before_groups(name: str, layers: Any, device: torch.device) -> tuple[Any, torch.Tensor]:
+    """A layer as it is built before ``init_process_group()``: it finds its group when called."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: False)
+        layer, tensor = layer_and_input(name, layers, device)
+    assert layer.tp_group is None
+    return layer, tensor
+
+
+def answers(layers: Any, device: torch.device, mode: Any) -> tuple[dict[str, Any], list[str]]:
+    """What each such layer answers, and what it warns of."""
+    outputs = {}
+    with warnings.catch_warnings(record=True) as caught, mode():
+        warnings.simplefilter("always")
+        for name in WITH_REGIONS:
+            layer, tensor = before_groups(name, layers, device)
+            outputs[name] = layer(tensor)
+    return outputs, [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_that_are_older_than_the_groups_answer(unpatched, layers, device, mode):
+    without, warned = answers(layers, device, mode)
+    megatron_patch.install()
+    outputs, still_warned = answers(layers, device, mode)
+    assert_equal(outputs, without)
+    assert still_warned == warned
+    # Once for each time that a group is looked up.
+    assert any("tp_group is None" in message for message in warned)
+
+
+def test_without_process_groups_layers_fail_alike(unpatched, layers, device, monkeypatch):
+    def outcome(name: str) -> Any:
+        layer, tensor = before_groups(name, layers, device)
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(torch.distributed, "is_initialized", lambda: False)
+            try:
+                return [part is None for part in as_list(layer(tensor))]
+            except (AttributeError, AssertionError) as error:
+                return repr(error)
+
+    without = {name: outcome(name) for name in WITH_REGIONS}
+    megatron_patch.install()
+    assert {name: outcome(name) for name in WITH_REGIONS} == without
+
+
+def traits(tensor: torch.Tensor, *others: torch.Tensor) -> list[Any]:
+    """What can be seen of a tensor but its values, and what it has in common with ``others``."""
+    base = tensor._base
+    return [
+        tensor.requires_grad,
+        tensor.grad_fn is None,
+        tensor.is_leaf,
+        tensor.is_inference(),
+        type(tensor),
+        tensor.shape,
+        tensor.stride(),
+        None if tensor.is_inference() else tensor._version,
+        base is None,
+        [
+            (
+                tensor is other,
+                tensor.data_ptr() == other.data_ptr(),
+                base is not None and (base is other or base is other._base),
+            )
+            for other in others
+        ],
+    ]
+
+
+INPUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "plain": lambda tensor: tensor,
+    "view": lambda tensor: torch.cat([tensor, tensor])[: len(tensor)],
+    "leaf that requires gradients": lambda tensor: tensor.requires_grad_(),
+    "result that requires gradients": lambda tensor: tensor.requires_grad_() * 2,
+}
+
+
+def relations(name: str, layers: Any, device: torch.device, inputs: Any, mode: Any) -> list[Any]:
+    """Of what a subclass of the layer is given, of its product, and of what the layer answers."""
+    found: list[Any] = []
+    layer, tensor = layer_and_input(name, layers, device)
+    tensor = inputs(tensor)
+
+    class Observed(type(layer)):  # type: ignore[misc]
+        def _forward_impl(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            product = super()._forward_impl(input, *args, **kwargs)
+            found.append((input, product))
+            return product
+
+    layer.__class__ = Observed
+    with mode():
+        output = as_list(layer(tensor))[0]
+    ((given, product),) = found
+    return [traits(given, tensor), traits(product, given), traits(output, product, tensor)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tensors_are_related_as_autograd_relates_them(unpatched, layers, device, mode):
+    cases = [(name, kind) for name in WITH_REGIONS for kind in INPUTS]
+    without = {
+        (name, kind): relations(name, layers, device, INPUTS[kind], mode) for name, kind in cases
+    }
+    megatron_patch.install()
+    for (name, kind), expected in without.items():
+        assert relations(name, layers, device, INPUTS[kind], mode) == expected, (name, kind)
+
+
+def test_what_is_set_on_the_copy_of_an_input_is_not_set_on_the_input(layers, device):
+    layer, tensor = layer_and_input("column", layers, device)
+
+    class Marking(type(layer)):  # type: ignore[misc]
+        def _forward_impl(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            input.marked = True
+            return super()._forward_impl(input, *args, **kwargs)
+
+    layer.__class__ = Marking
+    with torch.no_grad():
+        layer(tensor)
+    assert not hasattr(tensor, "marked")
+
+
+def test_a_function_that_somebody_replaced_is_called(layers, device, mocker):
+    layer, tensor = layer_and_input("column", layers, device)
+    copy = mocker.spy(layers, "copy_to_tensor_model_parallel_region")
+    gather = mocker.spy(layers, "gather_from_tensor_model_parallel_region")
+    with torch.no_grad():
+        layer(tensor)
+    assert copy.call_count == gather.call_count == 1
+
+
+def test_a_forward_that_somebody_replaced_has_autograds_context(layers, device, monkeypatch):
+    """Such as one that asks for ``needs_input_grad``, or one with a ``setup_context()``."""
+    needed = []
+
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor, *args: Any) -> torch.Tensor:
+        needed.append(ctx.needs_input_grad[:2])
+        return input @ weight.t()
+
+    layer, tensor = layer_and_input("column without bias", layers, device)
+    function = layers.LinearWithGradAccumulationAndAsyncCommunication
+    monkeypatch.setattr(function, "forward", staticmethod(forward))
+    with torch.no_grad():
+        output, _ = layer(tensor)
+        assert output.equal(tensor @ layer.weight.t())
+    assert needed == [(False, True)]
+
+    monkeypatch.setattr(
+        function, "forward", staticmethod(lambda input, weight, *args: input @ weight.t())
+    )
+    monkeypatch.setattr(function, "setup_context", staticmethod(lambda ctx, inputs, output: None))
+    with torch.no_grad():
+        assert layer(tensor)[0].equal(output)
+
+
+def test_functions_pickle(layers):
+    from megatron.core import tensor_parallel
+
+    for name in ("linear_with_grad_accumulation_and_async_allreduce", "ColumnParallelLinear"):
+        item = getattr(tensor_parallel, name)
+        assert pickle.loads(pickle.dumps(item)) is item
+
+
 def test_the_input_is_not_written_to(layers, device):
     layer, tensor = layer_and_input("column", layers, device)
     before = tensor.clone()
@@ -255,11 +430,12 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 # ------------------------------------------------------------------------ the record
 
 
-TARGETS = [COLUMN, ROW, EMBEDDING] if RELEASE < Version("0.18") else [COLUMN, ROW]
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_changed_source_is_left_alone(target):
-    verdict = judge(TENSOR_PARALLEL_WITHOUT_AUTOGRAD, with_one_token_changed(target))
+@pytest.mark.parametrize(
+    ("of_class", "name"),
+    [(LINEAR, "ctx."), (FROZEN, "ctx."), (COPY, "ctx."), (REDUCE, "group"), (GATHER, "ctx.")],
+)
+def test_changed_source_is_left_alone(of_class, name):
+    reader = with_one_token_changed(f"{of_class}.forward", name, f"other_{name}")
+    verdict = judge(TENSOR_PARALLEL_WITHOUT_AUTOGRAD, reader)
     assert verdict.family is None
     assert verdict.state is State.DRIFTED

@@ -9,7 +9,7 @@ import pytest
 from megatron_patch.errors import SettingsError
 from megatron_patch.fingerprint import locate
 from megatron_patch.judge import judge, trees_kept
-from megatron_patch.model import Before, Known, Patch, Replace, State, Substitute
+from megatron_patch.model import Add, Before, Known, Patch, Replace, State, Substitute
 
 from .sample import make_patch
 
@@ -164,6 +164,33 @@ def test_a_patch_is_recognised_in_source_by_what_it_changes(comment):
     assert judge(SAME, {"m": text}.get, series=(SAME,)).state is State.UPSTREAMED
     drifted = text.replace("return 2", "return 3")
     assert judge(SAME, {"m": drifted}.get, series=(SAME,)).state is State.DRIFTED
+
+
+def _three(self) -> int:  # type: ignore[no-untyped-def]
+    return 3
+
+
+# Nothing of the source is changed: a helper is added, which is right for these two methods.
+HELPER_ALONE = make_patch(
+    Substitute(ONE, "total = 1", "total = 1", digest(TEXT, ONE)),
+    Substitute(TWO, "return 2", "return 2", digest(TEXT, TWO)),
+    Add("m:Thing._three", _three),
+)
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["as it was", "with another patch"])
+def test_a_patch_that_only_adds_is_recognised_by_what_it_adds(others):
+    text = changed("total = 1", "total = 10") if others else TEXT
+    series = (SAME, HELPER_ALONE)
+
+    def state(source: str) -> tuple[State, bool]:
+        found = judge(HELPER_ALONE, {"m": source}.get, series=series)
+        return found.state, found.family is not None
+
+    assert state(text) == (State.PENDING, True)
+    made = f"{text}\n    def _three(self) -> int:\n        return 3\n"
+    assert state(made) == (State.UPSTREAMED, False)
+    assert state(made.replace("return 2", "return 20")) == (State.DRIFTED, False)
 
 
 @pytest.mark.parametrize("collecting", [True, False])

@@ -282,6 +282,21 @@ def test_add_defines_a_helper_in_the_namespace_of_the_target(workshop, sample):
     assert not hasattr(sample, "EXTRA")
 
 
+def test_an_added_class_method_sees_the_names_of_the_class(workshop, sample):
+    made = "@classmethod\ndef helper(cls, of=plain):\n    return cls, of\n"
+    engine = workshop.engine(
+        make_patch(
+            substitute(workshop, "Sample.plain", "x + y", "x + y"),
+            Add("sample_module:Sample.helper", made),
+        )
+    )
+    assert only(engine).state is State.APPLIED, only(engine).reason
+    assert sample.Sample.helper() == (sample.Sample, vars(sample.Sample)["plain"])
+    assert sample.Sample.helper.__qualname__ == "Sample.helper"
+    engine.uninstall()
+    assert "helper" not in vars(sample.Sample)
+
+
 def test_add_refuses_a_name_that_is_taken_and_changes_nothing(workshop, sample):
     original = vars(sample.Sample)["plain"]
     reason = refuse(

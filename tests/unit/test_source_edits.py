@@ -110,6 +110,9 @@ def _function(x: int) -> int:
     return x
 
 
+SAME = "@classmethod\ndef _same(cls, of=one_line):\n    return of\n"
+
+
 class _Holder:
     """Holds."""
 
@@ -238,6 +241,12 @@ CASES = {
         [add("Thing.Inner._first", "_first = 1"), substitute("Thing.Inner.method", "2", "2")],
         "        def method(self):\n",
         "        _first = 1\n\n        def method(self):\n",
+    ),
+    "add to a class, below the target that a default names": (
+        [add("Thing._same", SAME), substitute("Thing.one_line", "1", "1")],
+        "    def one_line(self): return 1  # on one line\n",
+        "    def one_line(self): return 1  # on one line\n\n"
+        "    @classmethod\n    def _same(cls, of=one_line):\n        return of\n",
     ),
     "add to the module, above the class of the first target": (
         [add("_function", _function), substitute("Thing.fetch", "1", "1")],
