@@ -25,17 +25,19 @@ FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 PLAIN = (str, int, bool, type(None))
 
 
-def _parse(text: str) -> ast.Module:
+def parse(text: str) -> ast.Module:
+    """The syntax tree of source text. Raises ``SyntaxError`` when it does not parse."""
     with warnings.catch_warnings():
-        # Such as invalid escapes: the module's own import has its say on them.
-        warnings.simplefilter("ignore", SyntaxWarning)
+        # Such as invalid escapes: the module's own import has its say on them. They are no
+        # SyntaxWarning before Python 3.12.
+        warnings.simplefilter("ignore")
         try:
             return ast.parse(text)
         except ValueError as error:  # null characters, before Python 3.12
             raise SyntaxError(str(error)) from error
 
 
-_parse_module = lru_cache(maxsize=16)(_parse)
+_parse_module = lru_cache(maxsize=16)(parse)
 
 
 def lines_of(text: str) -> list[str]:
@@ -69,7 +71,7 @@ class Definition:
         """As :attr:`node`, another one each time."""
         indented = self.segment[:1].isspace()
         lines_above = "\n" * (self.first_line - (2 if indented else 1))
-        body = _parse(lines_above + ("class _:\n" if indented else "") + self.segment).body
+        body = parse(lines_above + ("class _:\n" if indented else "") + self.segment).body
         if indented:
             assert isinstance(body[0], ast.ClassDef)
             body = body[0].body

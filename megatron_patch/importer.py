@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .sources import search_finders
+from .sources import search_finders, spec_of
 
 Callback = Callable[[str], None]
 
@@ -21,7 +21,7 @@ Callback = Callable[[str], None]
 def is_ready(name: str) -> bool:
     """Whether module ``name`` is imported, and its import has ended."""
     module = sys.modules.get(name)
-    return module is not None and not getattr(module.__spec__, "_initializing", False)
+    return module is not None and not getattr(spec_of(module), "_initializing", False)
 
 
 class PostImportFinder:
@@ -42,7 +42,7 @@ class PostImportFinder:
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
         for name in self._names:
-            if name in sys.modules and not is_ready(name):
+            if sys.modules.get(name) is not None and not is_ready(name):
                 _call_at_end_of_import(name, self._callback)
 
     def stop(self) -> None:
@@ -64,23 +64,27 @@ class PostImportFinder:
         finally:
             busy.discard(fullname)
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _NotifyingLoader(spec.loader, self)  # type: ignore[assignment]
+            loader = _NotifyingLoader(fullname, spec.loader, self)
+            spec.loader = loader  # type: ignore[assignment]
         return spec
 
     def notify(self, name: str) -> None:
-        """Call back, unless watching was stopped meanwhile."""
-        if name in self._names:
+        """Call back, unless watching was stopped meanwhile, or a copy was made on the side."""
+        if name in self._names and name in sys.modules:
             self._callback(name)
 
 
 class _NotifyingLoader:
     """Lends itself to one import, then puts the real loader back in its place."""
 
-    def __init__(self, loader: Any, finder: PostImportFinder) -> None:
+    def __init__(self, name: str, loader: Any, finder: PostImportFinder) -> None:
+        self._name = name  # a module's own code may change what it says
         self._loader = loader
         self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # while it is being copied
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -88,11 +92,14 @@ class _NotifyingLoader:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
+        # Only where it was put: what the real loader has made need not take attributes.
+        if getattr(module, "__loader__", None) is self:
+            module.__loader__ = self._loader
+        spec = getattr(module, "__spec__", None)
+        if spec is not None and spec.loader is self:
+            spec.loader = self._loader
         self._loader.exec_module(module)
-        self._finder.notify(module.__name__)
+        self._finder.notify(self._name)
 
 
 def _call_at_end_of_import(name: str, callback: Callback) -> None:
@@ -101,7 +108,7 @@ def _call_at_end_of_import(name: str, callback: Callback) -> None:
     Its last step, on success and on failure, is to set ``_initializing`` of the module's spec
     to false.
     """
-    spec = sys.modules[name].__spec__
+    spec = spec_of(sys.modules.get(name))
 
     class NotifyingSpec(ModuleSpec):
         @property

@@ -16,17 +16,17 @@ from typing import Any, Union
 from .errors import ForeignPatchError
 from .fingerprint import Definition
 from .model import Target
+from .sources import ABSENT, namespace_of
 
-ABSENT = object()
 #: An attribute of a function whose code is ours: the ids of the patches in it.
 MARK = "__megatron_patch__"
 
 
 def find_owner(target: Target) -> Any:
     """The module or the class around the target, ``None`` if there is no such class."""
-    owner: Any = sys.modules[target.module]
+    owner: Any = sys.modules.get(target.module)
     for name in filter(None, target.scope.split(".")):
-        owner = vars(owner).get(name)
+        owner = namespace_of(owner).get(name)
         # Not `isinstance`: a proxy says that it is a class.
         if not issubclass(type(owner), type):
             return None

@@ -10,8 +10,8 @@ from . import compilation, rewrite
 from .errors import ForeignPatchError, TargetError
 from .judge import find_definition
 from .model import Add, Edit, Family, Patch, Target, is_condition
-from .places import ABSENT, Addition, Change, CodeChange, Condition, inherited_from, owner_of
-from .sources import read_source
+from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
+from .sources import ABSENT, namespace_of, read_source
 
 #: Gives the change of another patch that is in force on a function.
 Below = Callable[[FunctionType], "CodeChange | None"]
@@ -52,7 +52,7 @@ def prove(dotted: str, on_top: Below, *, wrapped: bool = False) -> Condition:
     """
     target = Target.parse(dotted)
     owner = owner_of(target)
-    value = vars(owner).get(target.name, ABSENT)
+    value = namespace_of(owner).get(target.name, ABSENT)
     definition = find_definition(dotted, read_source)
     if definition is None or value is ABSENT:
         raise ForeignPatchError(f"{dotted} is not defined there{inherited_from(target)}")
@@ -90,6 +90,6 @@ def _change(patch: Patch, target: Target, edits: list[Edit], on_top: Below) -> C
 
 def _addition(edit: Add, target: Target) -> Addition:
     owner = owner_of(target)
-    if target.name in vars(owner):
+    if target.name in namespace_of(owner):
         raise TargetError(f"{edit.target}: the name is taken; expected it to be free")
     return Addition(target, owner, compilation.added_object(edit, target, owner))

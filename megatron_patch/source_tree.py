@@ -6,8 +6,10 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import NotMegatronError
+from .errors import NotMegatronError, SourceMissingError
 from .sources import find_module_spec
+
+ENDS = (".py", ".pyc")  # a tree may have been compiled, and its source been taken away
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class SourceTree:
         full = directory.resolve()
         depth = {"megatron": 1, "core": 2}.get(full.name, 0)
         for root in (directory, full.parents[depth - 1] if depth else full):
-            if (root / "megatron" / "core" / "__init__.py").is_file():
+            if any(
+                (root / "megatron" / "core").joinpath(f"__init__{end}").is_file() for end in ENDS
+            ):
                 return cls(root)
         raise NotMegatronError(
             f"{directory} is not a Megatron tree: expected megatron/core/__init__.py in it; name "
@@ -45,16 +49,28 @@ class SourceTree:
 
     def path(self, module: str) -> Path | None:
         """The file of ``module``, ``None`` if there is none."""
+        return self._file(module, ".py")
+
+    def _file(self, module: str, end: str) -> Path | None:
         base = self.root.joinpath(*module.split("."))
-        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+        for path in (base.with_name(base.name + end), base / f"__init__{end}"):
             if path.is_file():
                 return path
         return None
 
     def read(self, module: str) -> str | None:
-        """The source text of ``module``, ``None`` if there is none."""
+        """The source text of ``module``, ``None`` if there is no such module.
+
+        Raises ``SourceMissingError`` when it is compiled only, or when its file cannot be read.
+        """
         path = self.path(module)
         if path is None:
+            compiled = self._file(module, ".pyc")
+            if compiled is not None:
+                raise SourceMissingError(f"{compiled}: compiled, and its source is not there")
             return None
-        with tokenize.open(path) as file:  # the encoding is what the file says it is
-            return file.read()
+        try:
+            with tokenize.open(path) as file:  # the encoding is what the file says it is
+                return file.read()
+        except OSError as error:
+            raise SourceMissingError(f"{path} cannot be read: {error.strerror}") from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from .errors import SourceMissingError
+
+ABSENT = object()
 
 
 def search_finders(
@@ -41,57 +43,111 @@ def _search_below(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
         return spec
 
 
+def namespace_of(module: object) -> Mapping[str, Any]:
+    """The names of what is in ``sys.modules``, which may be any object: none of its code is run."""
+    try:
+        return cast(Mapping[str, Any], object.__getattribute__(module, "__dict__"))
+    except AttributeError:
+        return {}
+
+
+def spec_of(module: object) -> ModuleSpec | None:
+    """The spec that ``module`` was imported by, ``None`` for what no import has made."""
+    spec = namespace_of(module).get("__spec__")
+    return spec if issubclass(type(spec), ModuleSpec) else None
+
+
 def find_module_spec(name: str) -> ModuleSpec | None:
     """The spec of ``name``, or ``None`` when there is no such module.
 
     A module that is loaded answers for itself, for the rest the path of its nearest loaded
     parent, or ``sys.path``, is searched. Unlike ``importlib.util.find_spec`` this imports no
     parent package.
+
+    Raises ``SourceMissingError`` when somebody has put an object that no import has made, such as
+    a mock, into ``sys.modules`` under this name.
     """
     spec: ModuleSpec | None = None
     path: Sequence[str] | None = None
     prefix = ""
     for part in name.split("."):
         prefix = f"{prefix}.{part}" if prefix else part
-        loaded = sys.modules.get(prefix)
-        spec = loaded.__spec__ if loaded is not None else _search_below(prefix, path)
-        if spec is None:
+        loaded = sys.modules.get(prefix, ABSENT)
+        if loaded is None:  # which is how an import is forbidden
             return None
+        if loaded is ABSENT:
+            spec = _search_below(prefix, path)
+            if spec is None:
+                return None
+            places = spec.submodule_search_locations
+        else:
+            spec = spec_of(loaded)
+            own = spec and spec.submodule_search_locations
+            places = namespace_of(loaded).get("__path__", own)
         # An empty path finds nothing: what is not a package has no submodules.
-        path = list(spec.submodule_search_locations or ())
+        path = list(places or ())
+    if spec is None:
+        kind = type(loaded)
+        raise SourceMissingError(
+            f"{name} has no source text: sys.modules holds a {kind.__module__}.{kind.__qualname__} "
+            "that no import has made"
+        )
     return spec
 
 
 def read_source(name: str) -> str | None:
     """The source text of module ``name``, or ``None`` when there is no such module.
 
-    Raises ``SourceMissingError`` when the module is there but its source is not.
+    Raises ``SourceMissingError`` when the module is there but its source is not, or cannot be read,
+    and ``SyntaxError`` or ``UnicodeError`` when it is no text.
     """
-    spec = find_module_spec(name)
-    if spec is None:
-        return None
-    get_source = getattr(spec.loader, "get_source", None)
-    text = get_source(name) if get_source is not None else None
-    if text is None:
+    try:
+        spec = find_module_spec(name)
+        if spec is None:
+            return None
+        get_source = getattr(spec.loader, "get_source", None)
+        text = get_source(name) if get_source is not None else None
+    except (SourceMissingError, SyntaxError, UnicodeError):
+        raise
+    except Exception as error:  # finders and loaders of others may raise whatever they like
+        raise SourceMissingError(
+            f"the source text of {name} cannot be read: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(text, str):
         raise SourceMissingError(
             f"{name} has no source text ({spec.origin}); expected a .py file: "
             "install the release from a wheel that has its sources"
         )
-    return cast(str, text)
+    return text
+
+
+PACKAGE_INFO = "megatron.core.package_info"
 
 
 def megatron_version(read: Callable[[str], str | None] = read_source) -> str | None:
-    """The version that Megatron-Core's own ``package_info`` says, ``None`` if it does not."""
-    import ast
+    """The version that Megatron-Core's own ``package_info`` says, ``None`` if it does not.
 
-    text = read("megatron.core.package_info")
-    if text is None:
-        return None
-    values: dict[str, object] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            values.update({t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)})
+    Where the source of this process's Megatron is missing, what it has imported says so.
+    """
+    try:
+        text = read(PACKAGE_INFO)
+        values: Mapping[str, object] = {} if text is None else _constants(text)
+    except (SourceMissingError, SyntaxError, ValueError, RecursionError, MemoryError):
+        values = namespace_of(sys.modules.get(PACKAGE_INFO)) if read is read_source else {}
     numbers = [values.get(name) for name in ("MAJOR", "MINOR", "PATCH")]
     if None in numbers:
         return None
     return ".".join(map(str, numbers)) + str(values.get("PRE_RELEASE") or "")
+
+
+def _constants(text: str) -> dict[str, object]:
+    """What the assignments of constants in the source of a module give to which names."""
+    import ast
+
+    from .fingerprint import parse
+
+    values: dict[str, object] = {}
+    for node in parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            values.update({t.id: node.value.value for t in node.targets if isinstance(t, ast.Name)})
+    return values

@@ -1,0 +1,78 @@
+"""What would run without us runs with us: odd installations of the real Megatron."""
+
+from __future__ import annotations
+
+import compileall
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_patch.source_tree import SourceTree
+
+from ..unit.trees import PACKAGE_PARENT
+from .test_command import RELEASE, SHOW, megatron_patch_command, states
+from .test_source_patches import copy
+
+
+def run_script(root: Path, text: str, *options: str, path: Path | None = None, **variables: str):  # type: ignore[no-untyped-def]
+    """A script of its own process, in ``root``, with the modules of ``path`` before all others."""
+    script = root / "script.py"
+    script.write_text(text)
+    search = [*[str(path)] * bool(path), PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, *options, str(script)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):  # type: ignore[no-untyped-def]
+    """A copy of the release that has its ``.pyc`` files alone."""
+    root = copy(tmp_path_factory.mktemp("compiled"))
+    assert compileall.compile_dir(root, quiet=2, legacy=True)
+    for file in root.rglob("*.py"):
+        file.unlink()
+    return root
+
+
+def test_a_megatron_without_source_runs_as_it_is(compiled, tmp_path):
+    """Imported before us here, and after us by the command below."""
+    text = SHOW.replace("package =", "import megatron_patch as package\n_ =")
+    text += "print(json.dumps(package.megatron_version()))\n"
+    done = run_script(tmp_path, text, path=compiled)
+    assert done.returncode == 0, done.stderr
+    report, version = done.stdout.splitlines()
+    assert json.loads(version) == str(RELEASE)
+    assert {state for state, _ in states(report).values()} <= {"drifted", "disabled", "pending"}
+    state, reason = states(report)["input-position-view-cache"]
+    assert (state, reason[-13:]) == ("drifted", "has its sources"[-13:])
+
+
+def test_the_command_on_a_megatron_without_source(compiled):
+    done = megatron_patch_command("status", "--json", path=compiled)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["megatron_core"]) == (1, str(RELEASE)), done.stderr
+    found = {patch["state"] for patch in report["patches"]}
+    assert "drifted" in found
+    assert "failed" not in found
+    for options in (["--megatron", str(compiled)], []):
+        done = megatron_patch_command("check", *options, path=compiled)
+        assert done.returncode == 1, done.stderr
+        assert f"megatron-core of unknown version in {compiled}" in done.stdout
+        assert "input-position-view-cache: drifted" in done.stdout
+        assert "dynamic_context.pyc: compiled, and its source is not there" in done.stdout
+    done = megatron_patch_command("export", "--megatron", str(compiled), "--output", "nowhere")
+    assert done.returncode == 1
+    assert "nothing was written, for this source is not known" in done.stderr
+
+
+def test_a_tree_of_compiled_modules_is_one(compiled):
+    assert SourceTree.at(compiled / "megatron").root == compiled
