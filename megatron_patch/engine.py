@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from . import notices
 from .errors import (
     ForeignPatchError,
     MegatronPatchError,
-    MegatronPatchWarning,
     SettingsError,
     StrictModeError,
     TargetError,
@@ -26,7 +25,6 @@ from .settings import Settings
 from .sources import megatron_version
 
 if TYPE_CHECKING:
-    import logging
     from types import FunctionType
 
     from .places import Addition, Change, CodeChange, Condition
@@ -34,12 +32,6 @@ if TYPE_CHECKING:
 # What judges and compiles, `judge` and `plan`, and `logging` are imported by the first call that
 # needs them: they are a third of the time that `import megatron_patch` would take, in processes
 # without Megatron too.
-
-
-def _logger() -> logging.Logger:
-    import logging
-
-    return logging.getLogger("megatron_patch")
 
 
 class Record:
@@ -121,19 +113,37 @@ class Engine:
             )
 
     def _imported(self, name: str) -> None:
-        """The code of a target module has just run, for the first time or again."""
+        """The code of a target module has just run, for the first time or again.
+
+        This is in the middle of somebody's import, which nothing but strict mode may end.
+        """
         with self._lock:
-            records = [r for r in self.records.values() if name in modules_of(r.patch)]
-            for record in self._last_first(records):
-                if record.state is not State.DISABLED:
-                    # A reload has made new functions; those of other modules are still ours.
-                    _undo(record.changes)
-                    self._forget(record)
-                    record.state, record.reason = State.PENDING, _waiting(record.patch)
-            self._settle(ready=name)
+            try:
+                self._decide_again(name)
+            except StrictModeError:
+                raise
+            except Exception as error:
+                why = f"{notices.described(error)}, after {name} was imported"
+                for record in self.records.values():
+                    if record.state is State.PENDING and name in modules_of(record.patch):
+                        record.state, record.reason = State.FAILED, why
+                notices.line(f"{why}; Megatron runs as it is")
+
+    def _decide_again(self, name: str) -> None:
+        records = [r for r in self.records.values() if name in modules_of(r.patch)]
+        for record in self._last_first(records):
+            if record.state is not State.DISABLED:
+                # A reload has made new functions; those of other modules are still ours.
+                _undo(record.changes)
+                self._forget(record)
+                record.state, record.reason = State.PENDING, _waiting(record.patch)
+        self._settle(ready=name)
 
     def _settle(self, ready: str | None = None, raising: bool = True) -> None:
-        """Decide every pending patch whose main module is there, then tell of the unhealthy."""
+        """Decide every pending patch whose main module is there, then tell of the unhealthy.
+
+        ``ready`` is a module whose code has just run: then no ``SettingsError`` is raised.
+        """
         wrong: list[SettingsError] = []
 
         def is_due(record: Record) -> bool:
@@ -150,9 +160,12 @@ class Engine:
                     except SettingsError as error:
                         record.state, record.reason = State.FAILED, str(error)
                         wrong.append(error)
+                    except Exception as error:
+                        record.state = State.FAILED
+                        record.reason = f"{notices.described(error)}, while judging"
         self._find_shadows()
         self._tell(raising)
-        if wrong and raising:
+        if wrong and raising and ready is None:
             raise wrong[0]
 
     def _decide(self, record: Record, ready: str | None) -> None:
@@ -214,7 +227,7 @@ class Engine:
                 str(error) if isinstance(error, MegatronPatchError) else f"{error!r} while applying"
             )
             if not isinstance(error, MegatronPatchError):
-                _logger().exception("%s: applying failed; rolled back", record.patch.id)
+                notices.logger().exception("%s: applying failed; rolled back", record.patch.id)
             return
         record.changes, record.conditions = made.changes, made.conditions
         record.state, record.reason = State.APPLIED, reason
@@ -284,9 +297,9 @@ class Engine:
             if record.state not in record.warned:
                 record.warned.add(record.state)
                 message = _message(record)
-                _logger().warning("%s", message)
+                notices.log("warning", message)
                 if not (self._settings.strict and raising):
-                    warnings.warn(message, MegatronPatchWarning, stacklevel=2)
+                    notices.warn(message)
         self._summarise()
         if unhealthy and self._settings.strict and raising:
             raise StrictModeError("\n".join(map(_message, unhealthy)))
@@ -301,11 +314,9 @@ class Engine:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts many processes a node
             shown = [State.APPLIED, State.UPSTREAMED, State.DRIFTED]
             shown += [state for state in counts if state not in shown]
-            _logger().info(
-                "megatron-core %s: %s",
-                megatron_version() or "of unknown version",
-                ", ".join(f"{counts[state]} {state}" for state in shown),
-            )
+            version = megatron_version() or "of unknown version"
+            found = ", ".join(f"{counts[state]} {state}" for state in shown)
+            notices.log("info", f"megatron-core {version}: {found}")
 
 
 def _undo(changes: Sequence[Change]) -> None:

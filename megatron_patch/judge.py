@@ -104,10 +104,18 @@ def judge(
         if verdict is not None:
             return verdict
         return _verdict_of_unknown(patch, _closest(candidates, read), find, accepted)
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except SettingsError:
+        raise
+    except (SyntaxError, UnicodeError) as error:
         return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
     except TargetError as error:
         return Verdict(State.DRIFTED, str(error))
+    except ValueError as error:  # such as a number with too many digits to be written down
+        return Verdict(State.DRIFTED, f"{patch.target}: the source cannot be judged: {error}")
+    except (RecursionError, MemoryError) as error:
+        # Not its message: all ranks have to say the same, and where it came up is chance.
+        why = f"nested too deeply for what is left of the stack ({type(error).__name__})"
+        return Verdict(State.DRIFTED, f"{patch.target}: the source cannot be judged: it is {why}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import hypothesis
 import pytest
 
 import megatron_patch
-from megatron_patch import State, testing
+from megatron_patch import State, notices, testing
 
 # For `tools`. Last, so that the package itself is the installed one where there is one.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -39,6 +39,12 @@ hypothesis.settings.register_profile(
     "nightly", max_examples=1000, deadline=None, derandomize=False, print_blob=True
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning that is an error here, as all are, is a line on stderr: and so an error."""
+    monkeypatch.setattr(notices, "line", pytest.fail)
 
 
 @pytest.fixture(scope="session")

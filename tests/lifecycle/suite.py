@@ -183,9 +183,16 @@ class Lifecycle(InFreshProcess):
     def begin(self) -> None:
         # The other patches are at rest, so that what is touched is this one's doing.
         os.environ.setdefault("MEGATRON_PATCH", self.patch_id)
-        # Only what a test records is not an error.
-        warnings.filterwarnings("error", message=f"{self.patch_id} is ")
+        # Only what a test records is not a failure.
+        warnings.filterwarnings("always", message=f"{self.patch_id} is ")
+        warnings.showwarning = functools.partial(self.shown, warnings.showwarning)
         harness()
+
+    def shown(self, show: Callable[..., None], message: object, *rest: Any) -> None:
+        """What becomes of a warning. An ``Exception`` would not get through ours."""
+        if str(message).startswith(f"{self.patch_id} is "):
+            pytest.fail(str(message))
+        show(message, *rest)
 
     def report(self, importing_us: bool = True) -> dict[str, object]:
         """What a process of its own sees: JSON, since its assertions might be optimised away."""

@@ -467,14 +467,21 @@ def test_a_digest_that_is_nowhere_raises_and_takes_everything_back(workshop, bot
     assert (only(engine).state, thing().one()) == (State.DISABLED, 1)
 
 
-@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
-def test_a_digest_that_is_nowhere_raises_out_of_the_import(workshop, both):
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_digest_that_is_nowhere_does_not_end_an_import_unless_strict(workshop, both, strict):
+    """Whose code runs then is not ours, and it ran before."""
     engine = Engine([both])
     workshop.engines.append(engine)
-    engine.install(accepting(workshop, "0123456789abcdef"))
-    with pytest.raises(SettingsError):
+    engine.install(accepting(workshop, "0123456789abcdef")._replace(strict=strict))
+    words = "sample@0123456789abcdef is not the source of any"
+    with pytest.raises(StrictModeError, match=words) if strict else warned(words):
         importlib.import_module("target_module")
     assert only(engine).state is State.FAILED
+    assert strict or thing().one() == 1
+
+
+def warned(words: str):  # type: ignore[no-untyped-def]
+    return pytest.warns(MegatronPatchWarning, match=words)
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(None, 1), ("0", 1), ("3", 0)])
