@@ -6,7 +6,6 @@ Nothing here runs on a hot path: the functions that are put in place are plain f
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from .errors import (
     StrictModeError,
     TargetError,
 )
+from .forks import ForkSafeLock
 from .importer import PostImportFinder, is_ready
 from .model import UNHEALTHY, Family, Patch, PatchStatus, State, Target
 from .settings import Settings
@@ -62,7 +62,7 @@ class Engine:
         self._applied: list[Record] = []
         self._settings = Settings()
         self._summarised = False
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._finder = PostImportFinder(self._imported)
 
     def install(self, settings: Settings) -> None:
