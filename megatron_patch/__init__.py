@@ -11,9 +11,11 @@ Not the module zoo of the same import name, Pai-Megatron-Patch: ``megatron_patch
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from . import ranks as _ranks
+from . import running as _running
 from .backports import SERIES
 from .engine import Engine
 from .errors import (
@@ -55,7 +57,8 @@ __all__ = [
     "verify_ranks",
 ]
 
-_engine = Engine(SERIES)
+if "_engine" not in globals():  # a reload goes on with the engine that runs
+    _engine = Engine(SERIES)
 
 
 def install() -> None:
@@ -105,4 +108,20 @@ def verify_ranks(group: Any = None) -> None:
     _ranks.verify_ranks(status(), megatron_version(), __version__, group)
 
 
-install()
+def _start() -> None:
+    """Install the patches, with the engine of another copy of this package if there is one."""
+    is_known = _running.NAME in sys.modules
+    first = _running.first_copy(__name__)
+    if vars(first) is not globals():
+        names = [*vars(first)["__all__"], "__all__", "__version__", "_engine"]
+        globals().update({name: vars(first)[name] for name in names})
+        _running.put_in_place_of(__name__, first)
+    try:
+        install()
+    except BaseException:
+        if not is_known:
+            sys.modules.pop(_running.NAME, None)
+        raise
+
+
+_start()

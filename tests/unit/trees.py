@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ _directory = tempfile.TemporaryDirectory(prefix="megatron_patch-")
 PACKAGE_PARENT = _directory.name
 Path(PACKAGE_PARENT, "megatron_patch").symlink_to(Path(megatron_patch.__file__).parent)
 
+ID = "input-position-view-cache"
 #: The modules that have to be imported for each patch to have a state.
 MODULES = sorted({Target.parse(patch.target).module for patch in SERIES})
 IMPORT_ALL = f"import {', '.join(MODULES)}"
@@ -64,3 +66,24 @@ def write_tree(root: Path, context: str, version: tuple[int, int, int] | None = 
         info = core / "package_info.py"
         info.write_text("\n".join([*lines, "PRE_RELEASE = 'rc1'", "raise OSError"]))
     return core / "inference" / "contexts" / "dynamic_context.py"
+
+
+PATCHABLE = """
+class DynamicInferenceContext:
+    def __init__(self):
+        self.padded_active_token_count = 1
+
+    def current_input_and_position_ids(self, *, num_warmup_tokens=None):
+        return 1
+"""
+
+
+def write_patchable_tree(root: Path) -> dict[str, str]:
+    """A Megatron that one patch applies to, and the variables that it needs for that."""
+    write_tree(root, PATCHABLE)
+    (root / "megatron" / "core" / "__init__.py").touch()
+    checked = command("check", "--json", "--megatron", str(root))
+    (line,) = (
+        patch["accept"] for patch in json.loads(checked.stdout)["patches"] if patch["accept"]
+    )
+    return {"MEGATRON_PATCH": ID, "MEGATRON_PATCH_ACCEPT": line}

@@ -1,0 +1,39 @@
+"""One engine a process, however often this package is imported and under whatever names.
+
+Two engines would take each other's patches for somebody else's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+#: Where ``sys.modules`` has the copy of this package whose engine runs, and the name under which
+#: ``megatron-patch run`` imports it: the usual one may be Pai-Megatron-Patch's.
+NAME = "_megatron_patch"
+
+
+def first_copy(package: str) -> ModuleType:
+    """The copy of this package that runs in this process: ``package`` if none did before."""
+    mine = sys.modules[package]
+    if sys.modules.setdefault(NAME, mine) is mine:
+        return mine
+    return importlib.import_module(NAME)  # which waits until another thread has imported it
+
+
+def put_in_place_of(package: str, copy: ModuleType) -> None:
+    """From now on, ``package`` is ``copy``, and so are the modules in it.
+
+    Who imports the package gets what ``sys.modules`` has for it when its own code has run.
+    """
+    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+        module: object = copy
+        for part in name.removeprefix(package).split(".")[1:]:
+            module = vars(module).get(part)
+            if not isinstance(module, ModuleType):
+                break
+        if isinstance(module, ModuleType):
+            sys.modules[name] = module
+        else:
+            del sys.modules[name]
