@@ -7,15 +7,18 @@ not for production.
 
 On a CPU, where looking at values costs nothing, they also check what a kernel would trust: a
 request whose visible part of the block table points outside the cache is an error here, and an
-out-of-bounds read there.
+out-of-bounds read there. Where a CUDA graph is stood in for, each replay checks it again.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import graphs
 
 
 def flash_attn_varlen_func(
@@ -224,20 +227,12 @@ def _paged(
     """Keys and values, each (batch, max_blocks * block_size, kv_heads, head_dim), in order."""
     num_blocks, block_size = k_cache.shape[:2]
     _expect("block_table", block_table, (k_lengths.shape[0], block_table.shape[1]))
+    _check_lengths(
+        "the block table's width in tokens", block_table.shape[1] * block_size, k_lengths
+    )
     if not block_table.is_cuda:
-        _check_lengths(
-            "the block table's width in tokens", block_table.shape[1] * block_size, k_lengths
-        )
-        first_token = torch.arange(block_table.shape[1]) * block_size
-        used = first_token < k_lengths[:, None]
-        wrong = used & ((block_table < 0) | (block_table >= num_blocks))
-        if wrong.any():
-            row, column = wrong.nonzero()[0].tolist()
-            raise RuntimeError(
-                f"block_table[{row}, {column}] is {int(block_table[row, column])}, which is not "
-                f"one of the {num_blocks} blocks of the cache, but row {row} has "
-                f"{int(k_lengths[row])} keys in blocks of {block_size}"
-            )
+        check = functools.partial(_check_blocks, num_blocks=num_blocks, block_size=block_size)
+        graphs.on_host(check, block_table, k_lengths)
     # Unused entries are often -1.
     blocks = block_table.clamp(0, num_blocks - 1)
     return k_cache[blocks].flatten(1, 2), v_cache[blocks].flatten(1, 2)
@@ -259,5 +254,24 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 def _check_lengths(name: str, limit: int, lengths: Tensor) -> None:
     """Raise if a length is over the limit. On a CPU only: on a CUDA device it would wait."""
-    if not lengths.is_cuda and lengths.numel() and int(lengths.max()) > limit:
-        raise RuntimeError(f"a length of {int(lengths.max())} is over {name}, {limit}")
+
+    def check(lengths: Tensor) -> None:
+        if int(lengths.max()) > limit:
+            raise RuntimeError(f"a length of {int(lengths.max())} is over {name}, {limit}")
+
+    if not lengths.is_cuda and lengths.numel():
+        graphs.on_host(check, lengths)
+
+
+def _check_blocks(block_table: Tensor, k_lengths: Tensor, num_blocks: int, block_size: int) -> None:
+    """Raise if a block that a row has keys in is not one of the cache. On a CPU only."""
+    first_token = torch.arange(block_table.shape[1]) * block_size
+    used = first_token < k_lengths[:, None]
+    wrong = used & ((block_table < 0) | (block_table >= num_blocks))
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise RuntimeError(
+            f"block_table[{row}, {column}] is {int(block_table[row, column])}, which is not "
+            f"one of the {num_blocks} blocks of the cache, but row {row} has "
+            f"{int(k_lengths[row])} keys in blocks of {block_size}"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from .models import build_model, torch_dtype, transformer_config
 from .releases import (
     allow_more_cuda_graphs,
+    captures_cuda_graphs,
     context_class,
     engine_class,
     inference_arguments,
@@ -62,7 +63,7 @@ def build_context(spec: EngineSpec) -> Any:
 def build_engine(spec: EngineSpec) -> Any:
     """A ``DynamicInferenceEngine`` with the model of :func:`build_model` and its context.
 
-    On a CUDA device it captures its CUDA graphs here, if ``spec`` asks for any.
+    It captures its CUDA graphs here, if ``spec`` asks for any.
 
     Raises:
         RuntimeError: :func:`~megatron_patch.testing.start` was not called.
@@ -74,7 +75,7 @@ def build_engine(spec: EngineSpec) -> Any:
             "the installed flash-attn takes neither dtype float32 nor a block_size_tokens that is "
             f"no multiple of 256: {spec}"
         )
-    if spec.num_cuda_graphs is not None and not runtime.on_cpu:
+    if captures_cuda_graphs(spec):
         allow_more_cuda_graphs()
     model = build_model(spec)
     context = build_context(spec)

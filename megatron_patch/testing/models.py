@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .releases import check, parameters_of
+from .releases import check, cuda_graph_arguments
 from .runtime import running
 from .spec import EngineSpec, UnsupportedError
 
@@ -39,11 +39,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         # The same weights with and without a CUDA device.
         "use_cpu_initialization": True,
     }
-    if spec.num_cuda_graphs is not None and not running().on_cpu:
-        if "cuda_graph_impl" in parameters_of(TransformerConfig):
-            arguments["cuda_graph_impl"] = "local"
-        else:
-            arguments["enable_cuda_graph"] = True
+    arguments.update(cuda_graph_arguments(spec))
     if spec.num_speculative_tokens:
         arguments["mtp_num_layers"] = spec.num_speculative_tokens
     return TransformerConfig(**arguments)

@@ -52,7 +52,12 @@ class EngineSpec:
     num_cuda_graphs: int | None = None
     """None: no CUDA graphs. Otherwise at most so many, for decode steps, unless ``options`` has
     ``use_cuda_graphs_for_non_decode_steps=True``. Without a CUDA device batches are padded as for
-    the graphs, but none is captured."""
+    the graphs, but none is captured, unless ``cuda_graph_scope`` says so."""
+    cuda_graph_scope: str | None = None
+    """What Megatron captures in one CUDA graph: ``layer``, or ``block``, all layers at once (from
+    0.16 on). On a CPU too, where :mod:`~megatron_patch.testing.graphs` stands in for them. Without
+    ``num_cuda_graphs`` an engine captures none, but a model in training mode does. None: layers
+    where there is a CUDA device and ``num_cuda_graphs`` is given, otherwise nothing."""
 
     enable_chunked_prefill: bool | None = None
     """None: the release's default."""

@@ -1,6 +1,7 @@
 """Stand-ins that let code written for a CUDA device run on a CPU.
 
-Only what Megatron's dynamic engine uses of :mod:`torch.cuda` is stood in for. Nothing is
+Only what Megatron's dynamic engine uses of :mod:`torch.cuda` is stood in for; CUDA graphs by those
+of :mod:`.graphs`. Nothing is
 asynchronous: an operation has ended when the call returns, so streams are no-ops, and events only
 take the time. A missing synchronisation is not found here. Triton's kernels run in its interpreter.
 
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import graphs
+
 CPU = torch.device("cpu")
 
 
@@ -37,7 +40,8 @@ class Event:
         self._recorded_at = time.perf_counter()
 
     def synchronize(self) -> None:
-        """Return at once: what was recorded has ended."""
+        """Return at once: what was recorded has ended. RuntimeError during a capture."""
+        graphs.forbid_while_capturing("Event.synchronize()")
 
     def wait(self, stream: Stream | None = None) -> None:
         """Return at once: what was recorded has ended."""
@@ -66,7 +70,8 @@ class Stream:
         pass
 
     def synchronize(self) -> None:
-        """Return at once."""
+        """Return at once. RuntimeError during a capture."""
+        graphs.forbid_while_capturing("Stream.synchronize()")
 
     def query(self) -> bool:
         return True
@@ -113,6 +118,11 @@ def _is_cuda(device: object) -> bool:
     return isinstance(device, torch.device) and device.type == "cuda"
 
 
+def synchronize(device: Any = None) -> None:
+    """In place of :func:`torch.cuda.synchronize`."""
+    graphs.forbid_while_capturing("torch.cuda.synchronize()")
+
+
 def _no_op() -> Callable[..., None]:
     """A function that does nothing. Not the same one each time: PyTorch's compiler files the
     functions of ``torch.cuda`` by identity, and stops at one that is there under two names."""
@@ -151,7 +161,8 @@ def installed() -> Iterator[torch.device]:
         # The device itself, and no index: everything that takes a device takes it.
         "current_device": lambda: CPU,
         "set_device": _no_op(),
-        "synchronize": _no_op(),
+        "set_stream": _no_op(),
+        "synchronize": synchronize,
         "empty_cache": _no_op(),
         "memory_stats": memory_stats,
         "memory_snapshot": lambda *_, **__: [],
@@ -160,12 +171,14 @@ def installed() -> Iterator[torch.device]:
         "stream": lambda other: stream if other is None else other,
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,
-        "is_current_stream_capturing": lambda: False,
+        # Of the GPU that most tests of Megatron's are for; it is only asked about in CUDA graphs.
+        "get_device_capability": lambda device=None: (9, 0),
     }
     nvtx: dict[str, Any] = {name: _no_op() for name in ("range_push", "range_pop", "mark")}
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
         stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, **nvtx))
+        stack.enter_context(graphs.installed())
         # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
         # defines the kernel.
         stack.enter_context(_environment_variable("TRITON_INTERPRET", "1"))
