@@ -19,21 +19,25 @@ from .models import build_model
 from .releases import context_class
 from .runtime import start, stop
 from .spec import EngineSpec, UnsupportedError
+from .training import Trained, forward, train_step
 
 __all__ = [
     "Decoded",
     "EngineSpec",
     "Request",
+    "Trained",
     "UnsupportedError",
     "build_context",
     "build_engine",
     "build_model",
     "context_class",
     "decode",
+    "forward",
     "is_suspended",
     "reference_decode",
     "resume",
     "start",
     "stop",
     "suspend",
+    "train_step",
 ]

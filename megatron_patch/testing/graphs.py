@@ -236,8 +236,14 @@ def installed() -> Iterator[None]:
         "graph_pool_handle": graph_pool_handle,
         "is_current_stream_capturing": is_capturing,
     }
+    # Where memory comes from is all the same here. A build of PyTorch for CPUs lacks the functions.
+    pools: dict[str, Any] = dict.fromkeys(
+        ("_cuda_beginAllocateCurrentThreadToPool", "_cuda_endAllocateToPool"),
+        lambda device, pool: None,
+    )
     with (
         mock.patch.multiple(torch.cuda, **names),
         mock.patch.multiple(torch.cuda.graphs, **names),
+        mock.patch.multiple(torch._C, create=True, **pools),
     ):
         yield

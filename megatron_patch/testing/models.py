@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .releases import check, cuda_graph_arguments
+from .releases import (
+    allow_more_cuda_graphs,
+    captures_cuda_graphs,
+    check,
+    cuda_graph_arguments,
+)
 from .runtime import running
 from .spec import EngineSpec, UnsupportedError
 
@@ -55,12 +60,18 @@ def torch_dtype(spec: EngineSpec) -> Any:
     return dtypes[spec.dtype]
 
 
-def build_model(spec: EngineSpec) -> Any:
-    """A ``GPTModel`` of Megatron's local (PyTorch-only) layers, in evaluation mode, on the device.
+def build_model(spec: EngineSpec, training: bool = False) -> Any:
+    """A ``GPTModel`` of Megatron's local (PyTorch-only) layers, on the device.
 
     Called with ``(input_ids, position_ids, attention_mask)`` it returns logits of shape
     (batch, sequence, ``spec.vocab_size``) in ``spec.dtype``. Does not change the state of PyTorch's
     default random number generators.
+
+    Args:
+        training: whether it is in training mode, for
+            :func:`~megatron_patch.testing.train_step`. With ``spec.cuda_graph_scope`` it is then
+            the one model whose training Megatron captures: it does so once in a process, so one
+            that was built before goes on without its CUDA graphs.
 
     Raises:
         RuntimeError: :func:`~megatron_patch.testing.start` was not called.
@@ -78,6 +89,8 @@ def build_model(spec: EngineSpec) -> Any:
         arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
             config, layer_spec, use_transformer_engine=False
         )
+    if training and captures_cuda_graphs(spec):
+        allow_more_cuda_graphs()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(spec.seed)
         model = GPTModel(
@@ -89,4 +102,4 @@ def build_model(spec: EngineSpec) -> Any:
             **arguments,
         )
     # PyTorch's own layers in it have not heard of `params_dtype`.
-    return model.to(device, torch_dtype(spec)).eval()
+    return model.to(device, torch_dtype(spec)).train(training)

@@ -116,9 +116,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 "host wait for the device)"
             )
         # Before it runs: some operators change the shape of their arguments.
-        inputs = tree_map_only(Tensor, self.tape.alias, (args, kwargs))
+        inputs: Any = tree_map_only(Tensor, self.tape.alias, (args, kwargs))
         result = func(*args, **kwargs)
-        self._record(func, *inputs, result)
+        self._record(func, inputs[0], inputs[1], result)
         return result
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:

@@ -1,0 +1,107 @@
+"""Train a small model for a step, with and without Megatron's CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .releases import set_inference_mode
+from .runtime import running
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Batch = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What :func:`train_step` got from the model."""
+
+    losses: tuple[Tensor, ...]
+    """Of each microbatch, scalar, float32, detached."""
+    gradients: dict[str, Tensor]
+    """Of each parameter, by name: a copy of its ``main_grad``, of its shape."""
+
+
+def train_step(model: Any, microbatches: Sequence[Batch]) -> Trained:
+    """Forward and backward passes of ``model`` over ``microbatches``, one after the other.
+
+    Within Megatron's ``DistributedDataParallel``, as its training loop does it: the gradients of
+    all microbatches add up in ``main_grad`` of the parameters, which is zeroed before, and which is
+    their ``grad`` at the end, for an optimiser of PyTorch's. The weights stay as they are. Last,
+    CUDA graphs are created, as Megatron's schedules do: a model that captures any runs its first
+    step without them, and replays in the others.
+
+    Args:
+        model: of ``build_model(spec, training=True)``.
+        microbatches: token ids, (batch, sequence) each, all of one shape. The sequence is at least
+            two tokens, of which each is predicted from those before it.
+    """
+    before = set_inference_mode(False)  # an engine may have switched it on
+    parallel = _in_parallel(model)
+    parallel.zero_grad_buffer()
+    model.zero_grad(set_to_none=True)
+    losses = []
+    try:
+        for batch in microbatches:
+            loss = loss_of(parallel, batch)
+            loss.backward()
+            losses.append(loss.detach().clone())
+        parallel.finish_grad_sync()
+        _create_cuda_graphs(model)
+    finally:
+        set_inference_mode(before)
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        gradients[name] = parameter.main_grad.clone()
+        parameter.grad = parameter.main_grad.to(parameter.dtype, copy=True)
+    return Trained(tuple(losses), gradients)
+
+
+def _in_parallel(model: Any) -> Any:
+    """``model`` in Megatron's data parallelism, once: it stays in it."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    name = "_in_data_parallel_of_tests"
+    if name not in vars(model):
+        parallel = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
+        vars(model)[name] = parallel  # beside the submodules, not among them
+    return vars(model)[name]
+
+
+def loss_of(model: Any, batch: Batch) -> Tensor:
+    """Mean cross entropy of each token after those before it, scalar, float32.
+
+    Args:
+        model: of :func:`~megatron_patch.testing.build_model`, in either mode, alone or wrapped.
+        batch: token ids, (batch, sequence).
+    """
+    import torch
+
+    tokens = torch.tensor([list(row) for row in batch], device=running().device)
+    logits = forward(model, [row[:-1] for row in batch])
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """Logits of ``model`` alone, (batch, sequence, vocab_size), in whatever mode of autograd."""
+    import torch
+
+    device = running().device
+    tokens = torch.tensor([list(row) for row in batch], device=device)
+    length = tokens.shape[1]
+    positions = torch.arange(length, device=device)[None].expand_as(tokens)
+    hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+    logits: Tensor = model(tokens, positions, hidden[None, None])
+    return logits
+
+
+def _create_cuda_graphs(model: Any) -> None:
+    config = model.config
+    if getattr(config, "cuda_graph_impl", "none") != "local" and not config.enable_cuda_graph:
+        return
+    from megatron.core.transformer.cuda_graphs import create_cudagraphs
+
+    create_cudagraphs()
