@@ -12,15 +12,18 @@ refused as on a GPU. What differs from a GPU:
 
 from __future__ import annotations
 
+import functools
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .tape import Recorder, Tape, paused
 
@@ -53,20 +56,37 @@ def forbid_while_capturing(what: str) -> None:
         raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
 
 
-def on_host(function: Callable[..., object], *tensors: Tensor) -> None:
-    """Call ``function(*tensors)``, now and at this place of each replay of what is captured.
+def on_host(function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+    """Call ``function``, now and at this place of each replay of what is captured.
 
     For checks of what a kernel would trust, and for kernels that are none of PyTorch's operators.
-    The function may read and write the tensors' memory as it likes.
+    The function may read and write the memory of tensors among its arguments as it likes.
     """
     graph = _current()
     if graph is None:
-        function(*tensors)
+        function(*args, **kwargs)
         return
-    aliases = tuple(map(graph.tape.alias, tensors))
-    graph.tape.append(lambda: function(*aliases))
+    args, kwargs = tree_map_only(Tensor, graph.tape.alias, (args, kwargs))
+    call = functools.partial(function, *args, **kwargs)
+    graph.tape.append(call)
     with paused(), torch.inference_mode():
-        function(*aliases)
+        call()
+
+
+@contextmanager
+def _kernels_on_host() -> Iterator[None]:
+    """Record kernels of Triton, which its interpreter runs here, as one call each."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None:
+        yield
+        return
+    launch = interpreter.GridExecutor.__call__
+
+    def recorded(executor: Any, *args: Any, **kwargs: Any) -> None:
+        on_host(launch, executor, *args, **kwargs)
+
+    with mock.patch.object(interpreter.GridExecutor, "__call__", recorded):
+        yield
 
 
 class CUDAGraph:
@@ -77,6 +97,7 @@ class CUDAGraph:
         self.error_mode = "global"
         self._pool: Pool | None = None
         self._recorder: Recorder | None = None
+        self._capturing = ExitStack()
         self._captured = False
 
     @property
@@ -110,7 +131,8 @@ class CUDAGraph:
         self._pool = graph_pool_handle() if pool is None else pool
         self.error_mode = capture_error_mode
         self._recorder = Recorder(Tape())
-        self._recorder.__enter__()
+        self._capturing.enter_context(_kernels_on_host())
+        self._capturing.enter_context(self._recorder)
         _thread.graph = self
 
     def capture_end(self) -> None:
@@ -123,7 +145,7 @@ class CUDAGraph:
             raise RuntimeError("CUDA error: capture_end() without a capture of this graph")
         recorder = self._recorder
         _thread.graph = None
-        recorder.__exit__(None, None, None)
+        self._capturing.close()
         if recorder.invalidated:
             self.reset()
             raise RuntimeError(
