@@ -80,7 +80,7 @@ def decode(
 
     futures: dict[int, Any] = {}
     step_seconds: list[float] = []
-    make_step = _stepper(engine, sampling or {})
+    make_step = stepper(engine, sampling or {})
     if not is_suspended(engine):
         set_inference_mode(True)  # the suspension of another engine switches it off for all
     with _ModelOutputs(engine, capture_logits) as outputs:
@@ -90,10 +90,10 @@ def decode(
                 raise RuntimeError(_unfinished(engine, requests, futures, max_steps))
             for index, request in enumerate(requests):
                 if request.arrival_step == step:
-                    futures[index] = _add(engine, request, sampling or {})
+                    futures[index] = add_request(engine, request, sampling or {})
             if on_step is not None:
                 on_step(engine, step)
-            if not is_suspended(engine) and _has_work(engine):
+            if not is_suspended(engine) and has_work(engine):
                 begin = time.perf_counter()
                 make_step()
                 step_seconds.append(time.perf_counter() - begin)
@@ -199,8 +199,12 @@ def _sampling_params(request: Request, sampling: Mapping[str, Any]) -> Any:
     return SamplingParams(**arguments)
 
 
-def _add(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
-    """Add ``request`` to the engine; returns the future of its record."""
+def add_request(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
+    """Add ``request`` to the engine now, whenever it is to arrive; returns its record's future.
+
+    Raises:
+        UnsupportedError: the release lacks a sampling parameter, or those of one request.
+    """
     request_id = int(next(engine.request_counter))
     if "sampling_params" in parameters_of(engine.add_request):
         own = {**sampling, **request.sampling}
@@ -218,7 +222,7 @@ def _add(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
     return engine._loop.run_until_complete(add())[0]
 
 
-def _stepper(engine: Any, sampling: Mapping[str, Any]) -> Callable[[], object]:
+def stepper(engine: Any, sampling: Mapping[str, Any]) -> Callable[[], object]:
     """What makes one step, with as little beside it as can be: steps are timed."""
     step: Callable[..., object] = getattr(engine, "step_modern", None) or engine.step
     if "sampling_params" not in parameters_of(step):
@@ -228,7 +232,8 @@ def _stepper(engine: Any, sampling: Mapping[str, Any]) -> Callable[[], object]:
     return functools.partial(step, parameters)
 
 
-def _has_work(engine: Any) -> bool:
+def has_work(engine: Any) -> bool:
+    """Whether a step of ``engine`` would do anything."""
     return bool(engine.has_unfinished_requests() or getattr(engine, "failed_request_ids", ()))
 
 

@@ -26,7 +26,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import testing
-from megatron_patch.testing.decoding import _add, _has_work, _stepper
+from megatron_patch.testing.decoding import add_request, has_work, stepper
 from megatron_patch.testing.runtime import settle
 from tools.benchmarking import selected
 
@@ -237,21 +237,21 @@ class EngineLife(ContextLife):
         )
 
     def is_idle(self):
-        return not self.is_deallocated and not _has_work(self.engine)
+        return not self.is_deallocated and not has_work(self.engine)
 
     @precondition(lambda self: not self.is_deallocated)
     @rule(length=lengths, tokens=st.integers(1, 6))
     def add_a_request(self, length, tokens):
-        _add(self.engine, testing.Request(tuple(range(1, length + 1)), tokens), {})
+        add_request(self.engine, testing.Request(tuple(range(1, length + 1)), tokens), {})
 
     @precondition(lambda self: not self.is_deallocated)
     @rule(length=lengths, steps=st.integers(1, 6))
     def decode(self, length, steps):
-        if not _has_work(self.engine):
-            _add(self.engine, testing.Request(tuple(range(1, length + 1)), steps), {})
+        if not has_work(self.engine):
+            add_request(self.engine, testing.Request(tuple(range(1, length + 1)), steps), {})
         for _ in range(steps):
-            if _has_work(self.engine):
-                _stepper(self.engine, {})()
+            if has_work(self.engine):
+                stepper(self.engine, {})()
                 self.happened["decode"] += 1
 
     def teardown(self):
