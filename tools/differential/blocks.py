@@ -1,0 +1,55 @@
+"""Accounts of KV blocks: who holds which, and how many are free."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+
+def allocator(context: Any) -> Any:
+    """The allocator of KV blocks. 0.14 calls them chunks."""
+    names = ("kv_block_allocator", "block_allocator", "chunk_allocator")
+    return next(getattr(context, name) for name in names if hasattr(context, name))
+
+
+def free(context: Any) -> int:
+    """Blocks that a request can get: those in the pool, and those cached for nobody."""
+    blocks = allocator(context)
+    names = ("pool_avail", "total_avail", "block_count_avail", "chunk_count_avail")
+    pool = next(getattr(blocks, name) for name in names if hasattr(blocks, name))
+    if not getattr(context, "enable_prefix_caching", False):
+        return int(pool)
+    cached = (blocks.block_ref_counts == 0) & (blocks.block_hashes != -1)
+    return int(pool) + int(cached.sum())
+
+
+def held(context: Any) -> list[list[int]]:
+    """The blocks of each request."""
+    name = "request_to_kv_block_ids"
+    table = getattr(context, name if hasattr(context, name) else name.replace("block", "chunk"))
+    rows = table[: context.total_request_count].tolist()
+    chunked = getattr(context, "chunked_prefill_request_id", -1)
+    if chunked != -1:
+        # From 0.17 on a request whose prompt is not complete is not counted between steps.
+        (found,) = (context.request_ids == chunked).nonzero(as_tuple=True)
+        rows += [table[index].tolist() for index in found[:1] if index >= len(rows)]
+    return [[block for block in row if block != -1] for row in rows]
+
+
+def inconsistencies(context: Any) -> list[str]:
+    """Requests that hold a block twice, or the same one although it is no common prefix."""
+    found = []
+    rows = held(context)
+    for row in rows:
+        if len(set(row)) < len(row):
+            found.append(f"a request holds a block twice: {row}")
+    counts = Counter(block for row in rows for block in row)
+    if not getattr(context, "enable_prefix_caching", False):
+        shared = sorted(block for block, count in counts.items() if count > 1)
+        if shared:
+            found.append(f"blocks {shared} are held by several requests")
+        return found
+    for block, count in enumerate(allocator(context).block_ref_counts.tolist()):
+        if count != counts[block]:
+            found.append(f"block {block} has the reference count {count}, not {counts[block]}")
+    return found

@@ -1,0 +1,99 @@
+"""The engine of a configuration, and its model alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from megatron_patch import testing
+from megatron_patch.testing.releases import context_parameters
+
+from .configuration import LONGEST, VOCABULARY, Configuration, Plan
+
+LAYERS, HIDDEN, HEADS = 2, 32, 2
+
+
+def model_fields(configuration: Configuration) -> dict[str, Any]:
+    """The fields of the spec that the model depends on, and its prompts' answers with it."""
+    return {
+        "num_layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "num_attention_heads": HEADS,
+        "num_query_groups": 1 if configuration.grouped else None,
+        "vocab_size": VOCABULARY,
+        "max_sequence_length": LONGEST,
+        "dtype": configuration.dtype,
+        "num_speculative_tokens": configuration.speculative,
+    }
+
+
+def spec(configuration: Configuration) -> testing.EngineSpec:
+    """What `testing` builds the engine from."""
+    options: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+    known = context_parameters()
+    if "enable_chunked_prefill" in _of_engine():
+        fields["enable_chunked_prefill"] = configuration.chunked
+    if configuration.prefix is not None:
+        from megatron.core.inference.config import PrefixCachingEvictionPolicy
+
+        fields["enable_prefix_caching"] = True
+        options["prefix_caching_eviction_policy"] = PrefixCachingEvictionPolicy[
+            configuration.prefix
+        ]
+    if configuration.suspension is not None:
+        fields["kv_cache_management_mode"] = configuration.suspension
+    if configuration.scheduling is not None:
+        options["async_sched_mode"] = configuration.scheduling
+    if configuration.token_events:
+        options["track_generated_token_events"] = True
+    if configuration.spare_blocks is not None:
+        blocks, aside = configuration.spare_blocks, -(-LONGEST // configuration.block_size)
+        blocks += max(-(-_tokens(plan) // configuration.block_size) for plan in _all(configuration))
+        if "paused_buffer_size_gb" in known:
+            aside = configuration.paused_blocks
+            options["paused_buffer_size_gb"] = (aside + 0.5) * block_gb(configuration)
+        # One is for padding.
+        fields["buffer_size_gb"] = (blocks + aside + 1.5) * block_gb(configuration)
+    return testing.EngineSpec(
+        **model_fields(configuration),
+        **fields,
+        block_size_tokens=configuration.block_size,
+        max_requests=configuration.max_requests,
+        max_tokens=configuration.max_tokens,
+        num_cuda_graphs=configuration.graphs,
+        materialize_only_last_token_logits=configuration.only_last,
+        options=options,
+    )
+
+
+def alone(configuration: Configuration) -> testing.EngineSpec:
+    """An engine of the same model without any features, for one request."""
+    return testing.EngineSpec(
+        **model_fields(configuration),
+        enable_chunked_prefill=False if "enable_chunked_prefill" in _of_engine() else None,
+        materialize_only_last_token_logits=False,
+        max_tokens=64,
+    )
+
+
+def block_gb(configuration: Configuration) -> float:
+    """GiB of a KV block."""
+    width = HIDDEN // HEADS * (1 if configuration.grouped else HEADS)
+    size = 4 if configuration.dtype == "float32" else 2
+    return 2 * LAYERS * configuration.block_size * width * size / 1024**3
+
+
+def _all(configuration: Configuration) -> tuple[Plan, ...]:
+    return configuration.requests or (Plan(),)
+
+
+def _tokens(plan: Plan) -> int:
+    return plan.length + max(plan.num_tokens, 1) + 1
+
+
+@cache
+def _of_engine() -> frozenset[str]:
+    from megatron_patch.testing.releases import engine_class, parameters_of
+
+    return frozenset([*parameters_of(engine_class()), *context_parameters()])

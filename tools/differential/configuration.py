@@ -1,0 +1,189 @@
+"""What one run of the matrix is, as a plain value that fits into a command line."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from typing import Any
+
+VOCABULARY = 64
+LONGEST = 64
+"""Tokens of a prompt and of what is generated for it, at the most."""
+LONGEST_PROMPT = 44
+
+GREEDY = (1.0, 1, 0.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One request. Its prompt is the beginning of a stem, of which some begin alike."""
+
+    stem: int = 0
+    length: int = 4
+    num_tokens: int = 4
+    arrival: int = 0
+    """Step before which it comes."""
+    log_probs: str | None = None
+    """``generated``, or ``all``, which has those of the prompt too."""
+    top_n: int = 0
+    sampling: tuple[float, int, float] = GREEDY
+    """Temperature, top-k and top-p."""
+    stop: tuple[int, int] | None = None
+    """A stop word: so many tokens from that place on of what the model alone generates."""
+    end: int | None = None
+    """Its termination id is the token at that place of what the model alone generates."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return stems()[self.stem][: self.length]
+
+    @property
+    def greedy(self) -> bool:
+        return self.sampling[1] == 1
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something between two steps."""
+
+    step: int = 0
+    what: str = "suspend"
+    """``suspend`` for ``steps`` steps; ``train``, a training step; ``update``, other weights
+    without one; ``evaluate``, the model alone without gradients; ``epoch``, the next one."""
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """An engine, its requests, and what happens to them. The defaults are the plainest."""
+
+    requests: tuple[Plan, ...] = (Plan(),)
+    happenings: tuple[Happening, ...] = ()
+    company: str | None = None
+    """Who else is in the process: a key of :data:`tools.differential.company.COMPANY`."""
+
+    spare_blocks: int | None = None
+    """KV blocks beyond those of the longest request. None: enough for all."""
+    paused_blocks: int = 0
+    """Blocks set aside for paused requests, where the pool is not enough for all."""
+    block_size: int = 8
+    max_requests: int = 8
+    max_tokens: int = 64
+    graphs: int | None = None
+    only_last: bool = True
+    chunked: bool = False
+    prefix: str | None = None
+    """Prefix caching by that policy: ``REF_ZERO`` or ``LRU``."""
+    suspension: str | None = None
+    """What becomes of the KV cache in suspension: ``persist``, ``offload`` or ``recompute``."""
+    speculative: int = 0
+    scheduling: str | None = None
+    """``legacy`` or ``async``."""
+    grouped: bool = False
+    """Two heads share keys and values."""
+    token_events: bool = False
+    dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def updates(self) -> bool:
+        """Whether the weights change."""
+        return any(happening.what in ("train", "update") for happening in self.happenings)
+
+    def of_model(self) -> Configuration:
+        """The plainest configuration with the same model."""
+        return Configuration(grouped=self.grouped, dtype=self.dtype, speculative=self.speculative)
+
+
+@cache
+def stems() -> tuple[tuple[int, ...], ...]:
+    """What prompts are cut from. They have parents, with which they begin."""
+    rng = random.Random("stems")
+    found: list[tuple[int, ...]] = []
+    for number in range(8):
+        shared = found[number // 2][: 8 * (number % 4)] if number else ()
+        fresh = (rng.randrange(VOCABULARY) for _ in range(LONGEST_PROMPT - len(shared)))
+        found.append((*shared, *fresh))
+    return tuple(found)
+
+
+def _sparse(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults."""
+    defaults = {
+        field.name: field.default for field in fields(value) if field.default is not MISSING
+    }
+    return {
+        name: item
+        for name, item in ((field.name, getattr(value, field.name)) for field in fields(value))
+        if name not in defaults or item != defaults[name]
+    }
+
+
+def encode(configuration: Configuration) -> str:
+    """JSON in which what is as by default is left out. :func:`decode` reads it."""
+    found = _sparse(configuration)
+    for name in ("requests", "happenings"):
+        if name in found:
+            found[name] = [_sparse(item) for item in found[name]]
+    return json.dumps(found, separators=(",", ":"))
+
+
+def decode(text: str) -> Configuration:
+    """Read what :func:`encode` wrote.
+
+    Raises:
+        ValueError: it is no configuration; the message says why.
+    """
+    try:
+        found = json.loads(text)
+        for name, kind in (("requests", Plan), ("happenings", Happening)):
+            if name in found:
+                found[name] = tuple(kind(**_tuples(item)) for item in found[name])
+        return Configuration(**found)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"no configuration: {error}") from error
+
+
+def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in item.items()
+    }
+
+
+def dimensions(configuration: Configuration) -> dict[str, str]:
+    """Each dimension of the matrix, and where in it the configuration is, for the report."""
+    plans, happenings = configuration.requests, configuration.happenings
+    named = {
+        field.name: str(getattr(configuration, field.name))
+        for field in fields(configuration)
+        if field.name not in ("requests", "happenings", "seed", "spare_blocks", "paused_blocks")
+    }
+    samplings = {plan.sampling for plan in plans}
+    named["pool"] = "plenty" if configuration.spare_blocks is None else "scarce"
+    named["log_probs"] = "+".join(sorted({str(plan.log_probs) for plan in plans}))
+    named["top_n"] = str(any(plan.top_n for plan in plans))
+    named["sampling"] = (
+        "mixed"
+        if len(samplings) > 1
+        else "greedy"
+        if samplings == {GREEDY}
+        else "one of no greedy kind"
+    )
+    named["stop words"] = "+".join(
+        sorted({"none" if p.stop is None else f"{p.stop[1]} at {min(p.stop[0], 1)}" for p in plans})
+    )
+    named["termination id"] = str(any(plan.end is not None for plan in plans))
+    named["arrival"] = "at once" if len({plan.arrival for plan in plans}) == 1 else "staggered"
+    named["zero tokens"] = str(any(plan.num_tokens == 0 for plan in plans))
+    named["requests"] = str(len(plans))
+    for what in ("suspend", "train", "update", "evaluate", "epoch"):
+        named[what] = str(sum(happening.what == what for happening in happenings))
+    return named
+
+
+def as_dict(configuration: Configuration) -> dict[str, Any]:
+    """All fields, for a report."""
+    return asdict(configuration)

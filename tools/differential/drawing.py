@@ -1,0 +1,159 @@
+"""Hypothesis strategies of configurations that the installed release can have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+from packaging.version import Version
+
+from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of, release
+
+from .company import COMPANY
+from .configuration import GREEDY, LONGEST_PROMPT, Configuration, Happening, Plan
+
+MOST_TOKENS = 14
+LAST_STEP = 24
+
+SAMPLINGS = (GREEDY, GREEDY, (1.0, 0, 0.0), (0.7, 0, 0.0), (1.5, 5, 0.0), (1.0, 0, 0.9))
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What the installed release has, found by looking at its signatures."""
+
+    version: Version
+    per_request: bool
+    """A request has sampling parameters of its own."""
+    stops: bool
+    chunked: bool
+    prefixes: bool
+    modes: bool
+    suspension: bool
+    speculative: bool
+    asynchronous: bool
+    token_events: bool
+    epochs: bool
+    zero_tokens: bool
+    only: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that are not drawn, and their values."""
+
+    @classmethod
+    def installed(cls) -> Abilities:
+        """Those of the installed release."""
+        from megatron.core.inference.sampling_params import SamplingParams
+
+        engine, version = engine_class(), Version(release().rpartition(" ")[2])
+        known = {*parameters_of(engine), *context_parameters()}
+        return cls(
+            version=version,
+            per_request="sampling_params" in parameters_of(engine.add_request),
+            stops="stop_words" in parameters_of(SamplingParams),
+            chunked="enable_chunked_prefill" in known,
+            prefixes="enable_prefix_caching" in known,
+            modes="kv_cache_management_mode" in known,
+            suspension=hasattr(engine, "suspend"),
+            speculative="num_speculative_tokens" in known,
+            asynchronous="async_sched_mode" in known,
+            token_events="track_generated_token_events" in known,
+            epochs="kv_cache_management_mode" in known,
+            zero_tokens=version >= Version("0.17"),
+        )
+
+
+def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping[str, Any]) -> Plan:
+    """One request."""
+    length = draw(
+        st.integers(2, LONGEST_PROMPT)
+        | st.sampled_from([*(size + off for size in (8, 16, 24, 32) for off in (-1, 0, 1)), 1])
+    )
+    num_tokens = draw(st.integers(1, MOST_TOKENS))
+    if able.zero_tokens and draw(st.integers(0, 29)) == 29:
+        num_tokens = 0
+    found: dict[str, Any] = dict(wave_wide)
+    if able.per_request:
+        wanted = ["generated", "all"] if all_log_probs else ["generated"]
+        found["log_probs"] = draw(st.sampled_from([None, *wanted]))
+        if found["log_probs"]:
+            found["top_n"] = draw(st.sampled_from([0, 0, 1, 3]))
+        found["sampling"] = draw(st.sampled_from(SAMPLINGS))
+    if able.stops and num_tokens:
+        if draw(st.integers(0, 4)) == 4:
+            found["stop"] = (draw(st.integers(0, num_tokens - 1)), draw(st.integers(1, 3)))
+        if draw(st.integers(0, 5)) == 5:
+            found["end"] = draw(st.integers(0, num_tokens - 1))
+    return Plan(
+        stem=draw(st.integers(0, 7)),
+        length=length,
+        num_tokens=num_tokens,
+        arrival=draw(st.just(0) | st.integers(0, LAST_STEP)),
+        **found,
+    )
+
+
+def happenings(able: Abilities, draw: Any) -> tuple[Happening, ...]:
+    """What happens between steps; mostly nothing."""
+    kinds = ["train", "update", "evaluate"]
+    if able.suspension:
+        kinds += ["suspend", "suspend", "suspend"]
+    if able.epochs:
+        kinds += ["epoch"]
+    number = draw(st.sampled_from([0, 0, 1, 1, 2, 3]))
+    return tuple(
+        Happening(
+            step=draw(st.integers(0, LAST_STEP)),
+            what=draw(st.sampled_from(kinds)),
+            steps=draw(st.integers(1, 3)),
+        )
+        for _ in range(number)
+    )
+
+
+@st.composite
+def configurations(draw: Any, able: Abilities) -> Configuration:
+    """Configurations of the installed release. What it lacks is left at its default."""
+
+    def one_in(number: int) -> bool:
+        return draw(st.integers(0, number - 1)) == number - 1
+
+    found: dict[str, Any] = {
+        "block_size": draw(st.sampled_from([4, 8])),
+        "max_requests": draw(st.sampled_from([8, 8, 16])),
+        "max_tokens": draw(st.sampled_from([64, 64, 128])),
+        "only_last": draw(st.booleans()),
+        "grouped": one_in(4),
+        "seed": draw(st.integers(0, 3)),
+    }
+    if one_in(3):
+        # 0.14 and 0.15 have batches of multiples of 8 only.
+        found["graphs"] = 1 if found["max_requests"] == 8 else draw(st.sampled_from([1, 2]))
+    if draw(st.booleans()):
+        found["spare_blocks"] = draw(st.integers(0, 10))
+        found["paused_blocks"] = draw(st.sampled_from([0, 0, 4, 8]))
+    if able.chunked:
+        found["chunked"] = one_in(3)
+    if able.prefixes:
+        found["prefix"] = draw(st.sampled_from([None, "REF_ZERO", "LRU"]))
+    if able.modes:
+        found["suspension"] = draw(st.sampled_from(["persist", "offload", "recompute"]))
+    if able.asynchronous:
+        found["scheduling"] = draw(st.sampled_from(["legacy", "async"]))
+    if able.token_events:
+        found["token_events"] = one_in(4)
+    wave_wide: dict[str, Any] = {}
+    if not able.per_request:
+        wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
+        if draw(st.booleans()):
+            wave_wide["log_probs"] = "generated" if found["only_last"] else "all"
+    number = draw(st.integers(1, 6))
+    found["requests"] = tuple(
+        plans(able, draw, all_log_probs=not found["only_last"], wave_wide=wave_wide)
+        for _ in range(number)
+    )
+    found["happenings"] = happenings(able, draw)
+    if one_in(4):
+        possible = [name for name, guest in COMPANY.items() if guest.possible()]
+        found["company"] = draw(st.sampled_from([None, *possible]))
+    return Configuration(**{**found, **able.only})

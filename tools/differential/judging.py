@@ -1,0 +1,162 @@
+"""What may differ between the runs of one configuration, and which patch it is that does more.
+
+A performance patch may change nothing, whatever it is put on: the released engine, or the engine
+with the correctness patches. A correctness patch may change something only where the released
+engine is shown wrong, and then the patched one has to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from . import comparing, defects, oracles
+from .comparing import Difference
+from .configuration import Configuration
+from .oracles import Complaint
+from .running import Observation, run
+from .selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Force
+
+#: Runs a configuration with the patches of a selection.
+Runner = Callable[[Configuration, str], Observation]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that must not be."""
+
+    kind: str
+    """``performance``: a performance patch changes something. ``harm``: the patched run is wrong
+    where the released one is not. ``unproven``: the patched run differs, and nothing shows the
+    released one wrong. ``defect``: both are wrong, and it is not known."""
+    between: tuple[str, str]
+    """The selections, the right one first."""
+    differences: tuple[Difference, ...] = ()
+    complaints: tuple[Complaint, ...] = ()
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Alike for findings that are probably the same."""
+        if self.complaints:
+            first = self.complaints[0]
+            facts = first.facts
+            return (self.kind, first.kind, str(facts.get("list", "")), str(facts.get("type", "")))
+        kinds = sorted({difference.kind for difference in self.differences})
+        return (self.kind, *kinds[:1])
+
+    def __str__(self) -> str:
+        lines = [f"{self.kind}: {' -> '.join(self.between)}"]
+        lines += [f"  {complaint}" for complaint in self.complaints[:4]]
+        lines += [f"  {difference}" for difference in self.differences[:6]]
+        more = len(self.differences) - 6
+        return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])
+
+
+@dataclass
+class Judgement:
+    """What the runs of a configuration show."""
+
+    findings: list[Finding] = field(default_factory=list)
+    fixed: bool = False
+    """The patched run differs because the released one is wrong."""
+    known: list[str] = field(default_factory=list)
+    """Names of the known defects that were seen."""
+
+
+def runner(force: Force) -> Runner:
+    """Runs a configuration with a selection in force."""
+
+    def run_with(configuration: Configuration, selection: str) -> Observation:
+        with force(selection):
+            return run(configuration)
+
+    return run_with
+
+
+def judge(
+    configuration: Configuration,
+    run_with: Runner,
+    selections: Sequence[str] = (NONE, PERFORMANCE, CORRECTNESS, ALL),
+) -> Judgement:
+    """Run a configuration with each selection, and compare."""
+    none, performance, correctness, both = selections
+    judgement = Judgement()
+    seen = {none: run_with(configuration, none)}
+    for selection in (performance, both):
+        seen[selection] = run_with(configuration, selection)
+    found = _same(seen, none, performance)
+    judgement.findings += found
+    patched = both
+    if comparing.differences(seen[none].record, seen[both].record):
+        seen[correctness] = run_with(configuration, correctness)
+        judgement.findings += _same(seen, correctness, both)
+        patched = correctness
+    _compare(configuration, seen, none, patched, judgement)
+    return judgement
+
+
+def _same(seen: dict[str, Observation], left: str, right: str) -> list[Finding]:
+    found = comparing.differences(seen[left].record, seen[right].record)
+    return [Finding("performance", (left, right), tuple(found))] if found else []
+
+
+def _compare(
+    configuration: Configuration,
+    seen: dict[str, Observation],
+    none: str,
+    patched: str,
+    judgement: Judgement,
+) -> None:
+    """The released run against the one with correctness patches."""
+    differences = tuple(comparing.differences(seen[none].record, seen[patched].record))
+    wrong = {name: _unknown(configuration, seen[name], judgement) for name in (none, patched)}
+    raised = seen[none].record["error"] is not None
+    known = {(item.kind, item.request) for item in wrong[none]}
+    new = [item for item in wrong[patched] if (item.kind, item.request) not in known]
+    old = [item for item in wrong[patched] if item not in new]
+    between = (none, patched)
+    if new and not raised:
+        judgement.findings.append(Finding("harm", between, differences, tuple(new)))
+    elif new or old:
+        judgement.findings.append(Finding("defect", between, (), tuple(new or old)))
+    elif differences:
+        everything = oracles.complaints(configuration, seen[none])
+        still = set(oracles.complaints(configuration, seen[patched]))
+        if any(item not in still for item in everything):
+            judgement.fixed = True
+        else:
+            judgement.findings.append(Finding("unproven", between, differences))
+
+
+def _unknown(
+    configuration: Configuration, observation: Observation, judgement: Judgement
+) -> list[Complaint]:
+    """What is wrong with a run and is not known to be."""
+    case = oracles.Case(configuration, observation)
+    left = []
+    for complaint in oracles.complaints(configuration, observation):
+        known = defects.recognise(case, complaint)
+        if known is None:
+            left.append(complaint)
+        elif known.name not in judgement.known:
+            judgement.known.append(known.name)
+    return left
+
+
+def attribute(
+    configuration: Configuration, finding: Finding, run_with: Runner, applied: Sequence[str]
+) -> list[str]:
+    """Ids of patches without each of which the finding is gone, or that alone bring it about."""
+    left, right = finding.between
+    base = run_with(configuration, left).record
+    whole = comparing.differences(base, run_with(configuration, right).record)
+    if not whole:
+        return []
+    kinds = {item.kind for item in whole}
+
+    def same(selection: str) -> bool:
+        there = comparing.differences(base, run_with(configuration, selection).record)
+        return {item.kind for item in there} >= kinds
+
+    guilty = [name for name in applied if not same(f"{right},-{name}")]
+    return guilty or [name for name in applied if same(f"{left},{name}")]

@@ -1,0 +1,148 @@
+"""What a caller can see of a run, as a plain record, and what only the oracles look at."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Fields of a request of the engine. Not its times, which no two runs share.
+FIELDS = (
+    "status",
+    "prompt_tokens",
+    "generated_tokens",
+    "generated_length",
+    "generated_text",
+    "prompt_log_probs",
+    "generated_log_probs",
+    "prompt_top_n_logprobs",
+    "generated_top_n_logprobs",
+    "policy_epoch",
+    "kv_cache_epoch",
+    "num_cached_tokens",
+    "stop_word_ids",
+    "routing_indices",
+)
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Forward:
+    """One forward pass of the model in the engine."""
+
+    version: int
+    """Of the weights: how often they had changed."""
+    rows: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Of each request with tokens in it: its index, the part of its record, the position of its
+    first token and the number of its tokens."""
+
+
+@dataclass
+class Observation:
+    """One run."""
+
+    record: Record = field(default_factory=dict)
+    """What a caller can see: this is compared."""
+    forwards: list[Forward] = field(default_factory=list)
+    generated: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    """Of each request, for each generated token: the part of its record, its place there, and the
+    number of the forward pass that it came from."""
+    invariants: list[str] = field(default_factory=list)
+    """What was inconsistent in the context between steps."""
+    error: BaseException | None = None
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of each version, copies."""
+    free_at_start: int = 0
+    references: dict[Any, Tensor] = field(default_factory=dict)
+    """What the oracles have asked the model alone for."""
+
+
+def plain(value: Any) -> Any:
+    """``value`` of lists, dictionaries, strings and numbers, which compare by value."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, BaseException):
+        return f"{type(value).__name__}: {value}"
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # of NumPy
+        return plain(value.tolist())
+    return value
+
+
+def digest(tensor: Any) -> str:
+    """A digest of a tensor's values, bit for bit."""
+    import torch
+
+    values = tensor.detach().cpu().contiguous()
+    if values.dtype in (torch.bfloat16, torch.float16):
+        values = values.view(torch.int16)
+    return hashlib.blake2b(values.numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def output(tensor: Any, rows: int) -> Record:
+    """What the model returned to the engine. Rows behind the first ``rows`` are padding."""
+    return {
+        "digest": digest(tensor[:, :rows]),
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype),
+        "requires_grad": tensor.requires_grad,
+        "grad_fn": type(tensor.grad_fn).__name__,
+    }
+
+
+def failure(error: BaseException, during: str) -> Record:
+    """An exception: its type, text, and the innermost function of Megatron that it came through."""
+    place = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith("megatron."):
+            place = f"{module}:{frame.f_code.co_name}"
+    return {"type": type(error).__name__, "text": str(error), "place": place, "during": during}
+
+
+def where(error: BaseException) -> str:
+    """File and line of an exception, for people."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
+def parts_of(record: Any) -> Sequence[Any]:
+    """The request, or its parts if it was evicted or recomputed."""
+    parts: Sequence[Any] = getattr(record, "requests", None) or (record,)
+    return parts
+
+
+def part(request: Any) -> Record:
+    """What the engine says of a request, or of a part of it."""
+    found = {name: plain(getattr(request, name)) for name in FIELDS if hasattr(request, name)}
+    found["events"] = [
+        [event.type.name, plain(event.payload)] for event in getattr(request, "events", ())
+    ]
+    found["tpot"] = len(getattr(request, "tpot", None) or ())
+    return found
+
+
+def request(record: Any) -> Record:
+    """What the engine handed out for a request: its parts, and the whole if it has several."""
+    found: Record = {"parts": [part(item) for item in parts_of(record)]}
+    if hasattr(record, "merge"):
+        try:
+            found["merged"] = part(record.merge())
+        except Exception as error:
+            found["merged"] = failure(error, "merge")
+    return found

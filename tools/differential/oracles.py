@@ -1,0 +1,288 @@
+"""What is wrong with a run, whoever made it.
+
+The measure is the model alone: the whole sequence of a request, given to it at once, has to have
+the tokens that were generated, and the log probs, at every place. Beyond that, counts have to agree
+and an engine that has nothing to do has to have what it started with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from megatron_patch import testing
+from megatron_patch.testing.releases import set_inference_mode
+
+from . import building
+from .configuration import Configuration, Plan
+from .observing import Observation, Record
+from .running import stop_words
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: By how much a logit or a log prob may be off: sums come out a little different in other batches.
+TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Something that is wrong."""
+
+    kind: str
+    request: int | None
+    """Its index, or None for the engine."""
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        of = "" if self.request is None else f"request {self.request}: "
+        return f"{self.kind}: {of}{self.text}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration and one run of it."""
+
+    configuration: Configuration
+    observation: Observation
+
+    @property
+    def record(self) -> Record:
+        return self.observation.record
+
+    def parts(self, index: int) -> list[Record]:
+        """The parts of a request as the engine handed them out."""
+        found = self.record["requests"][index]
+        parts: list[Record] = found["parts"] if found else []
+        return parts
+
+    def rows(self, index: int, part: int, until: int | None = None) -> list[tuple[int, int, int]]:
+        """Position, number and version of the tokens of a part, until a forward pass."""
+        return [
+            (offset, count, forward.version)
+            for number, forward in enumerate(self.observation.forwards)
+            if until is None or number <= until
+            for row, of, offset, count in forward.rows
+            if (row, of) == (index, part)
+        ]
+
+    def skipped(self, index: int, part: int) -> int:
+        """Tokens at the beginning of a part that the model was not given: they were cached."""
+        rows = self.rows(index, part)
+        return min((offset for offset, _, _ in rows), default=0)
+
+    def chunks(self, index: int, part: int) -> int:
+        """In how many pieces the prompt of a part was given to the model."""
+        length = len(self.parts(index)[part]["prompt_tokens"])
+        return sum(offset < length for offset, _, _ in self.rows(index, part))
+
+
+def complaints(configuration: Configuration, observation: Observation) -> list[Complaint]:
+    """All that is wrong with a run."""
+    case = Case(configuration, observation)
+    return [*_engine(case), *_requests(case)]
+
+
+def _engine(case: Case) -> Iterator[Complaint]:
+    record = case.record
+    error = record["error"]
+    if error is not None:
+        yield Complaint("exception", None, f"{error['type']}: {error['text']}", dict(error))
+    for text in case.observation.invariants:
+        yield Complaint("blocks", None, text)
+    if error is None and "end" in record:
+        free, start = record["end"]["free blocks"], case.observation.free_at_start
+        if free is not None and free != start:
+            text = f"{free} of {start} blocks are free in an idle engine"
+            yield Complaint("blocks", None, text)
+        if record["end"]["requests"]:
+            text = f"an idle engine has {record['end']['requests']} requests"
+            yield Complaint("requests left", None, text)
+
+
+def _requests(case: Case) -> Iterator[Complaint]:
+    if case.record["error"] is not None or "requests" not in case.record:
+        return  # what is complete then is a matter of chance
+    for index, plan in enumerate(case.configuration.requests):
+        if not case.parts(index):
+            yield Complaint("no answer", index, "the engine handed out nothing")
+            continue
+        yield from _ending(case, index, plan)
+        yield from _counts(case, index, plan)
+        yield from _values(case, index, plan)
+
+
+def generated(case: Case, index: int) -> list[int]:
+    """All tokens of a request."""
+    return [token for part in case.parts(index) for token in part["generated_tokens"]]
+
+
+def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
+    parts, tokens = case.parts(index), generated(case, index)
+    status = parts[-1]["status"]
+    if status != "COMPLETED":
+        yield Complaint("status", index, f"{status}: {parts[-1]['events']}")
+        return
+    facts = {"parts": len(parts), "tokens": len(tokens)}
+    word, last = stop_words(case.configuration, plan)
+    stopped = word and any(
+        tokens[at : at + len(word)] == word for at in range(len(tokens) - len(word) + 1)
+    )
+    if len(tokens) > plan.num_tokens:
+        text = f"{len(tokens)} tokens, not {plan.num_tokens}"
+        yield Complaint("too many tokens", index, text, facts)
+    for place, token in enumerate(tokens[:-1]):
+        if token == last:
+            text = f"goes on after its termination id {last} at {place}: {tokens}"
+            yield Complaint("goes on", index, text, facts)
+            return
+    if word:
+        for end in range(len(word), len(tokens)):
+            if tokens[end - len(word) : end] == word:
+                text = f"goes on after its stop word {word} at {end}: {tokens}"
+                yield Complaint("goes on", index, text, {**facts, "stop": word, "at": end})
+                return
+    if len(tokens) < plan.num_tokens and not stopped and tokens[-1:] != [last] and not word:
+        text = f"ends after {len(tokens)} of {plan.num_tokens} tokens for no reason: {tokens}"
+        yield Complaint("ends early", index, text, facts)
+
+
+def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
+    if plan.log_probs is None:
+        return
+    of_one = "merged" in case.record["requests"][index]  # from 0.16 on
+    if not of_one:
+        return
+    merged = case.record["requests"][index]["merged"]
+    facts = {"parts": len(case.parts(index))}
+    if "place" in merged:
+        text = f"merge() raises {merged['type']}: {merged['text']}"
+        yield Complaint("merge", index, text, {**facts, **merged})
+        return
+    lists = [("generated_log_probs", "generated_tokens", 0)]
+    if plan.log_probs == "all":
+        lists.append(("prompt_log_probs", "prompt_tokens", 1))
+    if plan.top_n:
+        lists += [
+            (name.replace("log_probs", "top_n_logprobs"), of, less) for name, of, less in lists
+        ]
+    for name, of, less in lists:
+        found, right = len(merged[name] or ()), len(merged[of] or ()) - less
+        if found != right:
+            text = f"{found} {name} for {right + less} {of}"
+            yield Complaint("count", index, text, {**facts, "list": name, "off": found - right})
+
+
+def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
+    """Tokens and log probs against the model alone."""
+    parts, tokens = case.parts(index), generated(case, index)
+    tolerance = TOLERANCE[case.configuration.dtype]
+    sequence = [*plan.prompt, *tokens]
+    for place, (part, token) in enumerate(_places(parts)):
+        version = _version(case, index, part, place, parts)
+        if version is None:
+            continue
+        row = reference(case, tuple(sequence), version)[len(plan.prompt) - 1 + place]
+        if _is_wrong(row, token, plan, tolerance):
+            right = int(row.argmax())
+            text = f"token {place} is {token}, the model alone has {right}: {tokens}"
+            facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
+            yield Complaint("token", index, text, facts)
+            return  # what follows is no wonder
+    yield from _log_probs(case, index, plan, tolerance, sequence)
+
+
+def _log_probs(
+    case: Case, index: int, plan: Plan, tolerance: float, sequence: list[int]
+) -> Iterator[Complaint]:
+    if plan.log_probs is None or not sequence[1:]:
+        return
+    parts = case.parts(index)
+    versions = {version for part in range(len(parts)) for *_, version in case.rows(index, part)}
+    if len(versions) > 1:
+        return
+    version = versions.pop() if versions else 0
+    rows = reference(case, tuple(sequence), version).log_softmax(-1)
+    right = [float(rows[at, token]) for at, token in enumerate(sequence[1:])]
+    split = len(plan.prompt) - 1
+    # Before 0.16 the first one that is generated is in the list of the prompt.
+    found = [
+        *(parts[0]["prompt_log_probs"] or ()),
+        *(value for part in parts for value in part["generated_log_probs"] or ()),
+    ]
+    if plan.log_probs == "generated":
+        right = right[split:]
+    if len(found) != len(right):
+        return  # that is complained of where counts are
+    for at, (one, other) in enumerate(zip(found, right, strict=True)):
+        if not abs(one - other) <= tolerance:
+            of = at - split if plan.log_probs != "generated" else at
+            text = f"log prob {of} is {one:.4f}, the model alone has {other:.4f}"
+            facts = {"place": of, "parts": len(parts)}
+            yield Complaint("log prob", index, text, facts)
+            return
+
+
+def _places(parts: list[Record]) -> Iterator[tuple[int, int]]:
+    for number, part in enumerate(parts):
+        for token in part["generated_tokens"]:
+            yield number, token
+
+
+def _version(case: Case, index: int, part: int, place: int, parts: list[Record]) -> int | None:
+    """The version of the weights that a generated token comes from; None if of several."""
+    if not case.configuration.updates:
+        return 0
+    before = sum(len(item["generated_tokens"]) for item in parts[:part])
+    forwards = {(of, at): forward for of, at, forward in case.observation.generated[index]}
+    until = forwards.get((part, place - before))
+    if until is None:
+        return None
+    versions = {version for *_, version in case.rows(index, part, until)}
+    return versions.pop() if len(versions) == 1 else None
+
+
+def _is_wrong(row: Any, token: int, plan: Plan, tolerance: float) -> bool:
+    _, top_k, top_p = plan.sampling
+    if top_p or not top_k:
+        return False
+    worst = float(row.topk(top_k).values[-1])
+    return not float(row[token]) >= worst - tolerance
+
+
+@cache
+def _model(configuration: Configuration) -> Any:
+    return testing.build_model(testing.EngineSpec(**building.model_fields(configuration)))
+
+
+def reference(case: Case, sequence: tuple[int, ...], version: int) -> Tensor:
+    """Logits of the model alone, of all places of a sequence: (tokens, vocabulary), float32."""
+    import torch
+
+    kept = case.observation.references
+    if (sequence, version) in kept:
+        return kept[sequence, version]
+    configuration = case.configuration
+    model = _model(configuration.of_model())
+    if not hasattr(model, "released"):
+        model.released = {n: p.detach().clone() for n, p in model.named_parameters()}
+    weights = case.observation.weights[version] if configuration.updates else model.released
+    device = next(model.parameters()).device
+    hidden = torch.ones(len(sequence), len(sequence), dtype=torch.bool, device=device).triu(1)
+    before = set_inference_mode(False)
+    try:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+            logits = model(
+                torch.tensor([sequence], device=device),
+                torch.arange(len(sequence), device=device)[None],
+                hidden[None, None],
+            )[0].float()
+    finally:
+        set_inference_mode(before)
+    kept[sequence, version] = logits
+    return logits

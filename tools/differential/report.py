@@ -1,0 +1,58 @@
+"""How much was run, of what, and what was found."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from .configuration import as_dict
+from .searching import Search
+from .selections import ALL, Selections
+
+Report = dict[str, Any]
+
+
+def of(search: Search, selections: Selections, seed: int, seconds: float) -> Report:
+    """The report of a search, ready for JSON."""
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "megatron-core": importlib.metadata.version("megatron-core"),
+            "torch": importlib.metadata.version("torch"),
+            "hypothesis": importlib.metadata.version("hypothesis"),
+            "python": platform.python_version(),
+        },
+        "patches": selections.states.get(ALL, {}),
+        "configurations": search.examples,
+        "fixed by patches": search.fixed,
+        "known defects": dict(search.known.most_common()),
+        "dimensions": {
+            name: dict(sorted(values.items())) for name, values in sorted(search.values.items())
+        },
+        "found": [
+            {
+                "finding": str(found.finding),
+                "patches": list(found.patches),
+                "examples": found.examples,
+                "command": found.command,
+                "configuration": as_dict(found.configuration),
+            }
+            for found in search.found
+        ],
+    }
+
+
+def text(report: Report) -> str:
+    """The report for people."""
+    lines = [
+        f"megatron-core {report['versions']['megatron-core']}, seed {report['seed']}, "
+        f"{report['seconds']:.0f} s: {report['configurations']} configurations, "
+        f"{report['fixed by patches']} of them mended by patches, {len(report['found'])} found"
+    ]
+    for name, values in report["dimensions"].items():
+        lines.append(f"  {name}: " + ", ".join(f"{value} {n}" for value, n in values.items()))
+    for name, count in report["known defects"].items():
+        lines.append(f"  known defect, {count} times: {name}")
+    return "\n".join(lines)

@@ -1,0 +1,282 @@
+"""Run the real engine as a configuration says, and note what a caller can see."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from megatron_patch import testing
+from megatron_patch.testing.decoding import add_request, has_work, stepper
+from megatron_patch.testing.releases import set_inference_mode
+from megatron_patch.testing.runtime import settle
+
+from . import blocks, building, observing, training
+from .company import COMPANY, Guest
+from .configuration import LONGEST, Configuration, Plan
+from .observing import Forward, Observation
+
+NOBODY = Guest("there is nobody else")
+
+
+def run(configuration: Configuration) -> Observation:
+    """One run, with the patches that are in force. An exception of the engine is noted."""
+    return Run(configuration).run()
+
+
+@functools.cache
+def continuation(configuration: Configuration, prompt: tuple[int, ...], count: int) -> Any:
+    """What the model alone generates greedily, for stop words and termination ids."""
+    model = testing.build_model(testing.EngineSpec(**building.model_fields(configuration)))
+    (tokens,) = testing.reference_decode(model, [testing.Request(prompt, count)])
+    return tokens
+
+
+def _continuation(configuration: Configuration, plan: Plan) -> tuple[int, ...]:
+    count = min(20, LONGEST - plan.length)
+    found: tuple[int, ...] = continuation(configuration.of_model(), plan.prompt, count)
+    return found
+
+
+def stop_words(configuration: Configuration, plan: Plan) -> tuple[list[int], int | None]:
+    """The stop word and the termination id of a request."""
+    word: list[int] = []
+    if plan.stop is not None:
+        first, count = plan.stop
+        word = list(_continuation(configuration, plan)[first : first + count])
+    end = None if plan.end is None else _continuation(configuration, plan)[plan.end]
+    return word, end
+
+
+class Run:
+    """One run of one configuration."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.seen = Observation()
+        self.futures: dict[int, Any] = {}
+        self.records: dict[int, Any] = {}
+        self.ids: dict[int, int] = {}
+        """Indices of requests by the ids that the engine has for them."""
+        self.version = 0
+        self.epoch = 0
+        self.resume_at: int | None = None
+        self.outputs: list[Any] = []
+        self.steps: list[Any] = []
+        self.training: list[Any] = []
+        self._places: dict[tuple[int, int, int], int] = {}
+
+    def run(self) -> Observation:
+        """Build the engine, run it, and note the end."""
+        import torch
+
+        configuration = self.configuration
+        self.requests = [self._request(plan) for plan in configuration.requests]
+        guest = COMPANY[configuration.company] if configuration.company else NOBODY
+        torch.manual_seed(configuration.seed)
+        record = self.seen.record
+        record["error"] = None
+        during = ["build"]
+        self.engine: Any = None
+        try:
+            self.engine = testing.build_engine(building.spec(configuration))
+            guest.built(self.engine)
+            self.seen.free_at_start = blocks.free(self.engine.context)
+            self._keep_weights()
+            self._live(during)
+        except testing.UnsupportedError:
+            raise
+        except Exception as error:
+            record["error"] = observing.failure(error, during[0])
+            self.seen.error = error
+        record["company"] = guest.observe()
+        if self.engine is not None:
+            self._end()
+        return self.seen
+
+    def _request(self, plan: Plan) -> testing.Request:
+        configuration = self.configuration
+        temperature, top_k, top_p = plan.sampling
+        sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if plan.log_probs is not None:
+            sampling["return_log_probs"] = True
+        if plan.log_probs == "generated":
+            sampling["skip_prompt_log_probs"] = True
+        if plan.top_n:
+            sampling["top_n_logprobs"] = plan.top_n
+        word, end = stop_words(configuration, plan)
+        if word:
+            sampling["stop_words"] = [" ".join(map(str, word))]
+        if end is not None:
+            sampling["termination_id"] = end
+        return testing.Request(plan.prompt, plan.num_tokens, plan.arrival, sampling)
+
+    def _live(self, during: list[str]) -> None:
+        engine, plans = self.engine, self.configuration.requests
+        set_inference_mode(True)  # the suspension of another engine switches it off for all
+        wave: dict[str, Any] = {}
+        if not _per_request(engine):
+            # All requests are sampled alike, as the first one.
+            known = self.requests[0].sampling if self.requests else {}
+            wave = {n: v for n, v in known.items() if n != "skip_prompt_log_probs"}
+        make_step = stepper(engine, wave)
+        work = sum(plan.length + plan.num_tokens for plan in plans)
+        last = max(
+            [plan.arrival for plan in plans]
+            + [item.step + item.steps for item in self.configuration.happenings]
+        )
+        with self._watched(engine):
+            for step in range(last + 2 * work + 16):
+                for index, request in enumerate(self.requests):
+                    if request.arrival_step == step:
+                        during[0] = f"adding request {index}"
+                        self._add(index, request)
+                during[0] = f"what happens before step {step}"
+                self._happen(step)
+                if not testing.is_suspended(engine) and has_work(engine):
+                    during[0] = f"step {step}"
+                    self.steps.append(self._step(make_step))
+                    self._note_progress()
+                elif self._is_over(step):
+                    return
+        raise TimeoutError(f"requests did not end within {last + 2 * work + 16} steps")
+
+    def _is_over(self, step: int) -> bool:
+        return (
+            len(self.futures) == len(self.requests)
+            and all(future.done() for future in self.futures.values())
+            and all(item.step <= step for item in self.configuration.happenings)
+        )
+
+    def _add(self, index: int, request: testing.Request) -> None:
+        engine = self.engine
+        if not _per_request(engine):
+            request = testing.Request(request.prompt, request.num_tokens, request.arrival_step)
+        known = set(engine.requests)
+        self.futures[index] = add_request(engine, request, {})
+        (self.ids[index],) = set(engine.requests) - known
+        entry = engine.requests[self.ids[index]]
+        self.records[index] = getattr(entry, "record", entry)
+
+    def _step(self, make_step: Callable[[], object]) -> Any:
+        result: Any = make_step()
+        if isinstance(result, dict):
+            finished = [record.request_id for record in result["finished_request_records"]]
+            return [
+                [int(number) for number in result["active_request_ids"]],
+                finished,
+                observing.plain(result.get("cuda_graph_request_count")),
+            ]
+        active, ended, _ = result
+        return [[item.request_id for item in active], [item.request_id for item in ended], None]
+
+    @contextmanager
+    def _watched(self, engine: Any) -> Iterator[None]:
+        """Note the tokens that the model is given, and what it returns."""
+        context = engine.context
+        model = engine.controller.inference_wrapped_model.model
+
+        def before(module: Any, args: Any) -> None:
+            first, end = context.paused_request_count, context.total_request_count
+            indices = {number: index for index, number in self.ids.items()}
+            forward = Forward(self.version)
+            for number, offset, count in zip(
+                context.request_ids[first:end].tolist(),
+                context.request_kv_length_offsets[first:end].tolist(),
+                context.request_query_lengths[first:end].tolist(),
+                strict=True,
+            ):
+                if number in indices:
+                    index = indices[number]
+                    part = len(observing.parts_of(self.records[index])) - 1
+                    forward.rows.append((index, part, offset, count))
+            self.seen.forwards.append(forward)
+
+        def after(module: Any, args: Any, output: Any) -> None:
+            only_last = self.configuration.only_last
+            rows = context.total_request_count - context.paused_request_count
+            if self.configuration.speculative or not only_last:
+                rows = context.active_token_count
+            self.outputs.append(observing.output(output, rows))
+
+        handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note_progress(self) -> None:
+        """Which forward pass each new token came from, and whether the context is in order."""
+        for index, record in self.records.items():
+            for number, part in enumerate(observing.parts_of(record)):
+                for place in range(len(part.generated_tokens)):
+                    self._places.setdefault((index, number, place), len(self.seen.forwards) - 1)
+        for text in blocks.inconsistencies(self.engine.context):
+            if text not in self.seen.invariants:
+                self.seen.invariants.append(text)
+
+    def _happen(self, step: int) -> None:
+        engine = self.engine
+        if self.resume_at is not None and step >= self.resume_at:
+            self.resume_at = None
+            testing.resume(engine)
+        for item in self.configuration.happenings:
+            if item.step != step:
+                continue
+            if item.what == "suspend":
+                if self.resume_at is None:
+                    testing.suspend(engine)
+                self.resume_at = step + item.steps
+            elif item.what == "epoch":
+                self.epoch += 1
+                training.next_epoch(engine, self.epoch)
+            else:
+                model = engine.controller.inference_wrapped_model.model
+                noted = training.between(item.what, model, self.configuration, self.version)
+                self.training.append(noted)
+                if item.what in ("train", "update"):
+                    self.version += 1
+                    self._keep_weights()
+
+    def _keep_weights(self) -> None:
+        if self.configuration.updates:
+            model = self.engine.controller.inference_wrapped_model.model
+            self.seen.weights.append(training.weights(model))
+
+    def _end(self) -> None:
+        import torch
+
+        engine, record = self.engine, self.seen.record
+        context, model = engine.context, engine.controller.inference_wrapped_model.model
+        for index, future in self.futures.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.records[index] = future.result()
+        settle(engine._loop)
+        record["requests"] = [
+            observing.request(self.records[index]) if index in self.records else None
+            for index in range(len(self.requests))
+        ]
+        self.seen.generated = [[] for _ in self.requests]
+        for (index, part, place), forward in sorted(self._places.items()):
+            self.seen.generated[index].append((part, place, forward))
+        record["steps"], record["outputs"] = self.steps, self.outputs
+        record["training"] = self.training
+        generator = getattr(engine.controller, "sampling_rng", None)
+        record["end"] = {
+            "free blocks": None if testing.is_suspended(engine) else blocks.free(context),
+            "requests": context.total_request_count,
+            "evicted": getattr(engine, "evicted_request_count", 0),
+            "random": observing.digest(torch.get_rng_state()),
+            "sampling": None if generator is None else observing.digest(generator.get_state()),
+            "requires_grad": [p.requires_grad for p in model.parameters()],
+            "gradients": [p.grad is not None for p in model.parameters()],
+            "training": sorted({module.training for module in model.modules()}),
+        }
+
+
+def _per_request(engine: Any) -> bool:
+    from megatron_patch.testing.releases import parameters_of
+
+    return "sampling_params" in parameters_of(engine.add_request)

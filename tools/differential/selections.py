@@ -1,0 +1,163 @@
+"""Put a selection of patches in force, quickly, and take it back.
+
+To judge and compile the patches takes a quarter of a second, and a run of the matrix less. So each
+selection is installed once, as everybody does it, and what differs from the released Megatron then
+is kept: attributes of its modules and classes, found by comparing all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import megatron_patch
+from megatron_patch.backports import SERIES
+from megatron_patch.engine import modules_of
+from megatron_patch.settings import SELECTION, Settings
+
+NONE, PERFORMANCE, CORRECTNESS, ALL = "none", "performance", "correctness", "all"
+
+#: Gives, for a selection, what puts it in force for the length of a ``with`` block.
+Force = Callable[[str], AbstractContextManager[None]]
+
+ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An attribute that a selection of patches changes."""
+
+    owner: Any
+    name: str
+    released: Any
+    patched: Any
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    if value is ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+@contextmanager
+def installed(selection: str) -> Iterator[None]:
+    """Have the selection installed; afterwards nothing is."""
+    megatron_patch.uninstall()
+    before = os.environ.get(SELECTION)
+    os.environ[SELECTION] = selection
+    try:
+        megatron_patch.install()
+        yield
+    finally:
+        megatron_patch.uninstall()
+        if before is None:
+            del os.environ[SELECTION]
+        else:
+            os.environ[SELECTION] = before
+
+
+class Selections:
+    """Selections of patches on the imported Megatron. Values of ``MEGATRON_PATCH`` name them.
+
+    Uninstalls what is installed; :meth:`close` installs it again.
+
+    Args:
+        patches: those of each selection that are in this one too are put in force, no others.
+    """
+
+    def __init__(self, patches: str = ALL) -> None:
+        self._patches = patches
+        import_targets()
+        megatron_patch.uninstall()
+        self._kept: dict[str, list[Difference]] = {}
+        self.states: dict[str, dict[str, str]] = {}
+        """Of each selection that was in force, the states of the patches."""
+
+    def applied(self, selection: str) -> list[str]:
+        """The ids of the patches that are applied under a selection."""
+        self._find(selection)
+        return [name for name, state in self.states[selection].items() if state == "applied"]
+
+    @contextmanager
+    def force(self, selection: str) -> Iterator[None]:
+        """Have the selection in force."""
+        differences = self._find(selection)
+        for difference in differences:
+            _put(difference.owner, difference.name, difference.patched)
+        try:
+            yield
+        finally:
+            for difference in reversed(differences):
+                _put(difference.owner, difference.name, difference.released)
+
+    def close(self) -> None:
+        """Install what ``MEGATRON_PATCH`` selects."""
+        megatron_patch.install()
+
+    def _narrowed(self, selection: str) -> str:
+        if self._patches == ALL:
+            return selection
+        ids = [
+            set(Settings.from_environment(SERIES, {SELECTION: text}).selected)
+            for text in (selection, self._patches)
+        ]
+        return ",".join(sorted(ids[0] & ids[1])) or NONE
+
+    def _find(self, selection: str) -> list[Difference]:
+        if selection in self._kept:
+            return self._kept[selection]
+        released = _namespaces()
+        with installed(self._narrowed(selection)):
+            patched = _namespaces()
+            self.states[selection] = {
+                entry.id: str(entry.state) for entry in megatron_patch.status()
+            }
+        found = []
+        for owner, name in {**released, **patched}:
+            old = released.get((owner, name), ABSENT)
+            new = patched.get((owner, name), ABSENT)
+            if old is not new:
+                found.append(Difference(_OWNERS[owner], name, old, new))
+        self._kept[selection] = found
+        return found
+
+
+_OWNERS: dict[int, Any] = {}
+"""Modules and classes by identity; here they stay alive."""
+
+
+def _namespaces() -> dict[tuple[int, str], Any]:
+    """All attributes of Megatron's modules, and of the classes that they define."""
+    found: dict[tuple[int, str], Any] = {}
+
+    def add(owner: Any, names: Mapping[str, Any]) -> None:
+        _OWNERS[id(owner)] = owner
+        for name, value in list(names.items()):
+            found[id(owner), name] = value
+            if isinstance(value, type) and str(value.__module__).startswith("megatron."):
+                if id(value) not in seen:
+                    seen.add(id(value))
+                    add(value, vars(value))
+
+    seen: set[int] = set()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.") and module is not None:
+            add(module, vars(module))
+    return found
+
+
+def import_targets() -> None:
+    """Import every module that a patch changes and the release has, so that none is pending."""
+    for patch in SERIES:
+        for name in modules_of(patch):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name is None or not name.startswith(error.name):
+                    raise

@@ -1,0 +1,111 @@
+"""Random configurations of the engine, unpatched and patched, compared in all that a caller sees.
+
+    python tools/matrix.py --seconds 600 --json 0.17.1.json
+    python tools/matrix.py --repeat '{"requests":[{"stem":1}]}'
+
+Each configuration (engine, requests, what happens between steps, who else is in the process) is
+run with no patch, with the performance patches and with all. A performance patch may change
+nothing. A correctness patch may change something only where the unpatched run is shown wrong, and
+then the patched run has to be right. What is wrong with both, and is no known defect of the
+release, is found too.
+
+What the installed release lacks is not drawn. Everything is deterministic from the seed. On a CPU.
+Exit status: 0 if nothing was found, 1 if something was, 2 for a bad command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script's own directory is on the path, not the one above it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from megatron_patch import testing
+from tools.differential import judging, report
+from tools.differential.configuration import Configuration, decode
+from tools.differential.drawing import Abilities
+from tools.differential.searching import Found, Search
+from tools.differential.selections import ALL, Selections
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--examples", type=int, metavar="N", help="so many configurations")
+    made.add_argument("--seconds", type=float, metavar="N", help="for so long (default: 600)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--patches", default=ALL, metavar="SELECTION", help="of MEGATRON_PATCH; default: all"
+    )
+    made.add_argument("--repeat", metavar="CONFIGURATION", help="run this one alone")
+    made.add_argument("--most", type=int, default=20, help="stop when so much was found")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Search or repeat, and report; returns the exit status."""
+    options = parser().parse_args(arguments)
+    warnings.simplefilter("ignore")  # Megatron's own, of optional packages
+    import torch
+
+    testing.start()
+    torch.set_num_threads(1)  # more only get in each other's way with tensors this small
+    selections = Selections(options.patches)
+    run_with = judging.runner(selections.force)
+    try:
+        applied = selections.applied(ALL)
+        if options.repeat is not None:
+            try:
+                configuration = decode(options.repeat)
+            except ValueError as error:
+                parser().error(str(error))
+            return repeat(configuration, run_with, applied)
+        search = Search(Abilities.installed(), run_with, applied)
+        seconds = options.seconds or (600.0 if options.examples is None else None)
+        begin = time.monotonic()
+        search.run(
+            options.seed,
+            examples=options.examples,
+            seconds=seconds,
+            progress=_progress,
+            most=options.most,
+        )
+        made = report.of(search, selections, options.seed, time.monotonic() - begin)
+    finally:
+        selections.close()
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
+    if options.json is not None:
+        options.json.write_text(json.dumps(made, indent=2) + "\n")
+    print(report.text(made))
+    for found in search.found:
+        print(f"FOUND: {found}")
+    return 1 if search.found else 0
+
+
+def repeat(configuration: Configuration, run_with: judging.Runner, applied: Sequence[str]) -> int:
+    """Judge one configuration and print what it shows."""
+    judgement = judging.judge(configuration, run_with)
+    for finding in judgement.findings:
+        patches = judging.attribute(configuration, finding, run_with, applied)
+        print(f"FOUND: {Found(configuration, finding, 1, tuple(patches))}")
+    print(f"fixed: {judgement.fixed}; known defects: {', '.join(judgement.known) or 'none'}")
+    return 1 if judgement.findings else 0
+
+
+def _progress(search: Search) -> None:
+    """One line on stderr, written over, so that stdout has the results only."""
+    if sys.stderr.isatty():
+        text = f"{search.examples} configurations, {len(search.found)} found"
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
