@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from .configuration import Plan
 from .oracles import Case, Complaint
+from .running import stop_words
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 
@@ -40,13 +42,108 @@ def _is_list(complaint: Complaint, *names: str) -> bool:
     return complaint.kind == "count" and complaint.facts["list"] in names
 
 
-def _prompt_was_cached(case: Case, complaint: Complaint) -> bool:
-    if complaint.request is None:
+LOG_PROBS = ("generated_log_probs", "prompt_log_probs")
+TOP_N = ("generated_top_n_logprobs", "prompt_top_n_logprobs")
+
+
+def _plan(case: Case, complaint: Complaint) -> Plan | None:
+    """The plan of the request that the complaint is about."""
+    return None if complaint.request is None else case.configuration.requests[complaint.request]
+
+
+def _of_prompt_log_probs(case: Case, complaint: Complaint) -> int | None:
+    """The request, if it wants the log probs of its prompt and the complaint is of log probs."""
+    plan = _plan(case, complaint)
+    if plan is None or plan.log_probs != "all" or complaint.kind not in ("count", "log prob"):
+        return None
+    return complaint.request
+
+
+def _cached_prompt(case: Case, complaint: Complaint) -> bool:
+    index = _of_prompt_log_probs(case, complaint)
+    # When it comes, not when it comes back: then it is computed afresh.
+    return index is not None and case.skipped(index, 0) > 0
+
+
+def _cut_prompt(case: Case, complaint: Complaint) -> bool:
+    index = _of_prompt_log_probs(case, complaint)
+    return index is not None and case.chunks(index, 0) > 1
+
+
+def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
+    plan = _plan(case, complaint)
+    if plan is None or plan.stop is None or not _is_list(complaint, *LOG_PROBS, *TOP_N):
         return False
-    skipped = sum(
-        case.skipped(complaint.request, part) for part in range(len(case.parts(complaint.request)))
+    word, _ = stop_words(case.configuration, plan)
+    return complaint.facts["list"].startswith("generated") and 0 < complaint.facts["off"] <= len(
+        word
     )
-    return skipped > 0
 
 
-DEFECTS: tuple[Defect, ...] = ()
+def _stopped_at_once(case: Case, complaint: Complaint) -> bool:
+    if complaint.kind != "exception" or complaint.facts["type"] != "IndexError":
+        return False
+    return complaint.facts["place"].endswith(":post_process_requests") and any(
+        plan.log_probs == "generated" and plan.stop is not None and plan.stop[0] == 0
+        for plan in case.configuration.requests
+    )
+
+
+def _stale_prefix(case: Case, complaint: Complaint) -> bool:
+    if complaint.kind not in ("token", "log prob") or not case.configuration.updates:
+        return False
+    return complaint.request is not None and case.skipped(complaint.request, 0) > 0
+
+
+def _unequal_parts(case: Case, complaint: Complaint) -> bool:
+    if complaint.kind != "merge" or complaint.facts["type"] != "TypeError":
+        return False
+    parts = case.parts(complaint.request or 0)
+    return any(
+        parts[0][name] is not None and any(part[name] is None for part in parts)
+        for name in (*LOG_PROBS, *TOP_N)
+    )
+
+
+DEFECTS: tuple[Defect, ...] = (
+    Defect(
+        "log probs of a cached prompt",
+        ">=0.17",
+        "what is cached is not put to the model again, so its log probs cannot be told, and those "
+        "of generated tokens are filed in their places",
+        _cached_prompt,
+    ),
+    Defect(
+        "log probs of a prompt that is cut",
+        ">=0.15",
+        "the last token of a chunk gets the log prob of another token than the one that follows",
+        _cut_prompt,
+    ),
+    Defect(
+        "log probs of a stop word",
+        ">=0.16",
+        "the tokens of a stop word are taken from the answer, their log probs of earlier steps are "
+        "not",
+        _trimmed_stop_word,
+    ),
+    Defect(
+        "a stop word at once",
+        ">=0.16",
+        "when the first token is a stop word, the list of the step's log probs is empty, and its "
+        "last item is looked for: the engine ends",
+        _stopped_at_once,
+    ),
+    Defect(
+        "a prefix from before an update",
+        ">=0.17",
+        "blocks that are cached stay so when the weights change, and the KV of the old weights is "
+        "handed to a new request",
+        _stale_prefix,
+    ),
+    Defect(
+        "parts with and without log probs",
+        ">=0.16",
+        "merge() takes for granted that all parts of a request have lists where the first has",
+        _unequal_parts,
+    ),
+)

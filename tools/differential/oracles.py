@@ -151,16 +151,15 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 
 
 def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
-    if plan.log_probs is None:
+    merged = case.record["requests"][index].get("merged")  # from 0.16 on
+    if merged is None:
         return
-    of_one = "merged" in case.record["requests"][index]  # from 0.16 on
-    if not of_one:
-        return
-    merged = case.record["requests"][index]["merged"]
     facts = {"parts": len(case.parts(index))}
     if "place" in merged:
         text = f"merge() raises {merged['type']}: {merged['text']}"
         yield Complaint("merge", index, text, {**facts, **merged})
+        return
+    if plan.log_probs is None:
         return
     lists = [("generated_log_probs", "generated_tokens", 0)]
     if plan.log_probs == "all":
