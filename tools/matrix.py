@@ -26,6 +26,7 @@ from pathlib import Path
 # A script's own directory is on the path, not the one above it.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import megatron_patch
 from megatron_patch import testing
 from tools.differential import judging, report
 from tools.differential.configuration import Configuration, decode
@@ -55,10 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # Megatron's own, of optional packages
     import torch
 
+    # So that Megatron is imported as it was released: modules keep what they import by name.
+    megatron_patch.uninstall()
     testing.start()
     torch.set_num_threads(1)  # more only get in each other's way with tensors this small
     selections = Selections(options.patches)
-    run_with = judging.runner(selections.force)
+    run_with = judging.runner(selections)
     try:
         applied = selections.applied(ALL)
         if options.repeat is not None:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from . import comparing, defects, oracles
+from .company import COMPANY
 from .comparing import Difference
 from .configuration import Configuration
 from .oracles import Complaint
 from .running import Observation, run
-from .selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Force
+from .selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Selections
 
 #: Runs a configuration with the patches of a selection.
 Runner = Callable[[Configuration, str], Observation]
@@ -63,11 +64,15 @@ class Judgement:
     """Names of the known defects that were seen."""
 
 
-def runner(force: Force) -> Runner:
-    """Runs a configuration with a selection in force."""
+def runner(selections: Selections) -> Runner:
+    """Runs a configuration with a selection in force, and with its company."""
 
     def run_with(configuration: Configuration, selection: str) -> Observation:
-        with force(selection):
+        guest = COMPANY.get(configuration.company or "")
+        if guest is None or not guest.on_target:
+            with selections.force(selection):
+                return run(configuration)
+        with guest.before(), selections.anew(selection):
             return run(configuration)
 
     return run_with

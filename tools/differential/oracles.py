@@ -16,6 +16,7 @@ from megatron_patch import testing
 from megatron_patch.testing.releases import set_inference_mode
 
 from . import building
+from .company import COMPANY
 from .configuration import Configuration, Plan
 from .observing import Observation, Record
 from .running import stop_words
@@ -177,6 +178,9 @@ def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 
 def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     """Tokens and log probs against the model alone."""
+    guest = COMPANY.get(case.configuration.company or "")
+    if guest is not None and guest.changes_tokens:
+        return
     parts, tokens = case.parts(index), generated(case, index)
     tolerance = TOLERANCE[case.configuration.dtype]
     sequence = [*plan.prompt, *tokens]

@@ -73,7 +73,7 @@ class Run:
 
         configuration = self.configuration
         self.requests = [self._request(plan) for plan in configuration.requests]
-        guest = COMPANY[configuration.company] if configuration.company else NOBODY
+        guest = COMPANY.get(configuration.company or "", NOBODY)
         torch.manual_seed(configuration.seed)
         record = self.seen.record
         record["error"] = None

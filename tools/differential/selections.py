@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,6 @@ from megatron_patch.engine import modules_of
 from megatron_patch.settings import SELECTION, Settings
 
 NONE, PERFORMANCE, CORRECTNESS, ALL = "none", "performance", "correctness", "all"
-
-#: Gives, for a selection, what puts it in force for the length of a ``with`` block.
-Force = Callable[[str], AbstractContextManager[None]]
 
 ABSENT = object()
 
@@ -96,6 +94,15 @@ class Selections:
             for difference in reversed(differences):
                 _put(difference.owner, difference.name, difference.released)
 
+    @contextmanager
+    def anew(self, selection: str) -> Iterator[None]:
+        """Have the selection in force as it comes out with what is in the process now."""
+        with warnings.catch_warnings():
+            # Some are shadowed then, as it should be.
+            warnings.simplefilter("ignore", megatron_patch.MegatronPatchWarning)
+            with installed(self._narrowed(selection)):
+                yield
+
     def close(self) -> None:
         """Install what ``MEGATRON_PATCH`` selects."""
         megatron_patch.install()
@@ -140,10 +147,10 @@ def _namespaces() -> dict[tuple[int, str], Any]:
         _OWNERS[id(owner)] = owner
         for name, value in list(names.items()):
             found[id(owner), name] = value
-            if isinstance(value, type) and str(value.__module__).startswith("megatron."):
-                if id(value) not in seen:
-                    seen.add(id(value))
-                    add(value, vars(value))
+            ours = isinstance(value, type) and str(value.__module__).startswith("megatron.")
+            if ours and id(value) not in seen:
+                seen.add(id(value))
+                add(value, vars(value))
 
     seen: set[int] = set()
     for name, module in list(sys.modules.items()):
