@@ -67,6 +67,7 @@ def _no_fp8() -> tuple[bool, str]:
 
 
 def _enter_cpu(stack: ExitStack) -> None:
+    import torch
     from torch import distributed
 
     from megatron_patch.testing import standins
@@ -76,6 +77,22 @@ def _enter_cpu(stack: ExitStack) -> None:
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> Any:
         return init("gloo" if backend == "nccl" else backend, *args, **kwargs)
 
+    def set_state(state: Any, device: object = None) -> None:
+        torch.set_rng_state(state)
+
     stack.enter_context(standins.installed())
-    stack.enter_context(mock.patch("torch.cuda.device_count", return_value=1))
+    stack.enter_context(
+        mock.patch.multiple(
+            torch.cuda,
+            is_available=lambda: True,
+            device_count=lambda: 1,
+            is_initialized=lambda: False,
+            get_rng_state=lambda device=None: torch.get_rng_state(),
+            set_rng_state=set_state,
+            manual_seed=torch.manual_seed,
+            mem_get_info=lambda device=None: (2**33, 2**33),
+            memory_reserved=lambda device=None: 0,
+            memory_allocated=lambda device=None: 0,
+        )
+    )
     stack.enter_context(mock.patch.object(distributed, "init_process_group", init_process_group))

@@ -109,7 +109,11 @@ def compare(
     stale = [
         entry.test
         for entry in known
-        if entry not in used and any(map(entry.matches, patched.keys() & unpatched.keys()))
+        if entry not in used
+        and any(
+            entry.matches(test) and result.outcome in ("passed", "xpassed") and test in patched
+            for test, result in unpatched.items()
+        )
     ]
     return Comparison(differences, stale)
 

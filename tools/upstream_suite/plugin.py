@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -117,9 +118,7 @@ class Rank:
         self.write("start", test=item.nodeid, time=time.time())
         begin = time.monotonic()
         self.deadline = begin + settings.limit
-        faulthandler.dump_traceback_later(
-            settings.limit + settings.grace, exit=True, file=sys.__stderr__ or 2
-        )
+        _arm(settings.limit + settings.grace)
         result = yield
         failed = self.outcome in ("failed", "timeout")
         lost = _lost_device() if failed else None
@@ -135,20 +134,38 @@ class Rank:
         )
         if lost is not None:
             os._exit(70)
-        if failed:
-            _forget_failure()
         faulthandler.cancel_dump_traceback_later()
-        self.meet()
+        if self.meet(failed):
+            self.start_afresh(item)
         return result
 
-    def meet(self) -> None:
-        """Wait until all ranks have ended as many tests as this one."""
-        self.ended += 1
-        (self.folder / f"rank-{self.rank}.ended").write_text(str(self.ended))
+    def meet(self, failed: bool) -> bool:
+        """Wait until all ranks have ended as many tests; returns whether the last one failed."""
+        with (self.folder / f"rank-{self.rank}.ended").open("a") as file:
+            file.write("01"[failed])
+        flags = ""
         for other in range(self.ranks):
             path = self.folder / f"rank-{other}.ended"
-            while not path.exists() or int(path.read_text() or 0) < self.ended:
+            while not path.exists() or len(ended := path.read_text()) <= self.ended:
                 time.sleep(0.005)
+            flags += ended[self.ended]
+        self.ended += 1
+        return "1" in flags
+
+    def start_afresh(self, item: pytest.Item) -> None:
+        """Undo what a test left that failed, and the fixtures of its class and module too.
+
+        Those after it would find no process groups, for example: a test that wants more ranks than
+        there are takes those of its class down before it fails.
+        """
+        settings = self.settings
+        _arm(settings.limit + settings.grace)
+        try:
+            item.session._setupstate.teardown_exact(None)
+        except Exception:
+            traceback.print_exc()
+        _forget_failure()
+        faulthandler.cancel_dump_traceback_later()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None, Any, Any]:
@@ -254,6 +271,11 @@ def tmp_path_dist_ckpt() -> Path:
     folder = Path(Settings.load().folder) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _arm(seconds: float) -> None:
+    """End the process after that, with the stacks of all threads."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
 
 def _lost_device() -> str | None:
