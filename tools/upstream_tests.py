@@ -41,7 +41,7 @@ sys.path.insert(0, str(REPOSITORY))
 from megatron_patch.sources import megatron_version  # noqa: E402
 from tools.upstream_suite import layout  # noqa: E402
 from tools.upstream_suite.intended import INTENDED  # noqa: E402
-from tools.upstream_suite.outcomes import Comparison, compare, summary  # noqa: E402
+from tools.upstream_suite.outcomes import NOT_RUN, Comparison, compare, summary  # noqa: E402
 from tools.upstream_suite.sessions import Limits, Session, run  # noqa: E402
 
 TESTS = (
@@ -91,6 +91,8 @@ def as_text(release: str, unpatched: Session, patched: Session, comparison: Comp
             lines.append("    patches: " + ", ".join(f"{n} {s}" for s, n in states.most_common()))
         lines += [f"    {note}" for note in session.notes]
     for difference in comparison.differences:
+        if difference.change == NOT_RUN:
+            continue
         lines.append(f"{difference.change}: {difference.test}")
         lines.append(f"    {difference.unpatched} -> {difference.patched}")
         result = patched.results.get(difference.test)
@@ -100,7 +102,10 @@ def as_text(release: str, unpatched: Session, patched: Session, comparison: Comp
             last = result.message.strip().splitlines()[-8:]
             lines += [f"    | {line}" for line in last]
     lines += [f"intended to differ, but does not: {test}" for test in comparison.stale]
-    if not comparison.differences:
+    one_sided = sum(difference.change == NOT_RUN for difference in comparison.differences)
+    if one_sided:
+        lines.append(f"{one_sided} tests ran on one side only")
+    elif not comparison.differences:
         lines.append("no test differs")
     return "\n".join(lines)
 
@@ -146,13 +151,18 @@ def _run(options: argparse.Namespace, work: Path) -> int:
         )
 
     unpatched, patched = session("unpatched", "none"), session("patched", options.patches)
-    try:
-        run((unpatched, patched), 2 if options.together else 1)
-    finally:
+
+    def compared() -> Comparison:
         comparison = compare(unpatched.results, patched.results, release, INTENDED)
         if options.json is not None:
             whole = report(release, unpatched, patched, comparison)
             options.json.write_text(json.dumps(whole, indent=1) + "\n")
+        return comparison
+
+    try:
+        run((unpatched, patched), 2 if options.together else 1, compared)
+    finally:
+        comparison = compared()
     print(as_text(release, unpatched, patched, comparison))
     return status(patched, comparison)
 

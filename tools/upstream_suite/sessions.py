@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,8 @@ from .plugin import SETTINGS, Settings
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEATHS_PER_FILE = 2
 """Then the rest of a test file is left out."""
+SAVED_EACH = 15.0
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -273,16 +275,23 @@ class Session:
                 self.notes.append(f"pytest ended with {event['status']}: see {self._log_path()}")
 
 
-def run(sessions: Iterable[Session], at_once: int) -> None:
-    """Run the sessions, `at_once` at a time. Whatever ends this ends their processes."""
+def run(sessions: Iterable[Session], at_once: int, save: Callable[[], object]) -> None:
+    """Run the sessions, `at_once` at a time. Whatever ends this ends their processes.
+
+    `save` is called now and then, so that results are there if nothing else is called any more.
+    """
     waiting = list(sessions)
     running: list[Session] = []
+    saved = time.monotonic()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 running.append(waiting.pop(0))
                 running[-1].start()
             running = [session for session in running if not session.poll()]
+            if time.monotonic() - saved > SAVED_EACH:
+                save()
+                saved = time.monotonic()
             time.sleep(0.1)
     finally:
         for session in running:
