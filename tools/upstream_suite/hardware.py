@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -40,6 +41,10 @@ def stand_in(stack: ExitStack) -> list[str]:
         # Some tests ask for its version before they skip.
         missing.append("causal_conv1d")
         _module(stack, "causal_conv1d", __version__="0.0.0")
+    if "cuda" in missing and Path("megatron/core/inference/contexts/dynamic_context.py").is_file():
+        from megatron_patch.testing import runtime
+
+        stack.enter_context(runtime._without_triton())
     utils: Any = importlib.import_module("megatron.core.utils")
     if utils.get_te_version() is None:
         # In 0.16 the question whether it is at least some version raises where there is none.

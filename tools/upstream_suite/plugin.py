@@ -81,6 +81,7 @@ class Rank:
         self.message = ""
         self.kind = ""
         self.deadline = 0.0
+        self.states: dict[str, str] = {}
         self.record = stack.enter_context((self.folder / f"rank-{self.rank}.jsonl").open("a"))
         self.write("started")
         # A made-up Megatron of a test of this tool has none, and needs no stand-ins.
@@ -134,6 +135,7 @@ class Rank:
         )
         if lost is not None:
             os._exit(70)
+        self.write_states()
         faulthandler.cancel_dump_traceback_later()
         if self.meet(failed):
             self.start_afresh(item)
@@ -229,12 +231,16 @@ class Rank:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        states = {}
-        if "megatron_patch" in sys.modules:
-            import megatron_patch
+        self.write_states()
+        self.write("finished", status=int(exitstatus))
 
-            states = {entry.id: str(entry.state) for entry in megatron_patch.status()}
-        self.write("finished", states=states, status=int(exitstatus))
+    def write_states(self) -> None:
+        """Write the states of the patches, if they are others than before."""
+        package: Any = sys.modules.get("megatron_patch")
+        states = {} if package is None else {p.id: str(p.state) for p in package.status()}
+        if states != self.states:
+            self.states = states
+            self.write("states", states=states)
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:

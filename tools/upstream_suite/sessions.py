@@ -71,7 +71,7 @@ class Session:
     collected: dict[str, None] = field(default_factory=dict)
     stood_in: list[str] = field(default_factory=list)
     states: dict[str, str] = field(default_factory=dict)
-    """Of the patches, at the end."""
+    """Of the patches, at the end of the last test."""
     notes: list[str] = field(default_factory=list)
     """What went wrong beside tests that fail."""
 
@@ -268,9 +268,10 @@ class Session:
             self.collected.update(dict.fromkeys(event["tests"]))
         elif name == "stood in for":
             self.stood_in = event["names"]
+        elif name == "states":
+            self.states = event["states"]
         elif name == "finished":
             rank.finished = True
-            self.states = event["states"]
             if event["status"] not in (0, 1, 5):
                 self.notes.append(f"pytest ended with {event['status']}: see {self._log_path()}")
 
