@@ -24,6 +24,7 @@ from .lru_prefix_cache import LRU_PREFIX_CACHE
 from .nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .one_token_prefill import ONE_TOKEN_PREFILL
 from .padded_block_table import PADDED_BLOCK_TABLE
+from .request_metadata_sync import REQUEST_METADATA_SYNC
 from .resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .single_sampling_bucket import SINGLE_SAMPLING_BUCKET
@@ -58,4 +59,5 @@ SERIES: tuple[Patch, ...] = (
     ATTENTION_LENGTH_VIEWS,
     DP_SAMPLING_SEED,
     NVLS_REAL_TOKEN_COUNT,
+    REQUEST_METADATA_SYNC,
 )
