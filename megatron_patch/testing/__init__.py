@@ -16,7 +16,7 @@ from __future__ import annotations
 from .decoding import Decoded, Request, decode, reference_decode
 from .engines import build_context, build_engine, is_suspended, resume, suspend
 from .models import build_model
-from .releases import context_class
+from .releases import context_class, drop_cuda_graphs
 from .runtime import start, stop
 from .spec import EngineSpec, UnsupportedError
 from .training import Trained, forward, train_step
@@ -32,6 +32,7 @@ __all__ = [
     "build_model",
     "context_class",
     "decode",
+    "drop_cuda_graphs",
     "forward",
     "is_suspended",
     "reference_decode",

@@ -112,6 +112,23 @@ def allow_more_cuda_graphs() -> None:
             setattr(cuda_graphs.CudaGraphManager, pool, None)
 
 
+def drop_cuda_graphs() -> None:
+    """Have Megatron forget the CUDA graphs of all engines and models of this process.
+
+    Those that are there then capture others, or, in a release that cannot drop graphs (0.14 and
+    0.15), are of no use any more. Before an engine with another ``cuda_graph_scope`` is made: 0.16
+    takes the layers of the earlier one for its own.
+    """
+    from megatron.core.transformer import cuda_graphs
+
+    delete = getattr(cuda_graphs, "delete_cuda_graphs", None)
+    if delete is not None:
+        delete()
+    else:
+        cuda_graphs._CudagraphGlobalRecord.cudagraph_record = []
+        allow_more_cuda_graphs()
+
+
 def captures_cuda_graphs(spec: EngineSpec) -> bool:
     """Whether a model of ``spec`` is one that Megatron captures in CUDA graphs."""
     if spec.cuda_graph_scope is not None:
@@ -140,6 +157,7 @@ def cuda_graph_arguments(spec: EngineSpec) -> dict[str, Any]:
         return arguments
     if "inference_cuda_graph_scope" in known:
         return {**arguments, "inference_cuda_graph_scope": "block"}
+    # 0.17, and 0.16, where that of training is for both.
     for name in ("full_iteration_inference", "full_iteration"):
         if hasattr(scopes, name):
             return {**arguments, "cuda_graph_scope": [scopes[name]]}

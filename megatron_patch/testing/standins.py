@@ -98,6 +98,8 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func in TRANSFERS and graphs.is_capturing():
+            graphs.forbid_while_capturing(f"{func.__name__}() copies between host and device")
         if func is Tensor.to:
             args = tuple(CPU if _is_cuda(argument) else argument for argument in args)
         elif func is Tensor.cuda or func is Tensor.pin_memory:
@@ -110,6 +112,10 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
             if _is_cuda(kwargs.get("device")):
                 kwargs["device"] = CPU
         return func(*args, **kwargs)
+
+
+# What makes the host wait for a CUDA device, and is no operator of a CPU's tensors.
+TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu, torch.tensor)
 
 
 def _is_cuda(device: object) -> bool:

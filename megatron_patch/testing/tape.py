@@ -199,7 +199,10 @@ def reads_on_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
         masks = any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(args[1]))
         return masks and not (len(args) > 2 and args[2].numel() == 1)
     if name == "repeat_interleave":
-        return func._overloadname == "Tensor" and kwargs.get("output_size") is None
+        counts = func._overloadname in ("Tensor", "self_Tensor")
+        return counts and kwargs.get("output_size") is None
+    if name == "where" and len(args) == 1:
+        return True
     return torch.Tag.dynamic_output_shape in func.tags
 
 

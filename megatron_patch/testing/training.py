@@ -98,6 +98,34 @@ def forward(model: Any, batch: Batch) -> Tensor:
     return logits
 
 
+def overwritten_inputs(model: Any) -> list[int]:
+    """Layers, from 0, whose input another gradient is written over before their backward graph.
+
+    A defect of 0.16 and 0.17: they give the input buffer of a forward graph back as soon as it is
+    captured, and take the same one for the gradient of an output. Replays then compute gradients of
+    the layer's own first operator, and of all before it, from that gradient.
+
+    Args:
+        model: that :func:`train_step` made CUDA graphs of.
+    """
+    runners = [
+        (index, runner)
+        for index, layer in enumerate(model.decoder.layers)
+        for runner in layer.cudagraph_manager.cudagraph_runners
+    ]
+    gradients = {
+        gradient.data_ptr()
+        for _, runner in runners
+        for gradient in runner.static_grad_outputs
+        if gradient is not None
+    }
+    return [
+        index
+        for index, runner in runners
+        if runner.fwd_graph_input_surface[0].data_ptr() in gradients
+    ]
+
+
 def _create_cuda_graphs(model: Any) -> None:
     config = model.config
     if getattr(config, "cuda_graph_impl", "none") != "local" and not config.enable_cuda_graph:
