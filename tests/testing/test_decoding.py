@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from megatron_patch import testing
-from megatron_patch.testing import EngineSpec, Request
+from megatron_patch.testing import EngineSpec, Request, graphs
 from megatron_patch.testing.releases import parameters_of, set_inference_mode
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -111,6 +112,77 @@ def test_every_kind_of_engine(spec: EngineSpec) -> None:
 
     alone = testing.build_model(replace(spec, num_cuda_graphs=None))
     assert decoded.tokens == testing.reference_decode(alone, REQUESTS)
+
+
+@pytest.fixture
+def graph_scope(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What is in one graph. Other engines' graphs are dropped: 0.16 mixes up scopes."""
+    testing.drop_cuda_graphs()
+    yield request.param
+    testing.drop_cuda_graphs()
+
+
+@pytest.mark.parametrize("graph_scope", ["layer", "block"], indirect=True)
+@pytest.mark.parametrize("for_prefill", [False, True], ids=["decode", "prefill"])
+def test_graphs_are_replayed(
+    expected: tuple[tuple[int, ...], ...], graph_scope: str, for_prefill: bool
+) -> None:
+    spec = replace(SPEC, num_cuda_graphs=2, max_requests=32, cuda_graph_scope=graph_scope)
+    if for_prefill:
+        spec = replace(spec, options={"use_cuda_graphs_for_non_decode_steps": True})
+    try:
+        with graphs.counted() as built:
+            engine = testing.build_engine(spec)
+    except testing.UnsupportedError as error:
+        pytest.skip(str(error))
+    assert built.captures
+
+    for _ in range(2):
+        assert testing.decode(engine, REQUESTS).tokens == expected
+
+    with graphs.counted() as count:
+        decoded = testing.decode(engine, REQUESTS[:1])
+    assert decoded.tokens == expected[:1]
+    assert count.captures == 0
+    in_one_step = SPEC.num_layers if graph_scope == "layer" else 1
+    with_graph = decoded.steps if for_prefill else decoded.steps - 1
+    assert count.replays == with_graph * in_one_step
+
+
+@pytest.mark.parametrize("graph_scope", ["layer", "block"], indirect=True)
+@pytest.mark.parametrize("mode", [None, "persist", "recompute"])
+def test_suspended_and_resumed_with_graphs(
+    expected: tuple[tuple[int, ...], ...], graph_scope: str, mode: str | None
+) -> None:
+    def on_step(engine: Any, step: int) -> None:
+        if step == 4:
+            testing.suspend(engine)
+        if step == 6:
+            testing.resume(engine)
+
+    spec = replace(SPEC, num_cuda_graphs=1, cuda_graph_scope=graph_scope)
+    try:
+        engine = testing.build_engine(replace(spec, kv_cache_management_mode=mode))
+        with graphs.counted() as count:
+            decoded = testing.decode(engine, REQUESTS, on_step=on_step)
+    except testing.UnsupportedError as error:
+        pytest.skip(str(error))
+
+    assert decoded.tokens == expected
+    assert count.replays
+    if mode == "recompute":  # on other memory
+        assert count.captures
+
+
+def test_graphs_are_not_captured_unless_asked_for(device: Any) -> None:
+    spec = replace(SPEC, num_cuda_graphs=1)
+    with graphs.counted() as count:
+        engine = testing.build_engine(spec)
+        testing.decode(engine, REQUESTS[:1])
+    assert bool(count.captures) == (device.type == "cuda")
+
+    with pytest.raises(ValueError, match="'layer', 'block'"):
+        testing.build_engine(replace(spec, cuda_graph_scope="model"))
 
 
 def test_bfloat16_is_near_the_model_alone(device: Any) -> None:
