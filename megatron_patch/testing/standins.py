@@ -98,8 +98,8 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in TRANSFERS and graphs.is_capturing():
-            graphs.forbid_while_capturing(f"{func.__name__}() copies between host and device")
+        if graphs.is_capturing():
+            _refuse_transfers(func, kwargs or {})
         if func is Tensor.to:
             args = tuple(CPU if _is_cuda(argument) else argument for argument in args)
         elif func is Tensor.cuda or func is Tensor.pin_memory:
@@ -115,7 +115,15 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
 
 
 # What makes the host wait for a CUDA device, and is no operator of a CPU's tensors.
-TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu, torch.tensor)
+TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
+
+
+def _refuse_transfers(func: Any, kwargs: dict[str, Any]) -> None:
+    """Raise RuntimeError where PyTorch does during a capture: the host would have to wait."""
+    # Without a device it is the host's, and its value is passed with the operators that take it.
+    numbers = func is torch.tensor and kwargs.get("device") is not None
+    if numbers or func in TRANSFERS:
+        graphs.forbid_while_capturing(f"{func.__name__}() copies between host and device")
 
 
 def _is_cuda(device: object) -> bool:

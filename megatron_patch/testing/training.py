@@ -61,7 +61,8 @@ def train_step(model: Any, microbatches: Sequence[Batch]) -> Trained:
 
 
 def _in_parallel(model: Any) -> Any:
-    """``model`` in Megatron's data parallelism, once: it stays in it."""
+    """``model`` in Megatron's data parallelism, once. It stays in it, and in memory: Megatron hangs
+    a hook that refers to the model on autograd's nodes, where no search for garbage looks."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     name = "_in_data_parallel_of_tests"
