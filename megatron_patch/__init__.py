@@ -7,6 +7,8 @@ else; :func:`status` says what became of it. The environment variables ``MEGATRO
 :func:`install`.
 
 Not the module zoo of the same import name, Pai-Megatron-Patch: ``megatron_patch.__file__`` tells.
+Processes of ``megatron-patch run`` import this package as ``_megatron_patch``; where the path leads
+to it, ``megatron_patch`` is the same module.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ def install() -> None:
     """Apply the selected patches now, or as soon as their modules are imported. Idempotent.
 
     Raises ``SettingsError`` for a value of an environment variable that is not understood or, in
-    ``MEGATRON_PATCH_ACCEPT``, does not fit the source, and
+    ``MEGATRON_PATCH_ACCEPT``, does not fit the source that is imported, and
     ``StrictModeError``, with everything taken back, when ``MEGATRON_PATCH_STRICT=1`` and a
-    selected patch is drifted, failed or shadowed.
+    selected patch is drifted, failed or shadowed. Imports of Megatron that come later raise the
+    latter alone: for them, a digest that does not fit makes its patch failed.
     """
     _engine.install(Settings.from_environment(SERIES))
 

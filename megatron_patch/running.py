@@ -27,7 +27,7 @@ def put_in_place_of(package: str, copy: ModuleType) -> None:
 
     Who imports the package gets what ``sys.modules`` has for it when its own code has run.
     """
-    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+    for name in [n for n in list(sys.modules) if n == package or n.startswith(f"{package}.")]:
         module: object = copy
         for part in name.removeprefix(package).split(".")[1:]:
             module = vars(module).get(part)

@@ -1,64 +1,120 @@
 """Imported by Python at start-up where ``megatron-patch run`` has put this directory on the path.
 
-Waits for the first import of Megatron, imports ``megatron_patch`` just before it, and hands on to
-the ``sitecustomize`` that would have been imported otherwise. A process that never imports Megatron
-pays for this file only. Any Python 3 can parse it: the command may start other interpreters.
+Waits for Megatron, imports the package that this file is a part of just before any code of Megatron
+runs, and hands on to the ``sitecustomize`` that would have been imported otherwise. A process that
+never imports Megatron pays for this file only. Any Python 3 can parse it: the command may start
+other interpreters.
+
+The package is imported under a name of its own: ``megatron_patch`` is what the path says, which may
+be Pai-Megatron-Patch's, before and after. Where it is this package, the two are one.
 """
 
 import os
 import sys
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_PACKAGE = os.path.dirname(_HERE)
+_NAME = "_megatron_patch"  # that of `running`
+_USUAL_NAME = "megatron_patch"
+
+
+def _spec(name: str) -> ModuleSpec:
+    file = os.path.join(_PACKAGE, "__init__.py")
+    spec = ModuleSpec(name, SourceFileLoader(name, file), origin=file, is_package=True)
+    spec.submodule_search_locations = [_PACKAGE]
+    spec.has_location = True
+    return spec
 
 
 class _BeforeMegatron:
-    """A finder that finds nothing, and sees the first search for Megatron.
+    """A finder of this package alone, that has it imported before Megatron.
 
-    It stays where it is: to remove it in the middle of a search would make that skip a finder.
+    Not in the search itself: Python holds its one lock of all imports there, and a thread that is
+    in the middle of an import that ours needs would wait for that for ever.
     """
 
     waiting = True
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        if self.waiting and (fullname == "megatron" or fullname.startswith("megatron.")):
-            self.waiting = False
-            _import_package()
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
+        if fullname == _NAME:
+            return _spec(fullname)
+        if not self.waiting or fullname.partition(".")[0] != "megatron":
+            return None
+        me: object = self
+        for finder in [other for other in sys.meta_path if other is not me]:
+            find = getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):  # a namespace package has no code
+                    spec.loader = _AfterUs(spec.loader, self)
+                return spec
+        return None
+
+
+class _AfterUs:
+    """Lends itself to one import, then puts the real loader back in its place."""
+
+    def __init__(self, loader: object, finder: _BeforeMegatron) -> None:
+        self._loader = loader
+        self._finder = finder
+
+    def __getattr__(self, name: str) -> object:
+        if name == "_loader":  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: object) -> object:
+        return self._loader.create_module(spec)  # type: ignore[attr-defined]
+
+    def exec_module(self, module: object) -> None:
+        for owner, name in ((module, "__loader__"), (getattr(module, "__spec__", None), "loader")):
+            if getattr(owner, name, None) is self:
+                setattr(owner, name, self._loader)
+        if self._finder.waiting:
+            _import_package()  # in strict mode it may raise, the next time as well
+            self._finder.waiting = False
+        self._loader.exec_module(module)  # type: ignore[attr-defined]
+
+
+class _LastResort:
+    """Finds this package under its usual name where nothing of that name is on the path."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
+        return _spec(fullname) if fullname == _USUAL_NAME else None
 
 
 def _import_package() -> None:
     """Import the package that this file is a part of, wherever the interpreter's path leads."""
-    if "megatron_patch" in sys.modules:
-        return
-    package = os.path.dirname(_HERE)
-    try:
-        from importlib.util import module_from_spec, spec_from_file_location
+    from importlib import import_module
 
-        spec = spec_from_file_location(
-            "megatron_patch",
-            os.path.join(package, "__init__.py"),
-            submodule_search_locations=[package],
-        )
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        sys.modules["megatron_patch"] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules["megatron_patch"]
-            raise
+    try:
+        # Where a thread is just importing this package, there must be no second one.
+        usual = _is_this_package(sys.modules.get(_USUAL_NAME))
+        import_module(_USUAL_NAME if usual else _NAME)
     except Exception as error:
         # A launch that may run unpatched must not fail for want of the patches.
         if os.environ.get("MEGATRON_PATCH_STRICT") == "1":
             raise
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.stderr.write(f"megatron_patch: not active in process {os.getpid()}: {why}\n")
+        _write(f"megatron_patch: not active in process {os.getpid()}: {why}\n")
+
+
+def _is_this_package(module: object) -> bool:
+    file = getattr(module, "__file__", None)
+    folder = os.path.dirname(file) if isinstance(file, str) else ""
+    return os.path.realpath(folder) == os.path.realpath(_PACKAGE)
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+    except Exception:
+        return  # there is no stderr, or it is closed, and nobody to tell
 
 
 def _chain() -> None:
     """Import the next ``sitecustomize`` on the path in this one's place, if there is one."""
-    from importlib.machinery import PathFinder
-
     others = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != _HERE]
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is None or spec.loader is None:
@@ -70,5 +126,6 @@ def _chain() -> None:
     spec.loader.exec_module(module)
 
 
-sys.meta_path.insert(0, _BeforeMegatron())
+sys.meta_path.insert(0, _BeforeMegatron())  # type: ignore[arg-type]
+sys.meta_path.append(_LastResort())  # type: ignore[arg-type]
 _chain()

@@ -26,7 +26,7 @@ MODULE = "megatron.core.inference.contexts.dynamic_context"
 SHOW = f"""
 import importlib, json, sys
 importlib.import_module("{MODULE}")
-package = sys.modules["megatron_patch"]
+import megatron_patch as package
 print(json.dumps([(s.id, str(s.state), s.reason) for s in package.status()]))
 """
 

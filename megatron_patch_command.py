@@ -1,0 +1,29 @@
+"""The command ``megatron-patch``.
+
+Beside the package and not in it: ``megatron_patch`` on the path of who calls the command may be
+Pai-Megatron-Patch, which is used by being put there.
+"""
+
+import importlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = "_megatron_patch"  # that of `megatron_patch.running`
+
+
+def main() -> int:
+    """Run the command of the package beside this file; returns the exit status."""
+    package = Path(__file__).with_name("megatron_patch")
+    spec = spec_from_file_location(
+        NAME, package / "__init__.py", submodule_search_locations=[str(package)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[NAME] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[NAME])
+    return int(importlib.import_module(f"{NAME}.cli").main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
