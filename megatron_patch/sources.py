@@ -21,14 +21,23 @@ def search_finders(
     *,
     without: object = None,
 ) -> ModuleSpec | None:
-    """The spec that the first finder of ``sys.meta_path`` gives, ``without`` left out."""
+    """The spec that the first finder of ``sys.meta_path`` gives, ``without`` left out.
+
+    None if the first to find the module has no specs to give, as finders could until Python 3.11:
+    the import system then asks that one in its own way.
+    """
     for finder in list(sys.meta_path):
-        find = getattr(finder, "find_spec", None)
-        if finder is without or find is None:
+        if finder is without:
             continue
-        spec: ModuleSpec | None = find(name, path, target)
-        if spec is not None:
-            return spec
+        find = getattr(finder, "find_spec", None)
+        if find is not None:
+            spec: ModuleSpec | None = find(name, path, target)
+            if spec is not None:
+                return spec
+        elif sys.version_info < (3, 12):
+            find = getattr(finder, "find_module")
+            if find(name, path) is not None:
+                return None
     return None
 
 

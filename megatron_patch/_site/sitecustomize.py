@@ -44,7 +44,15 @@ class _BeforeMegatron:
         me: object = self
         for finder in [other for other in sys.meta_path if other is not me]:
             find = getattr(finder, "find_spec", None)
-            spec = find(fullname, path, target) if find else None
+            if find is None:
+                # Until Python 3.11, the import system asks such a one in its own way.
+                legacy = (
+                    getattr(finder, "find_module", None) if sys.version_info < (3, 12) else None
+                )
+                if legacy is not None and legacy(fullname, path) is not None:
+                    return None
+                continue
+            spec = find(fullname, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):  # a namespace package has no code
                     spec.loader = _AfterUs(spec.loader, self)

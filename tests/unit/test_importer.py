@@ -345,3 +345,23 @@ def test_a_loader_whose_modules_take_no_attributes(workshop, both, monkeypatch):
     engine = workshop.engine(both)
     assert isinstance(importlib.import_module("target_module"), Bare)
     assert only(engine).state is State.DRIFTED
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python asks finders for specs alone")
+@pytest.mark.filterwarnings("ignore::ImportWarning", "ignore::DeprecationWarning")
+def test_a_finder_of_the_old_kind_still_comes_first(workshop, both, monkeypatch):
+    class Legacy:
+        @staticmethod
+        def find_module(name, path=None):
+            return Legacy if name == "target_module" else None
+
+        @staticmethod
+        def load_module(name):
+            module = sys.modules[name] = types.ModuleType(name)
+            exec(MODULE.replace("return 1", "return 5"), vars(module))
+            return module
+
+    monkeypatch.setattr(sys, "meta_path", [Legacy, *sys.meta_path])
+    workshop.engine(both)
+    importlib.import_module("target_module")
+    assert thing().one() == 5

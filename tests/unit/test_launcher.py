@@ -229,6 +229,17 @@ def test_an_error_of_ours_where_there_is_no_stderr(tree, close):
     assert (done.returncode, json.loads(done.stdout)) == (0, None)
 
 
+@pytest.mark.parametrize("how", ["launched", "imported"])
+def test_warnings_that_are_errors_end_nothing(variables, how):
+    drifted = {**variables, "MEGATRON_PATCH_ACCEPT": ""}
+    first = f"import {NAME}" if how == "launched" else "import megatron_patch"
+    code = f"{first}\n{IMPORT_ALL}\nimport {NAME}\nshow({NAME})\n"
+    status, shown, said = launched(code, drifted, *[OURS] * (how == "imported"))
+    assert (status, shown) == (0, [["drifted", False, True]])
+    assert "\nmegatron_patch: input-position-view-cache is drifted: unknown source" in said
+    assert "Traceback" not in said
+
+
 def test_a_stale_digest_is_told_of_and_ends_nothing_unless_strict(variables):
     stale = {**variables, "MEGATRON_PATCH_ACCEPT": "input-position-view-cache@0123456789abcdef"}
     code = f"warnings.simplefilter('always')\n{IMPORT_ALL}\nimport {NAME}\nshow({NAME})\n"
