@@ -14,17 +14,21 @@ request needs a block and none is free. What goes wrong as soon as that happens:
 - When requests have to be evicted, blocks that they share with others count as released. Too few
   requests go, and it ends in the same ``AssertionError``. So it does under the default policy,
   ``REF_ZERO``.
-- An evicted or recomputed request comes back without the hashes of its blocks, under both
-  policies: it neither finds what is cached of it nor caches anything.
 
 What differs from upstream's commits 52cf20d06a and ee3864907a: instead of keeping the tree of
 blocks, the time stamps order it. Each use of a block is one of all blocks before it, so a stamp
 that gets lower with each block of a prompt makes the oldest block one that nothing cached follows.
 The order is upstream's but for blocks that were used in the same step.
 
-Not covered: the other changes of ee3864907a, where active requests may use the blocks that are set
-aside for paused ones; time stamps of blocks that are cached when the patch is applied; and a
-request that alone needs more blocks than there are (0.17 does not refuse it).
+Not covered, on purpose: an evicted or recomputed request comes back without the hashes of its
+blocks, and its KV cache is computed afresh. In ee3864907a it has hashes, and skips what is cached
+of it. Then the engine takes log probs of generated tokens for those of the prompt that it skipped,
+and drops them; and after the weights were changed it goes on from a cache of the old ones, while
+its ``kv_cache_epoch`` says that it is new.
+
+Nor are the other changes of ee3864907a, where active requests may use the blocks that are set aside
+for paused ones; time stamps of blocks that are cached when the patch is applied; and a request that
+alone needs more blocks than there are (0.17 does not refuse it).
 """
 
 from __future__ import annotations
@@ -186,36 +190,29 @@ if self.enable_prefix_caching:
     )
 
 
-HASH_AGAIN = Substitute(
+# The functions above have no part in it, but source that an earlier form of this patch was made in
+# gives hashes to requests that come back, and must not be taken for source that has this one.
+WITHOUT_HASHES = """
+new_request = DynamicInferenceRequest(
+    request_id=old_request.request_id,
+    prompt_tokens=new_prompt_tokens,
+    sampling_params=new_sampling_params,
+    policy_epoch=policy_epoch,
+    kv_cache_epoch=kv_cache_epoch,
+)
+"""
+COMES_BACK_WITHOUT_HASHES = Substitute(
     f"{INFERENCE}.inference_request:DynamicInferenceRequestRecord.checkpoint",
-    find="""
-new_request = DynamicInferenceRequest(
-    request_id=old_request.request_id,
-    prompt_tokens=new_prompt_tokens,
-    sampling_params=new_sampling_params,
-    policy_epoch=policy_epoch,
-    kv_cache_epoch=kv_cache_epoch,
-)
-""",
-    put="""
-new_request = DynamicInferenceRequest(
-    request_id=old_request.request_id,
-    prompt_tokens=new_prompt_tokens,
-    sampling_params=new_sampling_params,
-    policy_epoch=policy_epoch,
-    kv_cache_epoch=kv_cache_epoch,
-    # It computes the hashes of its blocks from these.
-    block_size_tokens=old_request.block_size_tokens,
-    enable_prefix_caching=old_request.enable_prefix_caching,
-)
-""",
+    find=WITHOUT_HASHES,
+    put=WITHOUT_HASHES,
     digest="d081a599ff7dc8ac",
 )
 
 
 def _of_resumed(evict_digest: str) -> tuple[Edit, ...]:
-    """The edits that all releases need: to resume, evict and recompute requests."""
-    return COUNT_EVICTABLE, EVICT_FOR_RESUMED, _count_released(evict_digest), HASH_AGAIN
+    """What all releases need: the edits to resume and evict requests, and the condition."""
+    released = _count_released(evict_digest)
+    return COUNT_EVICTABLE, EVICT_FOR_RESUMED, released, COMES_BACK_WITHOUT_HASHES
 
 
 LRU_PREFIX_CACHE = Patch(
@@ -227,14 +224,17 @@ LRU_PREFIX_CACHE = Patch(
         "active_request_count == 0 with no hidden chunked prefill; KeyError in "
         "_find_kv_match_count(); or wrong tokens"
     ),
-    outcome="requests answer as without a cache, also on a KV cache that is too small for them",
+    outcome=(
+        "requests get the tokens that they get without a cache, also on a KV cache that is too "
+        "small for them"
+    ),
     upstream_pr=5995,
     upstream_commit="ee3864907a6b2973e742839c31643110b7e3aa9c",
     upstream_date="2026-07-31",
     fixed_in="0.20.0",
     releases=">=0.17,<0.20",
     removal="no supported release is older than 0.20.0",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=f"{CONTEXT}._compute_prefix_match",
     families=(
         Family(

@@ -10,11 +10,16 @@ import pytest
 import torch
 from packaging.version import Version
 
-from megatron_patch import State, testing
+from megatron_patch import State, source_edits, testing
+from megatron_patch.backports import SERIES
 from megatron_patch.backports.lru_prefix_cache import LRU_PREFIX_CACHE
+from megatron_patch.judge import judge
+from megatron_patch.model import Target
+from megatron_patch.sources import read_source
 
-from ..conftest import expected_state
+from ..conftest import SOURCE, expected_state
 from ..upstream import support
+from . import log_probs
 from .checks import state_of
 
 VERSION = Version(importlib.metadata.version("megatron-core"))
@@ -231,36 +236,131 @@ def test_requests_that_share_blocks_and_do_not_fit_together_all_end(model, polic
     assert engine.evicted_request_count == 2
 
 
-def resumed(policy: str) -> tuple[testing.Decoded, list[int]]:
-    """Suspend and resume when a request has two tokens; the hashes it comes back with."""
-    engine = testing.build_engine(spec(16, policy, kv_cache_management_mode="recompute"))
+# What comes back after an eviction or a suspension is computed afresh.
+
+
+def with_log_probs(engine, *requests, on_step=None):  # type: ignore[no-untyped-def]
+    """Decode with log probs of prompts and of generated tokens; the merged requests."""
+    made = [testing.Request(*request) for request in requests]
+    decoded = testing.decode(
+        engine,
+        made,
+        on_step=on_step,
+        capture_logits=False,
+        sampling={"return_log_probs": True, "skip_prompt_log_probs": False},
+    )
+    assert any(len(record.requests) > 1 for record in decoded.records)  # some came back
+    return [record.merge() for record in decoded.records]
+
+
+def log_probs_spec(blocks: int, policy: str, **fields) -> testing.EngineSpec:  # type: ignore[no-untyped-def]
+    return spec(blocks, policy, materialize_only_last_token_logits=False, **fields)
+
+
+def assert_log_probs_of_the_model(model, requests, merged) -> None:  # type: ignore[no-untyped-def]
+    """As many as tokens, each of its own token. The first of a prompt has none."""
+    assert tuple(tuple(one.generated_tokens) for one in merged) == expected(model, *requests)
+    for (prompt, _), one in zip(requests, merged, strict=True):
+        of_prompt, of_generated = log_probs.of(model, prompt, one.generated_tokens)
+        assert one.prompt_log_probs == pytest.approx(of_prompt, abs=1e-4)
+        assert one.generated_log_probs == pytest.approx(of_generated, abs=1e-4)
+
+
+@only_sharing
+def test_prompts_that_share_nothing_have_all_log_probs_after_an_eviction(model):
+    requests = [(tokens(index, 2 * SIZE), 8) for index in range(3)]
+    engine = testing.build_engine(log_probs_spec(9, "LRU"))
+    merged = with_log_probs(engine, *requests)
+    assert engine.evicted_request_count > 0
+    assert_log_probs_of_the_model(model, requests, merged)
+
+
+@only_sharing
+@policies
+def test_samples_of_one_prompt_have_all_log_probs_after_evictions(model, policy):
+    requests = [(tokens(1, SIZE - 1), 12)] * 4
+    engine = testing.build_engine(log_probs_spec(7, policy))
+    merged = with_log_probs(engine, *requests)
+    assert engine.evicted_request_count > 0
+    assert_log_probs_of_the_model(model, requests, merged)
+
+
+def cycle_at(number: int):  # type: ignore[no-untyped-def]
+    """Suspend and resume before step ``number``."""
 
     def on_step(engine, step) -> None:  # type: ignore[no-untyped-def]
-        if step == 2:
+        if step == number:
             testing.suspend(engine)
             testing.resume(engine)
 
-    request = testing.Request(tokens(1, 2 * SIZE - 1), 4)
-    decoded = testing.decode(engine, [request], on_step=on_step, capture_logits=False)
-    _, again = decoded.records[0].requests
-    assert len(again.prompt_tokens) == 2 * SIZE + 1
-    return decoded, list(again.precomputed_block_hashes)
+    return on_step
 
 
 @only_sharing
 @policies
-def test_a_request_comes_back_with_the_hashes_of_all_its_blocks(model, policy):
-    decoded, found = resumed(policy)
-    (generated,) = expected(model, (tokens(1, 2 * SIZE - 1), 4))
-    assert decoded.tokens == (generated,)
-    assert found == hashes(tokens(1, 2 * SIZE - 1) + generated[:2])
-    assert len(found) == 2
+def test_samples_of_one_prompt_have_all_log_probs_after_a_suspension(model, policy):
+    requests = [(tokens(1, SIZE - 1), 12)] * 2
+    engine = testing.build_engine(log_probs_spec(16, policy, kv_cache_management_mode="recompute"))
+    merged = with_log_probs(engine, *requests, on_step=cycle_at(8))
+    assert_log_probs_of_the_model(model, requests, merged)
 
 
 @only_sharing
-@policies
-def test_unpatched_a_request_comes_back_without_hashes(unpatched, policy):
-    assert resumed(policy)[1] == []
+@pytest.mark.parametrize("change", [2, 3])
+def test_a_request_that_comes_back_is_decoded_on_the_weights_of_now(change):
+    """They are changed in place between two steps, as in RL, and the cache is kept."""
+    engine, second = testing.build_engine(spec(9)), testing.build_model(spec(9, seed=1))
+    first = engine.controller.inference_wrapped_model.model
+    engine._generation_epoch = 0
+
+    def on_step(engine, step) -> None:  # type: ignore[no-untyped-def]
+        if step == change:
+            assert not engine.evicted_request_count
+            with torch.no_grad():
+                for old, new in zip(first.parameters(), second.parameters(), strict=True):
+                    old.copy_(new)
+            engine._generation_epoch = 1
+
+    requests = [testing.Request(tokens(index, 2 * SIZE), 8) for index in range(3)]
+    decoded = testing.decode(engine, requests, on_step=on_step, capture_logits=False)
+    back = [part for record in decoded.records for part in record.requests[1:]]
+    assert back
+    for part in back:
+        request = (tuple(part.prompt_tokens.tolist()), len(part.generated_tokens))
+        assert (tuple(part.generated_tokens),) == expected(second, request)
+        assert part.kv_cache_epoch == [(0, 1)]
+
+
+@only_sharing
+def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_this_patch():
+    verdicts = [
+        (family, judge(LRU_PREFIX_CACHE._replace(families=(family,)), series=SERIES))
+        for family in LRU_PREFIX_CACHE.families
+    ]
+    (family,) = [family for family, found in verdicts if found.state is not State.DRIFTED]
+    modules = {Target.parse(edit.target).module for edit in family.edits}
+    texts = {module: read_source(module) or "" for module in modules}
+    for edit in () if SOURCE else family.edits:
+        module = Target.parse(edit.target).module
+        texts[module] = source_edits.with_edit(module, texts[module], edit)
+
+    def verdict() -> State:
+        def read(module: str) -> str | None:
+            return texts.get(module) or read_source(module)
+
+        return judge(LRU_PREFIX_CACHE, read, series=SERIES).state
+
+    assert verdict() is State.UPSTREAMED
+    (module,) = [module for module in texts if module.endswith("inference_request")]
+    old = "            kv_cache_epoch=kv_cache_epoch,\n        )\n        # Preserve"
+    assert texts[module].count(old) == 1
+    new = old.replace(
+        "        )",
+        "            block_size_tokens=old_request.block_size_tokens,\n"
+        "            enable_prefix_caching=old_request.enable_prefix_caching,\n        )",
+    )
+    texts[module] = texts[module].replace(old, new)
+    assert verdict() is State.DRIFTED
 
 
 # All together.
