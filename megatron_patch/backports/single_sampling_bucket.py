@@ -10,8 +10,10 @@ With this patch the only bucket is sampled from the logits as they are: the same
 of the same shape and values and draws the same random numbers, and the samples are already in
 order. Rows of padding behind the last request are left out, as they were by the list.
 
-What the gathering also did is to copy the logits. The sampling function makes a copy before it
-changes any; the patch applies only where that is known.
+What the gathering also did is to copy the logits. Megatron's sampling function makes a copy before
+it changes any; the patch applies only where that is known, and takes the logits as they are only
+for that very function. One that somebody has put in its place, in a subclass, on an instance or on
+the class, gets rows of its own, as ever.
 
 Not covered: several buckets; the verification of speculative tokens, which has an index of its own.
 Their drafts are, in 0.18 and later.
@@ -19,7 +21,7 @@ Their drafts are, in 0.18 and later.
 
 from __future__ import annotations
 
-from ..model import Family, Kind, Patch, Substitute
+from ..model import Add, Edit, Family, Kind, Patch, Substitute
 
 CONTROLLER = (
     "megatron.core.inference.text_generation_controllers.text_generation_controller:"
@@ -42,7 +44,7 @@ indices_list = []
 WITHOUT_LISTS = """\
 # Those of a single bucket are all of them, in order, and need no index.
 buckets = list(self._torch_sampling_buckets)
-if len(buckets) == 1:
+if len(buckets) == 1 and TextGenerationController._leaves_logits_alone(self):
     ((indices, temp, top_k, top_p),) = buckets
     request_count = len(indices)
     self._sampled_tokens_cuda[:request_count] = self._torch_sampling_func(
@@ -68,7 +70,12 @@ if gather_indices is not None:
 """
 WITHOUT_INDICES = """\
 # The rows of a single bucket are all of them, in order, and need no index.
-if len(buckets) == 1 and token_to_request_index is None and n == active_request_count:
+if (
+    len(buckets) == 1
+    and token_to_request_index is None
+    and n == active_request_count
+    and TorchSampling._leaves_logits_alone()
+):
     _, temp, top_k, top_p = buckets[0]
     {result}TorchSampling.sample_from_logits(
         logits[:n], temp, top_k, top_p, generator=self._rng, vocab_size=self._vocab_size
@@ -84,6 +91,34 @@ RETURN_OUTPUT += """\
 """
 
 
+#: Of the classes, below the functions that are named in it.
+OF_CONTROLLER = """\
+@staticmethod
+def _leaves_logits_alone(controller, sampling=_torch_sampling_func):
+    \"""Whether it samples with this very function, which copies logits before it changes any.\"""
+    return (
+        getattr(type(controller), "_torch_sampling_func", None) is sampling
+        and "_torch_sampling_func" not in getattr(controller, "__dict__", ())
+    )
+"""
+OF_SAMPLING = """\
+@staticmethod
+def _leaves_logits_alone(sampling=sample_from_logits.__func__):
+    \"""Whether logits are sampled by this very function, which copies before it changes any.\"""
+    return TorchSampling.sample_from_logits is sampling
+"""
+OF_SAMPLING_WITH_FILTER = """\
+@staticmethod
+def _leaves_logits_alone(
+    sampling=sample_from_logits.__func__, filtering=filter_logits.__func__
+):
+    \"""Whether logits are sampled by these very functions, which copy before they change any.\"""
+    return (
+        TorchSampling.sample_from_logits is sampling and TorchSampling.filter_logits is filtering
+    )
+"""
+
+
 def _condition(target: str, code: str, digest: str) -> Substitute:
     return Substitute(target, code, code, digest)
 
@@ -96,19 +131,25 @@ def _in_controller(releases: str, logits: str, digest: str, bookkeeping: str) ->
             Substitute(SAMPLE_LOGITS, LISTS, WITHOUT_LISTS.format(logits=logits), digest),
             _condition(f"{CONTROLLER}._dynamic_step_sample_bookkeeping", NUMBERED, bookkeeping),
             _condition(f"{CONTROLLER}._torch_sampling_func", COPY, "13da107a83f488df"),
+            Add(f"{CONTROLLER}._leaves_logits_alone", OF_CONTROLLER),
         ),
     )
 
 
-COPY_IN_SAMPLING = (_condition(f"{SAMPLING}.sample_from_logits", COPY, "dd8ab192de418efa"),)
+HELPER = f"{SAMPLING}._leaves_logits_alone"
+COPY_IN_SAMPLING = (
+    _condition(f"{SAMPLING}.sample_from_logits", COPY, "dd8ab192de418efa"),
+    Add(HELPER, OF_SAMPLING),
+)
 COPY_IN_FILTER = (
     _condition(f"{SAMPLING}.sample_from_logits", COPY_OF_FILTER, "315ac9c73b33855c"),
     _condition(f"{SAMPLING}.filter_logits", COPY, "f346a833f3f39901"),
+    Add(HELPER, OF_SAMPLING_WITH_FILTER),
 )
 
 
 def _in_kernel(
-    releases: str, digest: str, copy: tuple[Substitute, ...], without_indices: str = RETURN
+    releases: str, digest: str, copy: tuple[Edit, ...], without_indices: str = RETURN
 ) -> Family:
     find = BUCKETS + INDICES + GATHER
     put = "\n".join((BUCKETS, GATHER, without_indices, INDICES))
@@ -130,7 +171,7 @@ SINGLE_SAMPLING_BUCKET = Patch(
     fixed_in=None,
     releases=">=0.16,<0.20",
     removal="upstream samples a single bucket without an index, and no supported release is older",
-    updated="2026-11-24",
+    updated="2026-11-25",
     # In all releases that have buckets: those before 0.16 sample all requests alike.
     target=SAMPLE_LOGITS,
     families=(

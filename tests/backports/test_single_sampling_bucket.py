@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -280,6 +282,104 @@ def test_rows_without_a_request_are_left_alone_as_ever(both, controller):
     assert tokens.shape == (5,)
 
 
+# ----------------------------------------------------------------- functions of others
+
+BANNED = 7
+
+
+def banning(function: Callable[..., Any], position: int) -> Callable[..., Any]:
+    """A function that takes a token out of the logits, in place, before ``function`` gets them."""
+
+    def ban(*args: Any, **kwargs: Any) -> Any:
+        args[position][:, BANNED] = -float("inf")
+        return function(*args, **kwargs)
+
+    return ban
+
+
+def in_subclass(controller: Any, patch: pytest.MonkeyPatch) -> None:
+    known = type(controller)
+    own = {"_torch_sampling_func": banning(known._torch_sampling_func, 1)}
+    patch.setattr(controller, "__class__", type("Own", (known,), own))
+
+
+def on_instance(controller: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(controller, "_torch_sampling_func", banning(controller._torch_sampling_func, 0))
+
+
+def on_class(controller: Any, patch: pytest.MonkeyPatch) -> None:
+    if HAS_KERNEL:
+        known = type(controller._sampling)
+        own = staticmethod(banning(known.sample_from_logits, 0))
+        patch.setattr(known, "sample_from_logits", own)
+    else:
+        known = type(controller)
+        patch.setattr(known, "_torch_sampling_func", banning(known._torch_sampling_func, 1))
+
+
+def on_filter(controller: Any, patch: pytest.MonkeyPatch) -> None:
+    known = type(controller._sampling)
+    patch.setattr(known, "filter_logits", staticmethod(banning(known.filter_logits, 0)))
+
+
+PLACES = [on_class]
+if PATCHED and not HAS_KERNEL:
+    PLACES += [in_subclass, on_instance]
+if RELEASE >= Version("0.19"):
+    PLACES += [on_filter]
+
+
+@only_patched
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("parameters", [GREEDY, RANDOM, (1.0, 5, 0.0)])
+def test_a_function_of_somebody_else_may_write_to_its_logits(
+    both, controller, monkeypatch, place, parameters
+):
+    batch = Batch.of([parameters] * 6, padding=2)
+    batch.logits[:, BANNED] += 4
+    place(controller, monkeypatch)
+    without, patched = both
+    assert_same(batch, patched, without, controller)
+    tokens, _ = outcome(batch, patched, controller)
+    # With top-k 1, logits are not filtered.
+    assert (BANNED in tokens.tolist()) == (place is on_filter and parameters is GREEDY)
+
+
+@only_patched
+@pytest.mark.parametrize("first", [False, True], ids=["after the patches", "before the patches"])
+@pytest.mark.parametrize("only_last", [False, True], ids=["all logits", "only last logits"])
+@pytest.mark.parametrize("place", PLACES)
+def test_the_engine_reports_log_probs_of_what_the_model_said(
+    unpatched, monkeypatch, place, only_last, first
+):
+    """Also where somebody else's function writes to the logits, before we came or after."""
+
+    spec = testing.EngineSpec(materialize_only_last_token_logits=only_last)
+
+    def answers(*, patched: bool) -> tuple[Any, ...]:
+        engine = testing.build_engine(spec)
+        with monkeypatch.context() as patch:
+            if first:
+                place(engine.controller, patch)
+            if patched:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", megatron_patch.MegatronPatchWarning)
+                    megatron_patch.install()
+            if not first:
+                place(engine.controller, patch)
+            requests = [replace(request, sampling={"top_k": 5}) for request in REQUESTS]
+            sampling = {"return_log_probs": True, "skip_prompt_log_probs": only_last}
+            decoded = testing.decode(engine, requests, sampling=sampling)
+            records = [record.merge() for record in decoded.records]
+            megatron_patch.uninstall()
+        logits = [step.tolist() for step in decoded.logits]
+        return decoded.tokens, logits, [record.generated_log_probs for record in records]
+
+    without = answers(patched=False)
+    assert answers(patched=True) == without
+    assert not any(BANNED in tokens for tokens in without[0])
+
+
 # -------------------------------------------------------------------------- the engine
 
 AT_RANDOM = {"top_k": 0, "temperature": 5.0}
@@ -327,7 +427,7 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 def targets() -> list[str]:
     family = judge(SINGLE_SAMPLING_BUCKET).family
     assert family is not None
-    return list(dict.fromkeys(edit.target for edit in family.edits))
+    return list(dict.fromkeys(edit.target for edit in family.edits if edit.digest))
 
 
 @only_patched
