@@ -26,6 +26,7 @@ from .checks import (
     REQUESTS,
     SPECS,
     Operators,
+    as_it_is,
     assert_same_outputs,
     state_of,
     with_one_token_changed,
@@ -160,7 +161,7 @@ def both(controller):
     if SOURCE:
         pytest.skip("the source itself is patched")
     megatron_patch.uninstall()
-    without = sampling_of(controller)
+    without = as_it_is(sampling_of(controller))
     megatron_patch.install()
     return without, sampling_of(controller)
 
