@@ -119,9 +119,7 @@ class CUDAGraph:
         """
         if capture_error_mode not in ("global", "thread_local", "relaxed"):
             raise RuntimeError(f"Unknown capture error mode {capture_error_mode!r}")
-        outer = _current()
-        if outer is not None:
-            outer.invalidate()
+        if _current() is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if self._recorder is not None:
             raise RuntimeError(

@@ -123,6 +123,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def _record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         name = func._schema.name.split("::")[-1]
+        # What changes the shape of an argument is not done again: others have theirs from then.
         if torch.Tag.inplace_view in func.tags or name in UNINITIALISED:
             tree_map_only(Tensor, self.tape.alias, result)
             return
@@ -130,7 +131,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         leaves = tree_leaves(result)
         # Others are views of arguments, or the arguments themselves.
         fresh = [
-            (index, self._target(leaf))
+            (index, self.tape.alias(leaf))
             for index, leaf in enumerate(leaves)
             if isinstance(leaf, Tensor) and _storage_id(leaf) not in known
         ]
@@ -143,14 +144,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         elif fresh or func._schema.is_mutable:
             self.tape.append(_Operator(func, args, kwargs, fresh))
 
-    def _target(self, tensor: Tensor) -> Tensor:
-        """Where to write a result again: once, also where it has many elements in one place."""
-        alias = self.tape.alias(tensor)
-        for dimension, stride in enumerate(alias.stride()):
-            if stride == 0 and alias.shape[dimension] > 1:
-                alias = alias.narrow(dimension, 0, 1)
-        return alias
-
 
 class _Operator:
     """An operator with its arguments, and the memory of its results."""
@@ -161,10 +154,7 @@ class _Operator:
     def __call__(self) -> None:
         leaves = tree_leaves(self._func(*self._args, **self._kwargs))
         for index, target in self._results:
-            value = leaves[index]
-            if value.shape != target.shape:
-                value = value.as_strided(target.shape, value.stride())
-            target.copy_(value)
+            target.copy_(leaves[index])
 
 
 class _Collective:

@@ -115,6 +115,21 @@ def test_arguments_that_change_their_shape(x: Tensor) -> None:
     assert y.unique().tolist() == [8]
 
 
+@on_cpu
+def test_a_number_of_python_is_the_same_each_time(x: Tensor) -> None:
+    def function() -> Tensor:
+        y = torch.tensor([1.0, 2.0, 3.0])
+        y.mul_(2)
+        return x + y
+
+    graph, z = capture(function)
+    x.fill_(1)
+    graph.replay()
+    graph.replay()
+
+    assert z.tolist() == [[3, 5, 7]] * 2
+
+
 def test_operators_of_several_results(x: Tensor) -> None:
     def function() -> list[Tensor]:
         values, indices = x.topk(2, dim=1)
