@@ -119,6 +119,8 @@ def _start() -> None:
         names = [*vars(first)["__all__"], "__all__", "__version__", "_engine"]
         globals().update({name: vars(first)[name] for name in names})
         _running.put_in_place_of(__name__, first)
+    else:
+        setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
     try:
         install()
     except BaseException:

@@ -63,7 +63,7 @@ class Engine:
         self._settings = Settings()
         self._summarised = False
         self._lock = ForkSafeLock()
-        self._finder = PostImportFinder(self._imported)
+        self.finder = PostImportFinder(self._imported)
 
     def install(self, settings: Settings) -> None:
         """Select the patches, settle those whose modules are imported, wait for the others.
@@ -82,7 +82,7 @@ class Engine:
                 if record not in out and record not in self._applied:
                     record.state, record.reason = State.PENDING, _waiting(record.patch)
             selected = [r for r in self.records.values() if r.state is not State.DISABLED]
-            self._finder.watch({m for record in selected for m in modules_of(record.patch)})
+            self.finder.watch({m for record in selected for m in modules_of(record.patch)})
             try:
                 self._settle()
             except (StrictModeError, SettingsError):
@@ -92,7 +92,7 @@ class Engine:
     def uninstall(self) -> None:
         """Restore the original objects, except where somebody else's patch is on top of ours."""
         with self._lock:
-            self._finder.stop()
+            self.finder.stop()
             for record in self._last_first(list(self.records.values())):
                 self._revert(record, "uninstalled")
 

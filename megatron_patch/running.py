@@ -9,14 +9,24 @@ import importlib
 import sys
 from types import ModuleType
 
+from .sources import namespace_of
+
 #: Where ``sys.modules`` has the copy of this package whose engine runs, and the name under which
 #: ``megatron-patch run`` imports it: the usual one may be Pai-Megatron-Patch's.
 NAME = "_megatron_patch"
+
+#: Where the engine's finder has that copy, while it is among those of ``sys.meta_path``.
+FINDERS_ATTRIBUTE = "megatron_patch_package"
 
 
 def first_copy(package: str) -> ModuleType:
     """The copy of this package that runs in this process: ``package`` if none did before."""
     mine = sys.modules[package]
+    for finder in list(sys.meta_path):
+        # Who mocks sys.modules puts back what was there before this package was imported.
+        found = namespace_of(finder).get(FINDERS_ATTRIBUTE)
+        if isinstance(found, ModuleType):
+            sys.modules.setdefault(NAME, found)
     if sys.modules.setdefault(NAME, mine) is mine:
         return mine
     return importlib.import_module(NAME)  # which waits until another thread has imported it

@@ -92,7 +92,7 @@ def test_uninstall_restores_the_original_objects_and_install_applies_again(works
     assert {n: vars(module.Thing)[n] for n in ("one", "two")} == {
         n: original[n] for n in ("one", "two")
     }
-    assert engine._finder not in sys.meta_path
+    assert engine.finder not in sys.meta_path
     engine.install(Settings(frozenset({"sample"}), strict=False))
     assert (only(engine).state, thing().one()) == (State.APPLIED, 10)
     engine.install(Settings(frozenset(), strict=False))

@@ -103,6 +103,23 @@ show(megatron_patch)
     assert run(code, variables) == [APPLIED, APPLIED, DISABLED]
 
 
+@pytest.mark.parametrize("uninstalled", [False, True])
+def test_imported_anew_when_what_was_imported_was_put_back(variables, uninstalled):
+    code = f"""
+from unittest import mock
+{IMPORT_ALL}
+with mock.patch.dict(sys.modules):
+    import megatron_patch as first
+    {"first.uninstall()" if uninstalled else ""}
+import megatron_patch
+assert (megatron_patch is first) != {uninstalled}
+show(megatron_patch)
+megatron_patch.uninstall()
+show(megatron_patch)
+"""
+    assert run(code, variables) == [APPLIED, DISABLED]
+
+
 @pytest.fixture
 def vendored(variables, tmp_path):  # type: ignore[no-untyped-def]
     """A package that has a copy of this one in it, and our own on the path too."""
