@@ -127,6 +127,8 @@ class Engine:
                 for record in self.records.values():
                     if record.state is State.PENDING and name in modules_of(record.patch):
                         record.state, record.reason = State.FAILED, why
+                if self._settings.strict:
+                    raise StrictModeError(why) from error
                 notices.line(f"{why}; Megatron runs as it is")
 
     def _decide_again(self, name: str) -> None:

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from megatron_patch import notices
-from megatron_patch.errors import MegatronPatchWarning
+from megatron_patch.errors import MegatronPatchWarning, StrictModeError
 from megatron_patch.model import State
 from megatron_patch.settings import Settings
 
@@ -262,6 +262,17 @@ def test_an_error_of_ours_before_anything_is_judged(workshop, both, mocker, line
     assert lines == [f"{words}; Megatron runs as it is"]
     with pytest.warns(MegatronPatchWarning, match=words):
         assert only(engine).state is State.FAILED
+
+
+@pytest.mark.parametrize(
+    "where", ["megatron_patch.judge.judge", "megatron_patch.engine.Engine._settle"]
+)
+def test_an_error_of_ours_ends_an_import_in_strict_mode(workshop, both, mocker, where):
+    workshop.engine(both, strict=True)
+    mocker.patch(where, side_effect=ZeroDivisionError("ours"))
+    with pytest.raises(StrictModeError, match="ZeroDivisionError: ours"):
+        importlib.import_module("target_module")
+    mocker.stopall()
 
 
 def test_a_warning_that_is_an_error_everywhere_is_a_line(workshop, both, lines):
