@@ -252,6 +252,38 @@ def test_process_that_cannot_be_interrupted_is_ended_and_started_again(checkout,
     assert "in test_deaf" in Path(log).read_text()
 
 
+def test_process_group_is_there_again_after_a_death(checkout, run):
+    checkout.write(
+        "tests/unit_tests/test_utilities.py",
+        """
+        class Utils:
+            initialized = inited = False
+
+            @classmethod
+            def initialize_distributed(cls):
+                cls.initialized = cls.inited = True
+        """,
+    )
+    checkout.write(
+        A,
+        """
+        import os
+
+        from tests.unit_tests.test_utilities import Utils
+
+        def test_dies():
+            assert not Utils.initialized
+            Utils.initialize_distributed()
+            os._exit(3)
+
+        def test_needs_it():
+            assert Utils.initialized
+            assert not Utils.inited
+        """,
+    )
+    assert outcomes_of(run()) == {f"{A}::test_dies": "crashed", f"{A}::test_needs_it": "passed"}
+
+
 def test_death_between_tests_counts_for_the_test_before(checkout, run):
     checkout.write(
         A,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,7 +91,8 @@ def _enter_cpu(stack: ExitStack) -> None:
         mock.patch.multiple(
             torch.cuda,
             is_available=lambda: True,
-            device_count=lambda: 1,
+            # Some tests ask whether there is one for each of their ranks.
+            device_count=lambda: int(os.environ.get("WORLD_SIZE", "1")),
             is_initialized=lambda: False,
             get_rng_state=lambda device=None: torch.get_rng_state(),
             set_rng_state=set_state,

@@ -110,6 +110,18 @@ class Rank:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
         items[:] = [item for item in items if item.nodeid not in done]
 
+    def pytest_collection_finish(self) -> None:
+        """Make the default process group where earlier tests, in other processes, had made it.
+
+        Some tests skip where there is none, and rely on those before them.
+        """
+        utilities: Any = sys.modules.get("tests.unit_tests.test_utilities")
+        if self.settings.done and utilities is not None:
+            _arm(self.settings.limit + self.settings.grace)
+            utilities.Utils.initialize_distributed()
+            utilities.Utils.inited = False
+            faulthandler.cancel_dump_traceback_later()
+
     # One test
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
