@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 import warnings
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search or repeat, and report; returns the exit status."""
     options = parser().parse_args(arguments)
     warnings.simplefilter("ignore")  # Megatron's own, of optional packages
+    logging.disable(logging.WARNING)
     import torch
 
     # So that Megatron is imported as it was released: modules keep what they import by name.

@@ -9,6 +9,7 @@ from .releases import (
     captures_cuda_graphs,
     check,
     cuda_graph_arguments,
+    release,
 )
 from .runtime import running
 from .spec import EngineSpec, UnsupportedError
@@ -47,6 +48,25 @@ def transformer_config(spec: EngineSpec) -> Any:
     arguments.update(cuda_graph_arguments(spec))
     if spec.num_speculative_tokens:
         arguments["mtp_num_layers"] = spec.num_speculative_tokens
+    if spec.num_moe_experts is not None:
+        from megatron.core.transformer.moe import moe_utils
+
+        if not hasattr(moe_utils, "te_general_gemm"):
+            raise UnsupportedError(
+                f"num_moe_experts {spec.num_moe_experts}: the router of {release()} runs with "
+                "Transformer Engine only, which is not installed"
+            )
+        arguments["num_moe_experts"] = spec.num_moe_experts
+        arguments["moe_router_topk"] = 2
+        arguments["moe_token_dispatcher_type"] = "alltoall"
+        arguments["expert_model_parallel_size"] = (
+            parallel_state.get_expert_model_parallel_world_size()
+        )
+        arguments["add_bias_linear"] = False
+    if spec.activation_recomputation:
+        arguments["recompute_granularity"] = "full"
+        arguments["recompute_method"] = "uniform"
+        arguments["recompute_num_layers"] = 1
     return TransformerConfig(**arguments)
 
 
@@ -83,7 +103,7 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     config = transformer_config(spec)
-    layer_spec = gpt_layer_specs.get_gpt_layer_local_spec()
+    layer_spec = gpt_layer_specs.get_gpt_layer_local_spec(num_experts=spec.num_moe_experts)
     arguments: dict[str, Any] = {}
     if spec.num_speculative_tokens:
         arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(

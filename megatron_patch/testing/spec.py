@@ -24,6 +24,9 @@ class EngineSpec:
     num_attention_heads: int = 4
     num_query_groups: int | None = None
     """Heads of keys and values. None: as many as attention heads."""
+    num_moe_experts: int | None = None
+    """Experts of each layer, of which two see a token, one after the other (``SequentialMLP``).
+    None: an ordinary MLP."""
     vocab_size: int = 128
     dtype: str = "float32"
     """Of parameters, activations and KV cache: ``float32``, ``bfloat16`` or ``float16``. The real
@@ -32,6 +35,8 @@ class EngineSpec:
     """Of the weights, which are the same on every device and, up to rounding, in every dtype."""
     position_embedding_type: str = "learned_absolute"
     """``learned_absolute`` reads the position ids that the context hands out, ``rope`` does not."""
+    activation_recomputation: bool = False
+    """Training computes the activations of each layer again in its backward pass."""
 
     max_sequence_length: int = 128
     """Longest prompt together with what is generated for it, in tokens."""

@@ -193,6 +193,10 @@ def installed() -> Iterator[torch.device]:
         stack.enter_context(mock.patch.multiple(torch.cuda, **cuda))
         stack.enter_context(mock.patch.multiple(torch.cuda.nvtx, **nvtx))
         stack.enter_context(graphs.installed())
+        # Activation recomputation keeps the state of the device's generator, which nothing uses.
+        stack.enter_context(
+            mock.patch.object(torch.cuda.random, "get_rng_state", lambda *_, **__: torch.zeros(0))
+        )
         # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
         # defines the kernel.
         stack.enter_context(_environment_variable("TRITON_INTERPRET", "1"))

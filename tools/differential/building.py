@@ -24,6 +24,8 @@ def model_fields(configuration: Configuration) -> dict[str, Any]:
         "max_sequence_length": LONGEST,
         "dtype": configuration.dtype,
         "num_speculative_tokens": configuration.speculative,
+        "num_moe_experts": configuration.experts,
+        "activation_recomputation": configuration.recompute,
     }
 
 
@@ -62,6 +64,7 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         max_requests=configuration.max_requests,
         max_tokens=configuration.max_tokens,
         num_cuda_graphs=configuration.graphs,
+        cuda_graph_scope=None if configuration.graphs is None else configuration.scope,
         materialize_only_last_token_logits=configuration.only_last,
         options=options,
     )
@@ -74,6 +77,14 @@ def alone(configuration: Configuration) -> testing.EngineSpec:
         enable_chunked_prefill=False if "enable_chunked_prefill" in _of_engine() else None,
         materialize_only_last_token_logits=False,
         max_tokens=64,
+    )
+
+
+def student(configuration: Configuration) -> testing.EngineSpec:
+    """The model of the trainer."""
+    return testing.EngineSpec(
+        **{**model_fields(configuration), "num_speculative_tokens": 0},
+        cuda_graph_scope="layer" if configuration.captured else None,
     )
 
 

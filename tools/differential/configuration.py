@@ -73,6 +73,9 @@ class Configuration:
     max_requests: int = 8
     max_tokens: int = 64
     graphs: int | None = None
+    """At most so many CUDA graphs, or sizes that batches are padded to."""
+    scope: str | None = None
+    """What is captured in one: ``layer`` or ``block``. None: nothing, batches are only padded."""
     only_last: bool = True
     chunked: bool = False
     prefix: str | None = None
@@ -84,7 +87,19 @@ class Configuration:
     """``legacy`` or ``async``."""
     grouped: bool = False
     """Two heads share keys and values."""
+    experts: int | None = None
+    recompute: bool = False
+    """Training recomputes activations."""
     token_events: bool = False
+    caller: str | None = None
+    """The caller's mode of autograd around each step: ``no_grad`` or ``inference_mode``."""
+    lessons: tuple[str, ...] = ()
+    """What a trainer does with another model when the engine is done: ``train``, ``evaluate`` in
+    evaluation mode, or ``look``, which is to evaluate in training mode."""
+    microbatches: int = 1
+    """Of each training step in ``lessons``."""
+    captured: bool = False
+    """The trainer's model has its layers in CUDA graphs."""
     dtype: str = "float32"
     seed: int = 0
 
@@ -95,7 +110,12 @@ class Configuration:
 
     def of_model(self) -> Configuration:
         """The plainest configuration with the same model."""
-        return Configuration(grouped=self.grouped, dtype=self.dtype, speculative=self.speculative)
+        return Configuration(
+            grouped=self.grouped,
+            dtype=self.dtype,
+            speculative=self.speculative,
+            experts=self.experts,
+        )
 
 
 @cache
@@ -142,6 +162,7 @@ def decode(text: str) -> Configuration:
         for name, kind in (("requests", Plan), ("happenings", Happening)):
             if name in found:
                 found[name] = tuple(kind(**_tuples(item)) for item in found[name])
+        found = _tuples(found)
         return Configuration(**found)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"no configuration: {error}") from error
@@ -153,13 +174,16 @@ def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+NOT_COUNTED = ("requests", "happenings", "seed", "spare_blocks", "paused_blocks", "lessons")
+
+
 def dimensions(configuration: Configuration) -> dict[str, str]:
     """Each dimension of the matrix, and where in it the configuration is, for the report."""
     plans, happenings = configuration.requests, configuration.happenings
     named = {
         field.name: str(getattr(configuration, field.name))
         for field in fields(configuration)
-        if field.name not in ("requests", "happenings", "seed", "spare_blocks", "paused_blocks")
+        if field.name not in NOT_COUNTED
     }
     samplings = {plan.sampling for plan in plans}
     named["pool"] = "plenty" if configuration.spare_blocks is None else "scarce"
@@ -179,6 +203,7 @@ def dimensions(configuration: Configuration) -> dict[str, str]:
     named["arrival"] = "at once" if len({plan.arrival for plan in plans}) == 1 else "staggered"
     named["zero tokens"] = str(any(plan.num_tokens == 0 for plan in plans))
     named["requests"] = str(len(plans))
+    named["lessons"] = "+".join(sorted(set(configuration.lessons))) or "none"
     for what in ("suspend", "train", "update", "evaluate", "epoch"):
         named[what] = str(sum(happening.what == what for happening in happenings))
     return named

@@ -105,6 +105,16 @@ def _unequal_parts(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _graphs_without_context(case: Case, complaint: Complaint) -> bool:
+    return (
+        complaint.kind == "exception"
+        and complaint.facts["type"] == "AttributeError"
+        and "'ArgMetadata' object has no attribute 'value'" in complaint.facts["text"]
+        and case.configuration.scope is not None
+        and any(item.what != "suspend" for item in case.configuration.happenings)
+    )
+
+
 DEFECTS: tuple[Defect, ...] = (
     Defect(
         "log probs of a cached prompt",
@@ -145,5 +155,12 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.16",
         "merge() takes for granted that all parts of a request have lists where the first has",
         _unequal_parts,
+    ),
+    Defect(
+        "a model with CUDA graphs alone",
+        "<0.16",
+        "the model of an engine with CUDA graphs, called without its context, raises from what "
+        "compares the arguments with those of the graphs",
+        _graphs_without_context,
     ),
 )

@@ -37,6 +37,10 @@ class Abilities:
     token_events: bool
     epochs: bool
     zero_tokens: bool
+    experts: bool
+    """Without Transformer Engine."""
+    blocks: bool
+    """CUDA graphs of all layers."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -44,6 +48,7 @@ class Abilities:
     def installed(cls) -> Abilities:
         """Those of the installed release."""
         from megatron.core.inference.sampling_params import SamplingParams
+        from megatron.core.transformer.moe import moe_utils
 
         engine, version = engine_class(), Version(release().rpartition(" ")[2])
         known = {*parameters_of(engine), *context_parameters()}
@@ -60,6 +65,8 @@ class Abilities:
             token_events="track_generated_token_events" in known,
             epochs="kv_cache_management_mode" in known,
             zero_tokens=version >= Version("0.17"),
+            experts=hasattr(moe_utils, "te_general_gemm"),
+            blocks=version >= Version("0.16"),
         )
 
 
@@ -131,6 +138,10 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     if one_in(3):
         # 0.14 and 0.15 have batches of multiples of 8 only.
         found["graphs"] = 1 if found["max_requests"] == 8 else draw(st.sampled_from([1, 2]))
+        scopes = [None, "layer", "block"] if able.blocks else [None, "layer"]
+        scope = draw(st.sampled_from(scopes))
+        if scope is not None:
+            found["scope"] = scope
     if draw(st.booleans()):
         found["spare_blocks"] = draw(st.integers(0, 10))
         found["paused_blocks"] = draw(st.sampled_from([0, 0, 4, 8]))
@@ -144,6 +155,9 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found["scheduling"] = draw(st.sampled_from(["legacy", "async"]))
     if able.token_events:
         found["token_events"] = one_in(4)
+    if able.speculative and one_in(6):
+        found["speculative"] = draw(st.integers(1, 2))
+        found["only_last"] = False
     wave_wide: dict[str, Any] = {}
     if not able.per_request:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
@@ -155,6 +169,18 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         for _ in range(number)
     )
     found["happenings"] = happenings(able, draw)
+    if one_in(6):
+        found["lessons"] = tuple(
+            draw(st.lists(st.sampled_from(["train", "train", "evaluate", "look"]), max_size=5))
+        )
+        found["microbatches"] = draw(st.integers(1, 2))
+        found["captured"] = draw(st.booleans())
+    if able.experts and not found.get("captured") and "speculative" not in found and one_in(8):
+        found["experts"] = 4
+        found.pop("scope", None)
+    elif not found.get("captured") and one_in(4):
+        found["recompute"] = "scope" not in found
+    found["caller"] = draw(st.sampled_from([None, None, "no_grad", "inference_mode"]))
     if one_in(4):
         possible = [name for name, guest in COMPANY.items() if guest.possible()]
         found["company"] = draw(st.sampled_from([None, *possible]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from megatron_patch import testing
@@ -79,12 +79,16 @@ class Run:
         record["error"] = None
         during = ["build"]
         self.engine: Any = None
+        training.forget_graphs()
         try:
             self.engine = testing.build_engine(building.spec(configuration))
             guest.built(self.engine)
             self.seen.free_at_start = blocks.free(self.engine.context)
             self._keep_weights()
             self._live(during)
+            if configuration.lessons:
+                during[0] = "lessons"
+                record["lessons"] = training.lessons(configuration)
         except testing.UnsupportedError:
             raise
         except Exception as error:
@@ -160,7 +164,11 @@ class Run:
         self.records[index] = getattr(entry, "record", entry)
 
     def _step(self, make_step: Callable[[], object]) -> Any:
-        result: Any = make_step()
+        import torch
+
+        caller = self.configuration.caller
+        with nullcontext() if caller is None else getattr(torch, caller)():
+            result: Any = make_step()
         if isinstance(result, dict):
             finished = [record.request_id for record in result["finished_request_records"]]
             return [

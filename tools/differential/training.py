@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from megatron_patch.testing.releases import set_inference_mode
+from megatron_patch import testing
+from megatron_patch.testing.releases import allow_more_cuda_graphs, set_inference_mode
 
-from . import observing
+from . import building, observing
 from .configuration import VOCABULARY, Configuration
 
 if TYPE_CHECKING:
@@ -49,13 +52,45 @@ def between(what: str, model: Any, configuration: Configuration, version: int) -
             set_inference_mode(before)
 
 
-def _batch(model: Any) -> tuple[Tensor, ...]:
+def lessons(configuration: Configuration) -> list[Any]:
+    """A trainer and a model of its own; returns what it sees of each lesson."""
+    rng = random.Random(configuration.seed)
+    model = testing.build_model(building.student(configuration), training=True)
+    noted = []
+    for lesson in configuration.lessons:
+        batches = [
+            [[rng.randrange(VOCABULARY) for _ in range(LENGTH)]]
+            for _ in range(configuration.microbatches)
+        ]
+        model.train(lesson != "evaluate")
+        if lesson == "train":
+            noted.append(_train(model, batches))
+        else:
+            noted.append(_evaluate(model, LENGTH - 1))  # the shape that was captured
+    return noted
+
+
+def _train(model: Any, batches: Any) -> Any:
+    import torch
+
+    trained = testing.train_step(model, batches)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(parameter.grad * RATE)
+    return {
+        "losses": [observing.digest(loss) for loss in trained.losses],
+        "gradients": {name: observing.digest(value) for name, value in trained.gradients.items()},
+    }
+
+
+def _batch(model: Any, length: int = LENGTH) -> tuple[Tensor, ...]:
     import torch
 
     device = next(model.parameters()).device
-    tokens = torch.randint(VOCABULARY, (1, LENGTH + 1), device=device)
-    positions = torch.arange(LENGTH, device=device)[None]
-    hidden = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=device).triu(1)[None, None]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (1, length + 1), generator=generator).to(device)
+    positions = torch.arange(length, device=device)[None]
+    hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1)[None, None]
     return tokens[:, :-1], positions, hidden, tokens[:, 1:]
 
 
@@ -94,21 +129,61 @@ def _step(model: Any) -> Any:
     return noted
 
 
-def _evaluate(model: Any) -> Any:
+def _evaluate(model: Any, length: int = LENGTH) -> Any:
+    """The model alone without gradients, and what becomes of one who takes it for something else."""
     import torch
 
-    tokens, positions, hidden, _ = _batch(model)
-    with torch.no_grad():
-        logits = model(tokens, positions, hidden)
-    return {
-        **observing.output(logits, LENGTH),
-        "numpy": type(observing_numpy(logits)).__name__,
-    }
+    before = set_inference_mode(False)
+    tokens, positions, hidden, _ = _batch(model, length)
+    gradients = _gradients(model)
+    seen: dict[str, Any] = {}
 
+    def keep(module: Any, args: Any) -> None:
+        seen["of the layers"] = args[0]  # where they are in CUDA graphs, no hook of theirs runs
 
-def observing_numpy(tensor: Any) -> Any:
-    """The tensor as NumPy has it, or why it cannot be had."""
+    handle = model.decoder.final_layernorm.register_forward_pre_hook(keep)
     try:
-        return tensor.float().numpy()
-    except RuntimeError as error:
-        return error
+        with torch.no_grad():
+            seen["logits"] = model(tokens, positions, hidden)
+    finally:
+        handle.remove()
+        set_inference_mode(before)
+    noted = {}
+    for name, tensor in seen.items():
+        noted[name] = {
+            **observing.output(tensor, length),
+            "numpy": _outcome(tensor.float().numpy),
+            "backward": _outcome(tensor.sum().backward),
+            "gradients changed": _gradients(model) != gradients,
+        }
+    return noted
+
+
+def _gradients(model: Any) -> list[str]:
+    found = []
+    for parameter in model.parameters():
+        for name in ("grad", "main_grad"):
+            value = getattr(parameter, name, None)
+            found.append("" if value is None else observing.digest(value))
+    return found
+
+
+def _outcome(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def forget_graphs() -> None:
+    """Drop what Megatron keeps of CUDA graphs in the process, so that no run has those of others."""
+    from megatron.core.transformer import cuda_graphs
+
+    if hasattr(cuda_graphs, "delete_cuda_graphs"):
+        cuda_graphs.delete_cuda_graphs()
+    record = cuda_graphs._CudagraphGlobalRecord
+    for name in ("cudagraph_record", "cudagraph_inference_record"):
+        if hasattr(record, name):
+            setattr(record, name, [])
+    allow_more_cuda_graphs()
