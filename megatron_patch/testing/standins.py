@@ -195,7 +195,7 @@ def installed() -> Iterator[torch.device]:
         stack.enter_context(graphs.installed())
         # Activation recomputation keeps the state of the device's generator, which nothing uses.
         stack.enter_context(
-            mock.patch.object(torch.cuda.random, "get_rng_state", lambda *_, **__: torch.zeros(0))
+            mock.patch.object(torch.cuda.random, "get_rng_state", return_value=torch.zeros(0))
         )
         # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
         # defines the kernel.

@@ -12,6 +12,8 @@ configuration, in the order of the modules:
     comparing       where two records differ
     oracles         what is wrong with a record, whoever made it
     defects         what is known to be wrong with a release, recognised by its cause
+    intended        what patches change although the release was right, recognised by its cause
     judging         none, performance and all: what may differ, and which patch it is
+    searching       draw, judge and shrink
     report          how much was run
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from . import comparing, defects, oracles
+from . import comparing, defects, intended, oracles
 from .company import COMPANY
 from .comparing import Difference
 from .configuration import Configuration
@@ -127,9 +127,10 @@ def _compare(
     elif differences:
         everything = oracles.complaints(configuration, seen[none])
         still = set(oracles.complaints(configuration, seen[patched]))
+        case = oracles.Case(configuration, seen[none])
         if any(item not in still for item in everything):
             judgement.fixed = True
-        else:
+        elif intended.recognise(case, differences) is None:
             judgement.findings.append(Finding("unproven", between, differences))
 
 

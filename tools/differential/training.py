@@ -130,7 +130,7 @@ def _step(model: Any) -> Any:
 
 
 def _evaluate(model: Any, length: int = LENGTH) -> Any:
-    """The model alone without gradients, and what becomes of one who takes it for something else."""
+    """The model alone without gradients: what it returns, and what can be done with that."""
     import torch
 
     before = set_inference_mode(False)
@@ -177,7 +177,7 @@ def _outcome(call: Callable[[], Any]) -> str:
 
 
 def forget_graphs() -> None:
-    """Drop what Megatron keeps of CUDA graphs in the process, so that no run has those of others."""
+    """Drop what Megatron keeps of CUDA graphs in the process: no run is to have those of another."""
     from megatron.core.transformer import cuda_graphs
 
     if hasattr(cuda_graphs, "delete_cuda_graphs"):

@@ -1,0 +1,54 @@
+"""What correctness patches change on purpose although the released run is right, by its cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .comparing import Difference
+from .oracles import Case
+
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Intended:
+    """A difference that a patch cannot do without."""
+
+    patch: str
+    why: str
+    covers: Callable[[Case, Sequence[Difference]], bool]
+    """Whether the differences of the released run to the patched one are of this kind."""
+
+
+def recognise(case: Case, differences: Sequence[Difference]) -> Intended | None:
+    """The intended difference that explains all of them, if there is one. ``case`` is released."""
+    return next((item for item in INTENDED if item.covers(case, differences)), None)
+
+
+def _is_rounding(difference: Difference) -> bool:
+    if difference.kind == "outputs[].digest":
+        return True
+    left, right = difference.left, difference.right
+    both = isinstance(left, float) and isinstance(right, float)
+    return both and abs(left - right) <= ROUNDING
+
+
+def _one_token_at_a_time(case: Case, differences: Sequence[Difference]) -> bool:
+    """Some step had a prompt, or the rest of one, of a single token."""
+    for forward in case.observation.forwards:
+        for index, part, offset, count in forward.rows:
+            parts = case.parts(index)
+            if part < len(parts) and count == 1 and offset < len(parts[part]["prompt_tokens"]):
+                return all(map(_is_rounding, differences))
+    return False
+
+
+INTENDED = (
+    Intended(
+        "one-token-prefill",
+        "a prompt of one token goes to the attention of prompts, whose sums round otherwise than "
+        "those of decoding",
+        _one_token_at_a_time,
+    ),
+)
