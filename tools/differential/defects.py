@@ -75,9 +75,8 @@ def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
     if plan is None or plan.stop is None or not _is_list(complaint, *LOG_PROBS, *TOP_N):
         return False
     word, _ = stop_words(case.configuration, plan)
-    return complaint.facts["list"].startswith("generated") and 0 < complaint.facts["off"] <= len(
-        word
-    )
+    name, off = str(complaint.facts["list"]), int(complaint.facts["off"])
+    return name.startswith("generated") and 0 < off <= len(word)
 
 
 def _stopped_at_once(case: Case, complaint: Complaint) -> bool:

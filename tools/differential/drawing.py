@@ -125,7 +125,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
 
     def one_in(number: int) -> bool:
-        return draw(st.integers(0, number - 1)) == number - 1
+        return bool(draw(st.integers(0, number - 1)) == number - 1)
 
     found: dict[str, Any] = {
         "block_size": draw(st.sampled_from([4, 8])),

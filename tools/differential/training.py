@@ -177,7 +177,7 @@ def _outcome(call: Callable[[], Any]) -> str:
 
 
 def forget_graphs() -> None:
-    """Drop what Megatron keeps of CUDA graphs in the process: no run is to have those of another."""
+    """Drop what Megatron keeps of CUDA graphs in the process, for the next run."""
     from megatron.core.transformer import cuda_graphs
 
     if hasattr(cuda_graphs, "delete_cuda_graphs"):

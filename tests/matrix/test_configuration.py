@@ -1,0 +1,70 @@
+"""Configurations are drawn for the release, and fit into a command line."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_patch import testing
+from tools import matrix
+from tools.differential import building, searching
+from tools.differential.configuration import Configuration, Plan, decode, dimensions, encode
+from tools.differential.drawing import Abilities, configurations
+
+from .conftest import Planted
+from .test_judging import another_token
+
+
+@settings(suppress_health_check=list(HealthCheck), max_examples=40)
+@given(st.data())
+def test_what_is_drawn_is_read_again_and_can_be_built(device, data):
+    configuration = data.draw(configurations(Abilities.installed()))
+    assert decode(encode(configuration)) == configuration
+    assert len(dimensions(configuration)) > 20
+    testing.build_context(building.spec(configuration))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"request":[]}', '{"requests":[{"steam":1}]}'])
+def test_what_is_no_configuration_is_refused(text):
+    with pytest.raises(ValueError, match=r".+"):
+        decode(text)
+
+
+def test_defaults_are_left_out():
+    assert encode(Configuration()) == "{}"
+    assert encode(Configuration(requests=(Plan(stem=1),))) == '{"requests":[{"stem":1}]}'
+
+
+def search_for(run_with):  # type: ignore[no-untyped-def]
+    """A search for what performance patches change."""
+    wanted = lambda finding: finding.kind == "performance"  # noqa: E731
+    return searching.Search(Abilities.installed(), run_with, [], wanted=wanted)
+
+
+def test_a_search_shrinks_what_it_finds_and_tells_how_to_repeat_it(engine_class):
+    change = another_token(engine_class)
+    run_with = Planted(performance=[change]).runner()
+    search = search_for(run_with)
+    search.run(0, examples=10, most=1)
+    (found,) = search.found
+    assert found.finding.kind == "performance"
+    assert found.examples <= 10
+    assert sum(plan.num_tokens for plan in found.configuration.requests) <= 3
+    command = found.command.split("--repeat ")[1].strip("'")
+    assert decode(command) == found.configuration
+
+
+def test_a_search_leaves_alone_what_it_has_found(engine_class):
+    run_with = Planted(performance=[another_token(engine_class)]).runner()
+    search = search_for(run_with)
+    search.run(0, examples=6, most=2)
+    signatures = [found.finding.signature for found in search.found]
+    assert len(signatures) == len(set(signatures))
+
+
+def test_a_command_line_that_is_wrong_ends_with_2(capsys):
+    for arguments in (["--examples", "many"], ["--unknown"]):
+        with pytest.raises(SystemExit) as ended:
+            matrix.main(arguments)
+        assert ended.value.code == 2

@@ -1,0 +1,197 @@
+"""What the matrix takes for right and for wrong: planted patches that change one thing each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import replace
+
+import pytest
+from packaging.version import Version
+
+from tools.differential import comparing, defects, judging, oracles
+from tools.differential.configuration import Configuration, Happening, Plan
+from tools.differential.defects import Defect
+
+from .conftest import Planted
+
+VERSION = Version(importlib.metadata.version("megatron-core"))
+PER_REQUEST = VERSION >= Version("0.16")
+
+CONFIGURATION = Configuration(requests=(Plan(stem=1, length=9), Plan(stem=2, length=5, arrival=2)))
+
+
+def judge(configuration: Configuration = CONFIGURATION, **changes) -> judging.Judgement:  # type: ignore[no-untyped-def]
+    return judging.judge(configuration, Planted(**changes).runner())
+
+
+def kinds(judgement: judging.Judgement) -> set[str]:
+    return {finding.kind for finding in judgement.findings}
+
+
+def another_token(engine_class):  # type: ignore[no-untyped-def]
+    """A step after which the last token of each request is another one."""
+    original = engine_class.post_process_requests
+
+    def post_process_requests(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        result = original(self, *args, **kwargs)
+        for request in (getattr(entry, "record", [entry])[-1] for entry in self.requests.values()):
+            if request.generated_tokens:
+                request.generated_tokens[-1] ^= 1
+        return result
+
+    return (engine_class, "post_process_requests", post_process_requests)
+
+
+def more_random_numbers(engine_class):  # type: ignore[no-untyped-def]
+    """A step that draws a random number more."""
+    import torch
+
+    original = engine_class.post_process_requests
+
+    def post_process_requests(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        torch.rand(1)
+        return original(self, *args, **kwargs)
+
+    return (engine_class, "post_process_requests", post_process_requests)
+
+
+def raising(engine_class):  # type: ignore[no-untyped-def]
+    def post_process_requests(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        raise KeyError("planted")
+
+    return (engine_class, "post_process_requests", post_process_requests)
+
+
+def test_patches_that_change_nothing_are_no_finding(device):
+    judgement = judge()
+    assert not judgement.findings
+    assert not judgement.fixed
+
+
+@pytest.mark.parametrize("plant", [another_token, more_random_numbers, raising])
+def test_a_performance_patch_may_change_nothing(engine_class, plant):
+    assert "performance" in kinds(judge(performance=[plant(engine_class)]))
+
+
+def test_a_correctness_patch_that_changes_a_right_run_is_harm(engine_class):
+    judgement = judge(correctness=[another_token(engine_class)])
+    assert kinds(judgement) == {"harm"}
+    assert judgement.findings[0].complaints[0].kind == "token"
+
+
+def test_a_correctness_patch_whose_difference_nothing_proves_is_found(engine_class):
+    assert kinds(judge(correctness=[more_random_numbers(engine_class)])) == {"unproven"}
+
+
+def test_a_correctness_patch_that_mends_what_is_wrong_is_right(engine_class, monkeypatch):
+    original = engine_class.post_process_requests
+    owner, name, wrong = another_token(engine_class)
+    monkeypatch.setattr(owner, name, wrong)
+    judgement = judge(correctness=[(owner, name, original)])
+    assert not judgement.findings
+    assert judgement.fixed
+
+
+def test_a_performance_patch_on_top_of_what_is_mended_may_change_nothing(engine_class, monkeypatch):
+    original = engine_class.post_process_requests
+    owner, name, wrong = raising(engine_class)
+    monkeypatch.setattr(owner, name, wrong)
+    planted = Planted(correctness=[(owner, name, original)])
+    run_with = planted.runner()
+
+    def and_performance(configuration, selection):  # type: ignore[no-untyped-def]
+        seen = run_with(configuration, selection)
+        if selection == "all":
+            seen.record["end"]["random"] = "another"
+        return seen
+
+    (finding,) = judging.judge(CONFIGURATION, and_performance).findings
+    assert finding.between == ("correctness", "all")
+    assert [item.path for item in finding.differences] == ["end.random"]
+
+
+def test_what_is_wrong_with_both_is_found_unless_its_cause_is_known(engine_class, monkeypatch):
+    owner, name, wrong = another_token(engine_class)
+    monkeypatch.setattr(owner, name, wrong)
+    assert kinds(judge()) == {"defect"}
+    known = Defect("planted", ">=0", "a test plants it", lambda case, item: item.kind == "token")
+    monkeypatch.setattr(defects, "DEFECTS", (known,))
+    judgement = judge()
+    assert not judgement.findings
+    assert judgement.known == ["planted"]
+
+
+def test_a_leak_of_blocks_is_wrong(engine_class, monkeypatch):
+    from tools.differential import blocks
+
+    allocator = type(blocks.allocator(_context()))
+    name = next(
+        n for n in ("release_memory_blocks", "release_memory_chunks") if n in vars(allocator)
+    )
+    original = getattr(allocator, name)
+
+    def release(self, released):  # type: ignore[no-untyped-def]
+        return original(self, released[1:])
+
+    judgement = judge(correctness=[(allocator, name, release)])
+    assert "blocks" in {item.kind for finding in judgement.findings for item in finding.complaints}
+
+
+def _context():  # type: ignore[no-untyped-def]
+    from megatron_patch import testing
+
+    return testing.build_context(testing.EngineSpec())
+
+
+def test_weights_that_change_are_followed(device):
+    """The oracle knows which weights a token comes from, and finds no fault with a right run."""
+    happenings = (Happening(2, "train"), Happening(4, "update"), Happening(5, "evaluate"))
+    configuration = replace(CONFIGURATION, happenings=happenings)
+    observation = Planted().runner()(configuration, "none")
+    assert observation.record["error"] is None
+    assert len(observation.weights) == 3
+    assert {forward.version for forward in observation.forwards} == {0, 1, 2}
+    assert not oracles.complaints(configuration, observation)
+
+
+@pytest.mark.skipif(not PER_REQUEST, reason=f"{VERSION} samples all requests alike")
+def test_a_patch_that_loses_a_log_prob_is_harm(engine_class):
+    original = engine_class.post_process_requests
+
+    def post_process_requests(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        result = original(self, *args, **kwargs)
+        for entry in self.requests.values():
+            if len(entry.record[-1].generated_log_probs or ()) == 2:
+                entry.record[-1].generated_log_probs.pop()
+        return result
+
+    plan = replace(CONFIGURATION.requests[0], log_probs="generated")
+    change = (engine_class, "post_process_requests", post_process_requests)
+    judgement = judge(Configuration(requests=(plan,)), correctness=[change])
+    (finding,) = judgement.findings
+    assert (finding.kind, finding.complaints[0].kind) == ("harm", "count")
+
+
+def test_attribution_names_the_patch(engine_class):
+    change = another_token(engine_class)
+    run_with = Planted(performance=[change]).runner()
+    (finding, *_) = judging.judge(CONFIGURATION, run_with).findings
+
+    def with_ids(configuration, selection):  # type: ignore[no-untyped-def]
+        guilty = selection.startswith("performance") and "-guilty" not in selection
+        return run_with(configuration, "performance" if guilty else "none")
+
+    assert judging.attribute(CONFIGURATION, finding, with_ids, ["other", "guilty"]) == ["guilty"]
+
+
+def test_differences_are_bit_for_bit():
+    left = {"a": [1.0, float("nan")], "b": 1, "c": None}
+    assert not comparing.differences(left, {**left, "a": [1.0, float("nan")]})
+    found = comparing.differences(left, {"a": [1.0 + 1e-16, 2.0], "b": 1.0, "d": None})
+    assert [str(item) for item in found] == [
+        "a[1]: nan -> 2.0",
+        "b: 1 -> 1.0",
+        "c: None -> '(missing)'",
+        "d: '(missing)' -> None",
+    ]
+    assert [item.kind for item in found] == ["a[]", "b", "c", "d"]

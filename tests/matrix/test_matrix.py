@@ -1,0 +1,33 @@
+"""A short matrix of the installed release, in a process of its own.
+
+`python tools/matrix.py` makes the long one. Not in this process, in which Megatron was imported
+with the patches: what modules import by name would be that of the patches in the unpatched runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ..conftest import SOURCE
+
+ROOT = Path(__file__).parents[2]
+
+EXAMPLES = 30
+"""A quarter of a minute where nothing else runs."""
+
+
+@pytest.mark.skipif(SOURCE, reason="the source itself is patched: there is no unpatched run")
+def test_no_difference_that_nothing_explains(tmp_path):
+    file = tmp_path / "report.json"
+    command = [sys.executable, "tools/matrix.py", "--examples", str(EXAMPLES), "--json", str(file)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
+    report = json.loads(file.read_text())
+    assert report["configurations"] >= EXAMPLES
+    assert report["dimensions"]["arrival"].keys() == {"at once", "staggered"}
+    assert not {"drifted", "failed", "shadowed", "pending"} & {*report["patches"].values()}
