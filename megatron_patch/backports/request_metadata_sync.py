@@ -1,4 +1,4 @@
-"""Wait for the copy of the sampling parameters before they are read (upstream #2929 in part).
+"""Wait for the copy of the sampling parameters before they are read (upstream #4306 in part).
 
 In each step the controller copies temperature, top-k, top-p and which log probs are wanted, of all
 requests, from the GPU to pinned memory. The copy is asynchronous, and nothing waits for it: if the
@@ -13,8 +13,10 @@ step make it likelier.
 
 With this patch an event marks the end of the copy, and is waited for before the first look.
 
-What differs from upstream's commit 0d98cb838f: there the parameters are kept on the host, and
+What differs from upstream's commit 342dd59a52: there the parameters are kept on the host, and
 nothing is copied.
+
+Not covered: main between 0d98cb838f (#2929) and 342dd59a52, where the context makes the copies.
 """
 
 from __future__ import annotations
@@ -53,9 +55,9 @@ REQUEST_METADATA_SYNC = Patch(
         "temperature, top-k or top-p, or without their log probs, on a GPU that is behind the host"
     ),
     outcome="each request is sampled with its own parameters, however late the GPU is",
-    upstream_pr=2929,
-    upstream_commit="0d98cb838f269a69ff36910b8d9512cd46927594",
-    upstream_date="2026-04-29",
+    upstream_pr=4306,
+    upstream_commit="342dd59a529fbf1c51134830d31fc797ae5a9aa8",
+    upstream_date="2026-05-02",
     fixed_in="0.18.0",
     releases=">=0.16,<0.18",
     removal="no supported release is older than 0.18.0",
@@ -72,7 +74,6 @@ REQUEST_METADATA_SYNC = Patch(
         _family("main at 03f4111bf8 (#4260)", "62bfc78e10765014"),
     ),
     upstreamed=(
-        Known(GENERATE, "59c3aac346deaa10", "main at 0d98cb838f (#2929)"),
         Known(GENERATE, "a078c93f502a88b4", "main at 342dd59a52 (#4306)"),
         Known(GENERATE, "6b6589c79c0c5db7", "0.18.0 to 0.18.2, and main at 878228fd0f"),
         Known(GENERATE, "7dc49b3fc9754b0d", "main at 53b5e6eff9"),
