@@ -5,9 +5,9 @@ layer. In inference ``CudaGraphManager.__call__()`` calls ``runner.eval()`` each
 is called, which visits every one of these modules and sets an attribute of it: host time in each
 decode step, for each layer.
 
-With this patch that happens only where the mode is another one: before the first capture, and
-after somebody has called ``train()`` on the model, as between the rollouts of reinforcement
-learning.
+With this patch that happens only where one of the modules has another mode: before the first
+capture, and after somebody has called ``train()`` on the model, as between the rollouts of
+reinforcement learning, or on a part of it. To look at their modes takes an eighth of the time.
 
 What differs from upstream: there ``eval()`` is called after a capture, and nowhere else. A model in
 training mode then stays in it, and what runs outside of graphs, such as prefills, has dropout.
@@ -17,15 +17,33 @@ Not covered: 0.14, where decode steps are replayed without this call.
 
 from __future__ import annotations
 
-from ..model import Family, Kind, Known, Patch, Substitute
+from typing import TYPE_CHECKING, Any
 
-CALL = "megatron.core.transformer.cuda_graphs:CudaGraphManager.__call__"
+from ..model import Add, Family, Kind, Known, Patch, Substitute
+
+if TYPE_CHECKING:
+    import torch
+
+MODULE = "megatron.core.transformer.cuda_graphs"
+CALL = f"{MODULE}:CudaGraphManager.__call__"
+
+
+def _needs_eval(module: Any) -> bool:
+    """Whether ``module.eval()`` would change a mode, or call an ``eval()`` or ``train()`` of
+    somebody's own."""
+    modules = [module]
+    for item in modules:
+        if item.training or type(item).train is not torch.nn.Module.train:
+            return True
+        modules.extend(child for child in item._modules.values() if child is not None)
+    return type(module).eval is not torch.nn.Module.eval
+
 
 GET_RUNNER = "runner = self.get_cudagraph_runner(megatron_module, args, kwargs{reuse})\n"
 EVALUATE = "runner.eval()\n"
 EVALUATE_ONCE = """\
-# train() of the model reaches the layer, and not its runners.
-if runner.training or megatron_module.training:
+# train() of the model reaches the layer, which is a part of its runners, and not those.
+if _needs_eval(runner):
     runner.eval()
 """
 
@@ -33,7 +51,7 @@ if runner.training or megatron_module.training:
 def _family(releases: str, digest: str, reuse: str) -> Family:
     get_runner = GET_RUNNER.format(reuse=reuse)
     edit = Substitute(CALL, get_runner + EVALUATE, get_runner + EVALUATE_ONCE, digest)
-    return Family(releases, (edit,))
+    return Family(releases, (edit, Add(f"{MODULE}:_needs_eval", _needs_eval)))
 
 
 GRAPH_RUNNER_EVAL = Patch(
@@ -51,7 +69,7 @@ GRAPH_RUNNER_EVAL = Patch(
     fixed_in="0.17.0",
     releases=">=0.15,<0.17",
     removal="no supported release is older than 0.17.0",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=CALL,
     families=(
         _family("0.15.0 to 0.15.3", "4e33e8bdb0e76754", ""),

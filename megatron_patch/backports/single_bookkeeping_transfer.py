@@ -7,7 +7,8 @@ With ``bookkeeping-transfer-sync`` each of them waits for its copy.
 With this patch the controller leaves it at the first. Whoever calls
 ``initialize_attention_state()`` or ``transfer_bookkeeping_to_gpu()`` directly gets what they got
 before. The patch applies only where ``initialize_attention_state()`` is known, too, and so is known
-to make the transfer.
+to make the transfer; and the controller makes its own all the same when the context has another
+such method, for example one of a subclass that changes something after the transfer.
 
 What differs from upstream's commit f41ec54958: it also makes the first transfer optional, for the
 sake of asynchronous scheduling.
@@ -15,12 +16,10 @@ sake of asynchronous scheduling.
 
 from __future__ import annotations
 
-from ..model import Family, Kind, Known, Patch, Substitute
+from ..model import Add, Family, Kind, Known, Patch, Substitute
 
-INITIALIZE = (
-    "megatron.core.inference.contexts.dynamic_context:"
-    "DynamicInferenceContext.initialize_attention_state"
-)
+CONTEXT = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext"
+INITIALIZE = f"{CONTEXT}.initialize_attention_state"
 INITIALIZE_STEP = (
     "megatron.core.inference.text_generation_controllers.text_generation_controller:"
     "TextGenerationController._dynamic_step_context_init"
@@ -34,11 +33,26 @@ range_pop()
 
 set_moe_metadata_sync(unwrapped_model)
 """
-NONE = """\
+ONCE = """\
 range_pop()
 
 # The context has also transferred its bookkeeping state to the GPU.
+is_transferred = getattr(type(context), "_is_transferred_when_initialized", None)
+if is_transferred is None or not is_transferred(context):
+    range_push("transfer_bookkeeping_to_gpu")
+    context.transfer_bookkeeping_to_gpu()
+    range_pop()
+
 set_moe_metadata_sync(unwrapped_model)
+"""
+KNOWN = """\
+@staticmethod
+def _is_transferred_when_initialized(context, initialize=initialize_attention_state):
+    \"""Whether ``context`` is initialised by this very function, which ends with a transfer.\"""
+    return (
+        type(context).initialize_attention_state is initialize
+        and "initialize_attention_state" not in vars(context)
+    )
 """
 
 # The same statements: what changes is the comment between them, which is not true any more.
@@ -58,8 +72,9 @@ def _family(releases: str, digest: str) -> Family:
     return Family(
         releases,
         (
-            Substitute(INITIALIZE_STEP, SECOND, NONE, "f5ce26a511f7ce4d"),
+            Substitute(INITIALIZE_STEP, SECOND, ONCE, "f5ce26a511f7ce4d"),
             Substitute(INITIALIZE, FIRST, ONLY, digest),
+            Add(f"{CONTEXT}._is_transferred_when_initialized", KNOWN),
         ),
     )
 
@@ -76,8 +91,8 @@ SINGLE_BOOKKEEPING_TRANSFER = Patch(
     fixed_in="0.19.0",
     releases=">=0.18,<0.19",
     removal="no supported release is older than 0.19.0",
-    updated="2026-11-24",
-    target=f"{INITIALIZE.rpartition('.')[0]}.transfer_bookkeeping_to_gpu",
+    updated="2026-11-25",
+    target=f"{CONTEXT}.transfer_bookkeeping_to_gpu",
     families=(
         _family("main at 342dd59a52 (#4306)", "940a7ccdadc8e0a4"),
         _family("0.18.0 to 0.18.2, and main at c817dad280", "ec37a9307653601d"),

@@ -95,13 +95,43 @@ def test_a_layer_in_training_mode_is_replayed_in_evaluation_mode(captured):
 
 
 @only_patched
+def test_a_part_of_a_layer_in_training_mode_is_put_into_evaluation_mode(captured):
+    manager, layer, runner = captured
+    runner.eval()
+    layer.parts[1].train()
+    replay(manager, layer)
+    assert modes(layer, runner) == {False}
+
+
+@only_patched
+def test_an_eval_of_its_own_is_called_before_each_replay(captured):
+    """Such as that of a module which merges low-rank weights there."""
+    manager, layer, runner = captured
+    runner.eval()
+
+    class Merging(torch.nn.Dropout):
+        calls = 0
+
+        def train(self, mode=True):
+            self.calls += 1
+            return super().train(mode)
+
+    layer.parts.append(Merging().eval())
+    before = layer.parts[2].calls
+    replay(manager, layer)
+    replay(manager, layer)
+    assert layer.parts[2].calls == before + 2
+
+
+@only_patched
 @pytest.mark.skipif(SOURCE, reason="the source itself is patched")
 def test_the_modes_are_those_that_the_unpatched_manager_leaves(unpatched, captured):
     manager, layer, runner = captured
 
     def sequence():
         seen = []
-        for train in (runner.train, layer.train, runner.eval, layer.eval, layer.train):
+        part = layer.parts[1].train
+        for train in (runner.train, layer.train, runner.eval, layer.eval, layer.train, part):
             train()
             replay(manager, layer)
             seen.append([part.training for part in runner.modules()])

@@ -108,6 +108,41 @@ def test_tokens_and_logits_are_the_same(unpatched, fields):
     assert_same_outputs(patched.decoded, without.decoded)
 
 
+def one_more_token(initialize):
+    """Somebody's ``initialize_attention_state()``, which changes what is transferred afterwards."""
+
+    def method(self, *args, **kwargs):
+        initialize(self, *args, **kwargs)
+        self.token_to_input_ids[0] += 1
+
+    return method
+
+
+@with_transfer
+@pytest.mark.parametrize("how", ["subclass", "instance", "class"])
+def test_what_another_method_changes_after_its_transfer_arrives(monkeypatch, how):
+    engine = testing.build_engine(testing.EngineSpec())
+    context = engine.context
+    known = type(context).initialize_attention_state
+    theirs = one_more_token(known)
+    if how == "subclass":
+        context.__class__ = type("Context", (type(context),), {known.__name__: theirs})
+    elif how == "instance":
+        context.initialize_attention_state = theirs.__get__(context)
+    else:
+        monkeypatch.setattr(type(context), known.__name__, theirs)
+    seen = []
+
+    def compared(module, args, kwargs):
+        seen.append(bool(context.gpu_view.token_to_input_ids[0] == context.token_to_input_ids[0]))
+
+    model = engine.controller.inference_wrapped_model.model
+    with model.register_forward_pre_hook(compared, with_kwargs=True):
+        testing.decode(engine, REQUESTS[:1])
+    assert seen
+    assert all(seen)
+
+
 @with_transfer
 def test_a_caller_without_controller_gets_the_buffer():
     context = testing.build_context(testing.EngineSpec())
