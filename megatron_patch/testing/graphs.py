@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -170,9 +171,6 @@ class CUDAGraph:
             outer.tape.append(self.tape.run)
         self.tape.run()
 
-    def instantiate(self) -> None:
-        """Nothing to do: a tape is ready to run."""
-
     def reset(self) -> None:
         """Forget what was captured."""
         self._recorder, self._captured, self._pool = None, False, None
@@ -182,9 +180,6 @@ class CUDAGraph:
         if self._pool is None or not self._captured:
             raise RuntimeError("Called CUDAGraph::pool() without a preceding successful capture.")
         return self._pool
-
-    def enable_debug_mode(self) -> None:
-        """Nothing to do."""
 
 
 class graph:
@@ -218,12 +213,12 @@ class graph:
         self.cuda_graph.capture_end()
 
 
+@dataclass
 class Counted:
     """How often CUDA graphs were captured and replayed."""
 
-    def __init__(self) -> None:
-        self.captures = 0
-        self.replays = 0
+    captures: int = 0
+    replays: int = 0
 
 
 @contextmanager

@@ -25,8 +25,8 @@ class Trained:
     """Of each parameter, by name: a copy of its ``main_grad``, of its shape."""
 
 
-def train_step(model: Any, microbatches: Sequence[Batch]) -> Trained:
-    """Forward and backward passes of ``model`` over ``microbatches``, one after the other.
+def train_step(model: Any, microbatches: Sequence[Batch], in_flight: int = 1) -> Trained:
+    """Forward and backward passes of ``model`` over ``microbatches``.
 
     Within Megatron's ``DistributedDataParallel``, as its training loop does it: the gradients of
     all microbatches add up in ``main_grad`` of the parameters, which is zeroed before, and which is
@@ -38,6 +38,8 @@ def train_step(model: Any, microbatches: Sequence[Batch]) -> Trained:
         model: of ``build_model(spec, training=True)``.
         microbatches: token ids, (batch, sequence) each, all of one shape. The sequence is at least
             two tokens, of which each is predicted from those before it.
+        in_flight: so many forward passes are made before the backward passes of the same
+            microbatches, in their order. Megatron captures graphs for each of them.
     """
     before = set_inference_mode(False)  # an engine may have switched it on
     parallel = _in_parallel(model)
@@ -45,10 +47,11 @@ def train_step(model: Any, microbatches: Sequence[Batch]) -> Trained:
     model.zero_grad(set_to_none=True)
     losses = []
     try:
-        for batch in microbatches:
-            loss = loss_of(parallel, batch)
-            loss.backward()
-            losses.append(loss.detach().clone())
+        for start in range(0, len(microbatches), in_flight):
+            forwards = [loss_of(parallel, batch) for batch in microbatches[start:][:in_flight]]
+            for loss in forwards:
+                loss.backward()
+                losses.append(loss.detach().clone())
         parallel.finish_grad_sync()
         _create_cuda_graphs(model)
     finally:

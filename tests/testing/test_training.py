@@ -104,6 +104,22 @@ def test_graphs_give_the_losses_and_gradients_of_a_model_without(
     assert count.replays == count.captures * (2 + 1 + 2)
 
 
+def test_microbatches_in_flight_have_graphs_of_their_own() -> None:
+    plain = testing.build_model(SPEC, training=True)
+    graphed = testing.build_model(GRAPHS, training=True)
+    one_at_a_time = testing.train_step(plain, [batch(seed) for seed in range(4)])
+
+    for step in range(3):
+        with graphs.counted() as count:
+            got = testing.train_step(graphed, [batch(seed) for seed in range(4)], in_flight=2)
+
+        assert got.losses == one_at_a_time.losses
+        lost = BEFORE_THE_LAYERS if step and overwritten_inputs(graphed) else set()
+        assert different(one_at_a_time, got) <= lost
+        assert count.captures == (0 if step else 2 * 2 * SPEC.num_layers)
+        assert count.replays == (2 * 4 * SPEC.num_layers if step else 0)
+
+
 def test_only_the_first_layer_loses_its_input() -> None:
     from megatron.core import package_info
 
