@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import testing
-from tools.differential import judging, report
-from tools.differential.configuration import Configuration, decode
+from tools.differential import judging, ranks, report
+from tools.differential.configuration import Configuration, decode, encode
 from tools.differential.drawing import Abilities
-from tools.differential.searching import Found, Search
+from tools.differential.searching import Found, Search, sample
 from tools.differential.selections import ALL, Selections
 
 
@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(
         "--patches", default=ALL, metavar="SELECTION", help="of MEGATRON_PATCH; default: all"
+    )
+    made.add_argument(
+        "--ranks", choices=ranks.KINDS, help="on two ranks that share each layer, or its experts"
     )
     made.add_argument("--repeat", metavar="CONFIGURATION", help="run this one alone")
     made.add_argument("--most", type=int, default=20, help="stop when so much was found")
@@ -72,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except ValueError as error:
                 parser().error(str(error))
             return repeat(configuration, run_with, applied)
+        if options.ranks is not None:
+            return on_ranks(options)
         search = Search(Abilities.installed(), run_with, applied)
         seconds = options.seconds or (600.0 if options.examples is None else None)
         begin = time.monotonic()
@@ -103,6 +108,22 @@ def repeat(configuration: Configuration, run_with: judging.Runner, applied: Sequ
         print(f"FOUND: {Found(configuration, finding, 1, tuple(patches))}")
     print(f"fixed: {judgement.fixed}; known defects: {', '.join(judgement.known) or 'none'}")
     return 1 if judgement.findings else 0
+
+
+def on_ranks(options: argparse.Namespace) -> int:
+    """Draw configurations, run them on two ranks, and print what they show."""
+    able = Abilities.installed()
+    if options.ranks == "expert" and not able.experts:
+        print("this release runs experts with Transformer Engine only, which is not installed")
+        return 0
+    number = options.examples or 50
+    drawn = [ranks.suited(item, options.ranks) for item in sample(able, number, seed=options.seed)]
+    results = ranks.judge_all(drawn, options.ranks, options.patches, seconds=options.seconds or 600)
+    found = [result for result in results if result.findings]
+    print(f"{len(results)} configurations on {ranks.WORLD} ranks, {len(found)} found")
+    for result in found:
+        print("FOUND:", *result.findings, encode(result.configuration), sep="\n  ")
+    return 1 if found else 0
 
 
 def _progress(search: Search) -> None:

@@ -141,7 +141,7 @@ def _reference(model: Any, request: Request) -> tuple[int, ...]:
         input_ids = torch.tensor([tokens], device=device)
         position_ids = torch.arange(len(tokens), device=device)[None]
         hidden = torch.ones(len(tokens), len(tokens), dtype=torch.bool, device=device).triu(1)
-        logits = model(input_ids, position_ids, hidden[None, None])
+        logits = model(input_ids, position_ids, hidden[None, None], runtime_gather_output=True)
         tokens.append(int(logits[0, -1].argmax()))
     return tuple(tokens[len(request.prompt) :])
 

@@ -9,6 +9,7 @@ from .releases import (
     captures_cuda_graphs,
     check,
     cuda_graph_arguments,
+    parameters_of,
     release,
 )
 from .runtime import running
@@ -63,6 +64,9 @@ def transformer_config(spec: EngineSpec) -> Any:
             parallel_state.get_expert_model_parallel_world_size()
         )
         arguments["add_bias_linear"] = False
+        name = "inference_moe_token_dispatcher_type"
+        if running().on_cpu and name in parameters_of(TransformerConfig):
+            arguments[name] = "nccl"  # which is to say, by the process group
     if spec.activation_recomputation:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ATTENTION = "megatron.core.transformer.attention"
+DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
 CONTEXT = "megatron.core.inference.contexts.dynamic_context"
 
 
@@ -36,7 +37,7 @@ class Runtime:
 _runtime: Runtime | None = None
 
 
-def start(tensor_model_parallel_size: int = 1) -> torch.device:
+def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int = 1) -> torch.device:
     """Make this process able to run Megatron's dynamic engine; returns the device it runs on.
 
     Without a CUDA device that is the CPU, and parts of ``torch.cuda`` and flash-attn are stood in
@@ -69,10 +70,13 @@ def start(tensor_model_parallel_size: int = 1) -> torch.device:
                 device = torch.device("cuda", torch.cuda.current_device())
             stands_in = _enter_attention(stack, on_cpu)
             stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
-            stack.enter_context(_parallel_state(tensor_model_parallel_size))
+            stack.enter_context(
+                _parallel_state(tensor_model_parallel_size, expert_model_parallel_size)
+            )
             stack.callback(_drop_cuda_graphs)
             if on_cpu:
                 stack.enter_context(_without_triton())
+                stack.enter_context(_counts_on_host())
             loop = stack.enter_context(_event_loop())
             # A process that ends without stop() would otherwise leave a process group behind.
             stack.callback(atexit.unregister, atexit.register(stop))
@@ -163,7 +167,7 @@ def _process_group(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def _parallel_state(tensor_model_parallel_size: int) -> Iterator[None]:
+def _parallel_state(tensor_size: int, expert_size: int) -> Iterator[None]:
     """Megatron's parallel state and random seed; destroyed at the end if made here."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -171,7 +175,7 @@ def _parallel_state(tensor_model_parallel_size: int) -> Iterator[None]:
     if parallel_state.model_parallel_is_initialized():
         yield
         return
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size)
+    parallel_state.initialize_model_parallel(tensor_size, expert_model_parallel_size=expert_size)
     try:
         # The tracker for inference: it can be captured in a CUDA graph, and needs no CUDA device.
         model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
@@ -196,6 +200,27 @@ def _without_triton() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, kernel)
+
+
+@contextmanager
+def _counts_on_host() -> Iterator[None]:
+    """Have experts' ranks exchange as many tokens as they say, also where those numbers are on a
+    CPU: Megatron hands over what is on a CUDA device as an array, and what is not as it is."""
+    from importlib import import_module
+
+    module = import_module(DISPATCHER)
+    name = "maybe_move_tensor_to_cpu"
+    original = getattr(module, name)
+
+    def move(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        moved = original(tensor, as_numpy=as_numpy, record_stream=record_stream)
+        return moved.numpy() if as_numpy and hasattr(moved, "numpy") else moved
+
+    setattr(module, name, move)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 @contextmanager

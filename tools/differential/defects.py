@@ -114,6 +114,17 @@ def _graphs_without_context(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _captured_again(case: Case, complaint: Complaint) -> bool:
+    """Graphs are captured when an engine is resumed, in a context that still has requests."""
+    return (
+        complaint.kind == "exception"
+        and complaint.facts["type"] == "RequestOverflowError"
+        and complaint.facts["during"].startswith("what happens before")
+        and case.configuration.graphs is not None
+        and any(item.what == "suspend" for item in case.configuration.happenings)
+    )
+
+
 DEFECTS: tuple[Defect, ...] = (
     Defect(
         "log probs of a cached prompt",
@@ -161,5 +172,12 @@ DEFECTS: tuple[Defect, ...] = (
         "the model of an engine with CUDA graphs, called without its context, raises from what "
         "compares the arguments with those of the graphs",
         _graphs_without_context,
+    ),
+    Defect(
+        "graphs captured again",
+        ">=0.17",
+        "an engine that is resumed captures its graphs again with requests that are not real ones, "
+        "for which there is no room beside those that it has kept",
+        _captured_again,
     ),
 )

@@ -15,7 +15,7 @@ from .company import COMPANY
 from .configuration import GREEDY, LONGEST_PROMPT, Configuration, Happening, Plan
 
 MOST_TOKENS = 14
-LAST_STEP = 24
+LAST_STEP = 16
 
 SAMPLINGS = (GREEDY, GREEDY, (1.0, 0, 0.0), (0.7, 0, 0.0), (1.5, 5, 0.0), (1.0, 0, 0.9))
 
@@ -81,7 +81,7 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
         num_tokens = 0
     found: dict[str, Any] = dict(wave_wide)
     if able.per_request:
-        wanted = ["generated", "all"] if all_log_probs else ["generated"]
+        wanted = ["generated", "all", "all"] if all_log_probs else ["generated"]
         found["log_probs"] = draw(st.sampled_from([None, *wanted]))
         if found["log_probs"]:
             found["top_n"] = draw(st.sampled_from([0, 0, 1, 3]))
@@ -109,7 +109,7 @@ def happenings(able: Abilities, draw: Any) -> tuple[Happening, ...]:
         kinds += ["suspend", "suspend", "suspend"]
     if able.epochs:
         kinds += ["epoch"]
-    number = draw(st.sampled_from([0, 0, 1, 1, 2, 3]))
+    number = draw(st.sampled_from([0, 1, 1, 2, 2, 3]))
     return tuple(
         Happening(
             step=draw(st.integers(0, LAST_STEP)),
@@ -143,7 +143,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         if scope is not None:
             found["scope"] = scope
     if draw(st.booleans()):
-        found["spare_blocks"] = draw(st.integers(0, 10))
+        found["spare_blocks"] = draw(st.integers(0, 6))
         found["paused_blocks"] = draw(st.sampled_from([0, 0, 4, 8]))
     if able.chunked:
         found["chunked"] = one_in(3)
@@ -163,7 +163,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
         if draw(st.booleans()):
             wave_wide["log_probs"] = "generated" if found["only_last"] else "all"
-    number = draw(st.integers(1, 6))
+    number = draw(st.integers(1, 5))
     found["requests"] = tuple(
         plans(able, draw, all_log_probs=not found["only_last"], wave_wide=wave_wide)
         for _ in range(number)
@@ -181,7 +181,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     elif not found.get("captured") and one_in(4):
         found["recompute"] = "scope" not in found
     found["caller"] = draw(st.sampled_from([None, None, "no_grad", "inference_mode"]))
-    if one_in(4):
+    if one_in(5):
         possible = [name for name, guest in COMPANY.items() if guest.possible()]
         found["company"] = draw(st.sampled_from([None, *possible]))
         if found["company"] == "own context":

@@ -83,22 +83,24 @@ def judge(
     configuration: Configuration,
     run_with: Runner,
     selections: Sequence[str] = (NONE, PERFORMANCE, CORRECTNESS, ALL),
+    everything: bool = False,
 ) -> Judgement:
     """Run a configuration with the selections, and compare.
 
     The performance patches alone are run where they are what differs, and for every fourth
     configuration: it would take a correctness patch that hides what they do to make the run with
-    all patches no different.
+    all patches no different. ``everything``: all are run, whatever they show, as ranks have to do
+    that run together.
     """
     none, performance, correctness, both = selections
     judgement = Judgement()
     seen = {none: run_with(configuration, none), both: run_with(configuration, both)}
     patched = both
-    if comparing.differences(seen[none].record, seen[both].record):
+    if everything or comparing.differences(seen[none].record, seen[both].record):
         seen[correctness] = run_with(configuration, correctness)
         judgement.findings += _same(seen, correctness, both)
         patched = correctness
-    if judgement.findings or configuration.seed == 0:
+    if everything or judgement.findings or configuration.seed == 0:
         seen[performance] = run_with(configuration, performance)
         judgement.findings[:0] = _same(seen, none, performance)
     _compare(configuration, seen, none, patched, judgement)

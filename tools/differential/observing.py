@@ -61,6 +61,8 @@ class Observation:
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """Of each version, copies."""
     free_at_start: int = 0
+    alone: bool = True
+    """The model runs without other ranks, so that the oracles can ask it."""
     references: dict[Any, Tensor] = field(default_factory=dict)
     """What the oracles have asked the model alone for."""
 

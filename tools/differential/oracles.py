@@ -179,7 +179,7 @@ def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     """Tokens and log probs against the model alone."""
     guest = COMPANY.get(case.configuration.company or "")
-    if guest is not None and guest.changes_tokens:
+    if not case.observation.alone or (guest is not None and guest.changes_tokens):
         return
     parts, tokens = case.parts(index), generated(case, index)
     tolerance = TOLERANCE[case.configuration.dtype]
@@ -284,6 +284,7 @@ def reference(case: Case, sequence: tuple[int, ...], version: int) -> Tensor:
                 torch.tensor([sequence], device=device),
                 torch.arange(len(sequence), device=device)[None],
                 hidden[None, None],
+                runtime_gather_output=True,  # of tensor-parallel ranks
             )[0].float()
     finally:
         set_inference_mode(before)

@@ -20,9 +20,27 @@ from .observing import Forward, Observation
 NOBODY = Guest("there is nobody else")
 
 
-def run(configuration: Configuration) -> Observation:
+class Peers:
+    """The other ranks, of which there are none."""
+
+    share_experts = False
+    """The model does not run without them."""
+
+    def any(self, one: bool) -> bool:
+        """Whether it is so on any rank."""
+        return one
+
+    def all(self, one: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return one
+
+
+ALONE = Peers()
+
+
+def run(configuration: Configuration, peers: Peers = ALONE) -> Observation:
     """One run, with the patches that are in force. An exception of the engine is noted."""
-    return Run(configuration).run()
+    return Run(configuration, peers).run()
 
 
 @functools.cache
@@ -52,9 +70,10 @@ def stop_words(configuration: Configuration, plan: Plan) -> tuple[list[int], int
 class Run:
     """One run of one configuration."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, peers: Peers = ALONE) -> None:
         self.configuration = configuration
-        self.seen = Observation()
+        self.peers = peers
+        self.seen = Observation(alone=not peers.share_experts)
         self.futures: dict[int, Any] = {}
         self.records: dict[int, Any] = {}
         self.ids: dict[int, int] = {}
@@ -127,7 +146,8 @@ class Run:
         make_step = stepper(engine, wave)
         work = sum(plan.length + plan.num_tokens for plan in plans)
         last = max(
-            [plan.arrival for plan in plans]
+            [0]
+            + [plan.arrival for plan in plans]
             + [item.step + item.steps for item in self.configuration.happenings]
         )
         with self._watched(engine):
@@ -138,11 +158,15 @@ class Run:
                         self._add(index, request)
                 during[0] = f"what happens before step {step}"
                 self._happen(step)
-                if not testing.is_suspended(engine) and has_work(engine):
-                    during[0] = f"step {step}"
-                    self.steps.append(self._step(make_step))
-                    self._note_progress()
-                elif self._is_over(step):
+                busy = not testing.is_suspended(engine) and has_work(engine)
+                during[0] = f"step {step}"
+                if self.peers.any(busy):
+                    if busy:
+                        self.steps.append(self._step(make_step))
+                        self._note_progress()
+                    else:  # others need the experts of this rank
+                        engine.controller.dummy_forward()
+                elif self.peers.all(self._is_over(step)):
                     return
         raise TimeoutError(f"requests did not end within {last + 2 * work + 16} steps")
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as hypothesis_seed
 
 from . import judging
 from .configuration import Configuration, dimensions, encode
@@ -50,6 +51,29 @@ class Found:
         return (
             f"{self.finding}{by}\n  after {self.examples} examples; repeat with\n  {self.command}"
         )
+
+
+def sample(able: Abilities, number: int, seed: int) -> list[Configuration]:
+    """So many configurations, the same ones for the same seed."""
+    drawn: list[Configuration] = []
+
+    def keep(configuration: Configuration) -> None:
+        drawn.append(configuration)
+
+    _settings(number, [Phase.generate])(hypothesis_seed(seed)(given(configurations(able))(keep)))()
+    return drawn[:number]
+
+
+def _settings(examples: int, phases: Sequence[Phase]) -> settings:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+        phases=phases,
+        print_blob=False,
+    )
 
 
 @dataclass
@@ -124,15 +148,10 @@ class Search:
                     return True
             return False
 
-        test = settings(
-            max_examples=examples,
-            deadline=None,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink],
-            print_blob=False,
-        )(seed(number)(given(configurations(self.able))(judge)))
+        phases = [Phase.generate, Phase.shrink]
+        test = _settings(examples, phases)(
+            hypothesis_seed(number)(given(configurations(self.able))(judge))
+        )
         try:
             test()
         except FoundError:
