@@ -7,6 +7,7 @@ import ast
 import inspect
 import linecache
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
@@ -161,17 +162,26 @@ def added_object(edit: Add, target: Target, owner: Any) -> Any:
     A function or a class has the file and the lines of its definition, which is ours.
     """
     text, filename, first = edit.source, f"<megatron_patch {target}>", 1
-    if isinstance(edit.definition, str):
-        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
-    else:
+    if not isinstance(edit.definition, str):
         filename = inspect.getsourcefile(edit.definition) or filename
         first = inspect.getsourcelines(edit.definition)[1]
+    scopes = target.scope.split(".") if target.scope else []
+    for scope in reversed(scopes):
+        text, first = f"class {scope}:\n" + textwrap.indent(text, "    "), first - 1
+    if isinstance(edit.definition, str):
+        first = 1
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
     # Annotations stay text: whether their names exist in the target module does not matter.
     flags = __future__.annotations.compiler_flag
     code = compile("\n" * (first - 1) + text, filename, "exec", flags, dont_inherit=True)
-    # As in the body of a class, whose names are seen where a default or a decorator is evaluated.
-    namespace: dict[str, Any] = dict(vars(owner)) if isinstance(owner, type) else {}
+    namespace: dict[str, Any] = {}
+    for scope in scopes:
+        code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == scope)
+        # Names that are seen where a default or a decorator is evaluated.
+        namespace = dict(vars(owner))
     exec(code, vars(sys.modules[target.module]), namespace)
+    if "__classcell__" in namespace:  # for a super() without arguments
+        namespace["__classcell__"].cell_contents = owner
     value = namespace[target.name]
     plain = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
     if isinstance(plain, (FunctionType, type)):

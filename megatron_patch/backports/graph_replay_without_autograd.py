@@ -7,10 +7,12 @@ each layer. So are the dataclasses that are looked for among the arguments, whic
 ``None``, and two attributes of modules that are set to what they are already: ``Module`` looks at
 every value that is set, for parameters and buffers.
 
-With this patch ``forward()`` is called as it is when gradients are off, the tensors are picked out
-of the arguments in one pass, and the attributes are set when they change. Arguments that are no
-tensors and no plain values are left to Megatron's own ``get_tensors()``, and with gradients on all
-is as it was.
+With this patch the function has an ``apply()`` that calls ``forward()`` as it is when gradients are
+off, and leaves its outputs as autograd would: a graph that was captured for training answers with
+tensors that have the gradient function of its last replay, and autograd detaches them. The tensors
+are picked out of the arguments in one pass, and the attributes are set when they change. Arguments
+that are no tensors and no plain values are left to Megatron's own ``get_tensors()``. With gradients
+on, and where somebody has replaced ``forward()``, all is as it was.
 
 Not covered: the rest of what a layer costs on the host, such as the launch of the graph. In 0.14
 and 0.15 only ``apply()`` is left out: the parameters are still passed to each replay there.
@@ -20,14 +22,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..model import Add, Family, Kind, Patch, Substitute
+from ..model import Add, Edit, Family, Kind, Patch, Substitute
 
 if TYPE_CHECKING:
     import torch
 
 MODULE = "megatron.core.transformer.cuda_graphs"
 REPLAY = f"{MODULE}:_CudaGraphRunner.replay_graph_capture"
-FORWARD = f"{MODULE}:_CudagraphReplayNode.forward"
+NODE = f"{MODULE}:_CudagraphReplayNode"
+FORWARD = f"{NODE}.forward"
 CALL = f"{MODULE}:CudaGraphManager.__call__"
 HELPER = f"{MODULE}:_CudaGraphRunner._tensors_of"
 
@@ -48,14 +51,23 @@ def _tensors_of(self: Any, args: Any, kwargs: Any) -> Any:
     return tuple(tensors)
 
 
-APPLY = "out = _CudagraphReplayNode.apply(self, is_first_microbatch, *func_args)\n"
-FORWARD_ALONE = """\
-if torch.is_grad_enabled():
-    out = _CudagraphReplayNode.apply(self, is_first_microbatch, *func_args)
-else:
-    # There is no backward pass that autograd would have to know of.
+APPLY = """\
+@classmethod
+def apply(cls, runner, is_first_microbatch, *inputs, _forward=forward.__func__):
+    \"""Do without autograd where there is no backward pass that it would have to know of.\"""
+    if torch.is_grad_enabled() or cls.forward is not _forward:
+        return super().apply(runner, is_first_microbatch, *inputs)
     ctx = torch.autograd.function.FunctionCtx()
-    out = _CudagraphReplayNode.forward(ctx, self, is_first_microbatch, *func_args)
+    outputs = []
+    for output in _forward(ctx, runner, is_first_microbatch, *inputs):
+        # As autograd leaves them: the output of a graph that was captured for training has the
+        # history of its last replay, and an input itself is no output.
+        if any(output is value for value in inputs):
+            output = output.detach() if output.requires_grad else output.view_as(output)
+        elif output.requires_grad and not output._is_view():
+            output.detach_()
+        outputs.append(output)
+    return tuple(outputs)
 """
 GET_TENSORS = "inp_tensors = self.get_tensors(args, kwargs, check_types=False)\n"
 TENSORS_OF = "inp_tensors = self._tensors_of(args, kwargs)\n"
@@ -75,25 +87,16 @@ if runner.status is not _GraphStatus.FWD_READY:
 """
 
 
-def _old(releases: str, forward: str) -> Family:
-    digest = "f585c8347952e379"
-    return Family(
-        releases,
-        (
-            Substitute(REPLAY, APPLY, FORWARD_ALONE, digest),
-            Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward),
-        ),
-    )
+def _node(forward: str) -> tuple[Edit, Edit]:
+    return Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward), Add(f"{NODE}.apply", APPLY)
 
 
 def _family(releases: str, forward: str, call: str) -> Family:
-    digest = "be8ec9879671b6c2"
     return Family(
         releases,
         (
-            Substitute(REPLAY, APPLY, FORWARD_ALONE, digest),
-            Substitute(REPLAY, GET_TENSORS, TENSORS_OF, digest),
-            Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward),
+            *_node(forward),
+            Substitute(REPLAY, GET_TENSORS, TENSORS_OF, "be8ec9879671b6c2"),
             Substitute(CALL, NOT_FIRST, NOT_FIRST_ONCE, call),
             Substitute(CALL, READY, READY_ONCE, call),
             Add(HELPER, _tensors_of),
@@ -117,10 +120,10 @@ GRAPH_REPLAY_WITHOUT_AUTOGRAD = Patch(
     releases=">=0.14,<0.20",
     removal="upstream replays without autograd in inference, and no supported release is older",
     updated="2026-11-25",
-    target=REPLAY,
+    target=FORWARD,
     families=(
-        _old("0.14.0", "3e62f32866da11af"),
-        _old("0.15.0 to 0.15.3", "e8fa6328fa7aa97b"),
+        Family("0.14.0", _node("3e62f32866da11af")),
+        Family("0.15.0 to 0.15.3", _node("e8fa6328fa7aa97b")),
         _family(
             "0.16.0 and 0.16.1, and main at 642fdd9010", "d8f861d0fd8393cd", "92ebce787dd46e91"
         ),

@@ -37,7 +37,7 @@ PRODUCT = """\
 def apply(cls, *args, _forward=forward.__func__):
     \"""Do without autograd where there is no backward pass that it would have to know of.\"""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or cls.forward is not _forward:
-        return super({name}, cls).apply(*args)
+        return super().apply(*args)
     return _forward(torch.autograd.function.FunctionCtx(), *args)
 """
 #: And where that is the input itself, with another tensor on its storage.
@@ -46,7 +46,7 @@ REGION = """\
 def apply(cls, input_, *args, _forward=forward.__func__):
     \"""Do without autograd where there is no backward pass that it would have to know of.\"""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or cls.forward is not _forward:
-        return super({name}, cls).apply(input_, *args)
+        return super().apply(input_, *args)
     output = _forward(torch.autograd.function.FunctionCtx(), input_, *args)
     if output is not input_:
         return output
@@ -62,11 +62,8 @@ SUMS = "return _reduce(input_, group)\n"
 
 
 def _function(of_class: str, apply: str, known: str, digest: str) -> tuple[Edit, Edit]:
-    target, name = f"{of_class}.forward", of_class.partition(":")[2]
-    return (
-        Substitute(target, known, known, digest),
-        Add(f"{of_class}.apply", apply.format(name=name)),
-    )
+    target = f"{of_class}.forward"
+    return Substitute(target, known, known, digest), Add(f"{of_class}.apply", apply)
 
 
 def _family(releases: str, linear: str, frozen: str) -> Family:

@@ -34,14 +34,15 @@ _thread = threading.local()
 _pools = itertools.count(1)
 
 
-def _current() -> CUDAGraph | None:
+def current() -> CUDAGraph | None:
+    """The graph that is being captured in this thread."""
     graph: CUDAGraph | None = getattr(_thread, "graph", None)
     return graph
 
 
 def is_capturing() -> bool:
     """In place of :func:`torch.cuda.is_current_stream_capturing`."""
-    return _current() is not None
+    return current() is not None
 
 
 def graph_pool_handle() -> Pool:
@@ -51,7 +52,7 @@ def graph_pool_handle() -> Pool:
 
 def forbid_while_capturing(what: str) -> None:
     """Raise, and spoil the capture, if there is one: the host waits for the device in ``what``."""
-    graph = _current()
+    graph = current()
     if graph is not None and graph.error_mode != "relaxed":
         graph.invalidate()
         raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({what})")
@@ -63,7 +64,7 @@ def on_host(function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
     For checks of what a kernel would trust, and for kernels that are none of PyTorch's operators.
     The function may read and write the memory of tensors among its arguments as it likes.
     """
-    graph = _current()
+    graph = current()
     if graph is None:
         function(*args, **kwargs)
         return
@@ -120,7 +121,7 @@ class CUDAGraph:
         """
         if capture_error_mode not in ("global", "thread_local", "relaxed"):
             raise RuntimeError(f"Unknown capture error mode {capture_error_mode!r}")
-        if _current() is not None:
+        if current() is not None:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if self._recorder is not None:
             raise RuntimeError(
@@ -140,7 +141,7 @@ class CUDAGraph:
         Raises:
             RuntimeError: nothing is captured, or the host waited for the device meanwhile.
         """
-        if _current() is not self or self._recorder is None:
+        if current() is not self or self._recorder is None:
             raise RuntimeError("CUDA error: capture_end() without a capture of this graph")
         recorder = self._recorder
         _thread.graph = None
@@ -166,7 +167,7 @@ class CUDAGraph:
         """
         if not self._captured:
             raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
-        outer = _current()
+        outer = current()
         if outer is not None:
             outer.tape.append(self.tape.run)
         self.tape.run()

@@ -98,7 +98,8 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if graphs.is_capturing():
+        # Not `is_capturing`, which the compiler takes for the function that it stands in for.
+        if graphs.current() is not None:
             _refuse_transfers(func, kwargs or {})
         if func is Tensor.to:
             args = tuple(CPU if _is_cuda(argument) else argument for argument in args)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 import megatron_patch
-from megatron_patch import State
+from megatron_patch import State, testing
 from megatron_patch.backports.graph_replay_without_autograd import (
     FORWARD,
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
@@ -78,9 +78,18 @@ def replayed(runner, kwargs):
 
 
 @pytest.fixture
-def applied(graphs, mocker):
-    """Counts the calls of the autograd function."""
-    return mocker.spy(graphs._CudagraphReplayNode, "apply")
+def applied(graphs, monkeypatch):
+    """The applications of the autograd function, by autograd itself."""
+    calls = []
+    by_autograd = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls, *args):
+        if cls is graphs._CudagraphReplayNode:
+            calls.append(cls)
+        return by_autograd.__get__(None, cls)(*args)
+
+    monkeypatch.setattr(torch.autograd.Function, "apply", classmethod(apply))
+    return calls
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
@@ -90,19 +99,19 @@ def test_without_gradients_autograd_is_left_out(graphs, applied, mode):
         one, other = replayed(runner, kwargs)
     assert one.tolist() == [2, 2]
     assert other.tolist() == [4, 4, 4]
-    assert (runner.fwd_graph.replays, applied.call_count) == (1, 0)
+    assert (runner.fwd_graph.replays, len(applied)) == (1, 0)
 
 
 def test_unpatched_autograd_is_there_in_inference_too(unpatched, graphs, applied):
     with torch.inference_mode():
         replayed(*captured(torch.ones(2)))
-    assert applied.call_count == 1
+    assert len(applied) == 1
 
 
 def test_with_gradients_autograd_is_there(graphs, applied):
     runner, kwargs = captured(torch.ones(2, requires_grad=True))
     (output,) = replayed(runner, kwargs)
-    assert applied.call_count == 1
+    assert len(applied) == 1
     assert output.grad_fn is not None
 
 
@@ -122,6 +131,117 @@ def test_what_is_returned_is_what_autograd_would_return(unpatched, graphs, last)
     without = run()
     megatron_patch.install()
     assert run() == without
+
+
+@pytest.mark.parametrize("history", [False, True])
+@pytest.mark.parametrize("kind", ["surface", "view of the surface", "input"])
+def test_outputs_with_a_history_are_left_as_autograd_would_leave_them(
+    unpatched, graphs, kind, history
+):
+    """The surface of a graph that was captured for training, as its last replay has left it."""
+
+    def run():
+        runner, kwargs = captured(torch.ones(2, requires_grad=history))
+        (output,) = runner.fwd_graph_output_surface
+        if history:
+            output.requires_grad_()
+            output = output * 2 if kind == "surface" else output
+        if kind == "view of the surface":
+            output = output[:]
+        if kind == "input":
+            output = kwargs["t0"]
+            runner.fwd_graph.outputs = runner.fwd_graph.surface
+        runner.fwd_graph_output_surface = (output,)
+        runner.fwd_graph.replay = lambda: None
+        with torch.no_grad():
+            (found,) = replayed(runner, kwargs)
+        seen = [found is output, found.data_ptr() == output.data_ptr()]
+        for tensor in (found, output):
+            seen += [tensor._is_view(), tensor.requires_grad, tensor.grad_fn is None]
+            seen += [tensor.is_leaf, tensor.tolist()]
+        return seen
+
+    without = run()
+    megatron_patch.install()
+    assert run() == without
+
+
+@pytest.mark.parametrize("how", ["function", "subclass"])
+def test_a_forward_in_the_place_of_megatrons_is_applied_by_autograd(
+    graphs, applied, monkeypatch, how
+):
+    """Such as one with a context of its own, which is made by autograd."""
+    node = graphs._CudagraphReplayNode
+
+    def forward(ctx, runner, is_first_microbatch, *inputs):
+        assert ctx.needs_input_grad
+        return tuple(tensor * 3 for tensor in inputs)
+
+    if how == "function":
+        monkeypatch.setattr(node, "forward", staticmethod(forward))
+    else:
+        other = type("Other", (node,), {"forward": staticmethod(forward)})
+        monkeypatch.setattr(graphs, "_CudagraphReplayNode", other)
+    with torch.no_grad():
+        (output,) = replayed(*captured(torch.ones(2)))
+    assert output.tolist() == [3, 3]
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(testing.EngineSpec().vocab_size, (2, 9), generator=generator).tolist()
+
+
+def seen_in_evaluation(model) -> list[tuple[object, ...]]:
+    """What each layer answers when the model is called without gradients."""
+    seen = []
+
+    def note(module, args, output):
+        tensor = output[0] if isinstance(output, tuple) else output
+        seen.append((tensor.requires_grad, tensor.grad_fn is None, tensor.cpu().numpy().tolist()))
+
+    handles = [layer.register_forward_hook(note) for layer in model.decoder.layers]
+    with torch.no_grad():
+        logits = testing.forward(model, [row[:-1] for row in batch(3)])
+    for handle in handles:
+        handle.remove()
+    return [*seen, (logits.requires_grad, logits.tolist())]
+
+
+@pytest.fixture
+def without_graphs(device):
+    """Megatron keeps them in the process."""
+    yield
+    testing.drop_cuda_graphs()
+
+
+@from_016
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_evaluation_between_training_steps_changes_nothing_and_has_no_history(
+    unpatched, without_graphs, in_flight
+):
+    """With graphs of forward and backward, and so many microbatches under way at once."""
+
+    def life():
+        testing.drop_cuda_graphs()
+        spec = testing.EngineSpec(cuda_graph_scope="layer")
+        model = testing.build_model(spec, training=True)
+        seen = []
+        for step in range(3):
+            batches = [batch(6 * step + n) for n in range(in_flight)]
+            trained = testing.train_step(model, batches, in_flight=in_flight)
+            seen.append([gradient.tolist() for gradient in trained.gradients.values()])
+            seen.append([float(loss) for loss in trained.losses])
+            seen.append(seen_in_evaluation(model))
+        return seen
+
+    without = life()
+    megatron_patch.install()
+    patched = life()
+    answers = [answer for evaluation in patched[2::3] for answer in evaluation]
+    assert answers
+    assert not any(requires_grad for requires_grad, *_ in answers)
+    assert patched == without
 
 
 def test_what_a_replay_refuses_is_refused_as_ever(graphs):
@@ -214,7 +334,10 @@ def with_another_context(module):
 @not_in_source
 @pytest.mark.parametrize(
     ("target", "read"),
-    [(REPLAY, with_one_token_changed(REPLAY)), (FORWARD, with_another_context)],
+    [
+        pytest.param(REPLAY, with_one_token_changed(REPLAY), marks=from_016),
+        (FORWARD, with_another_context),
+    ],
     ids=["replay", "forward"],
 )
 def test_one_changed_token_in_a_target_is_drifted(target, read):

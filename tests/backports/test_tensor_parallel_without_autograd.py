@@ -363,6 +363,28 @@ def test_a_function_that_somebody_replaced_is_called(layers, device, mocker):
     assert copy.call_count == gather.call_count == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["LinearWithGradAccumulationAndAsyncCommunication", "LinearWithFrozenWeight"]
+)
+def test_a_class_that_somebody_derived_and_put_in_its_place_is_applied(
+    layers, device, monkeypatch, name
+):
+    """With a forward() of its own, whose context is made by autograd."""
+    original = getattr(layers, name)
+
+    def forward(ctx, *args):
+        return 2 * original.forward(ctx, *args)
+
+    derived = type("Derived", (original,), {"forward": staticmethod(forward)})
+    layer, values = layer_and_input("column", layers, device)
+    layer.weight.requires_grad_(name != "LinearWithFrozenWeight")
+    layer.bias.data.zero_()
+    with torch.no_grad():
+        expected = layer(values)[0]
+        monkeypatch.setattr(layers, name, derived)
+        assert torch.equal(layer(values)[0], 2 * expected)
+
+
 def test_a_forward_that_somebody_replaced_has_autograds_context(layers, device, monkeypatch):
     """Such as one that asks for ``needs_input_grad``, or one with a ``setup_context()``."""
     needed = []
