@@ -1,16 +1,18 @@
-"""Give the rows of a decode step as a view, without an index (a change of ours).
+"""Copy the rows of a decode step without an index (a change of ours).
 
 ``DynamicInferenceContext.last_token_logits()`` picks the row of each request's last token, of the
 hidden states or of the logits. In a decode step each request has one token, and the rows are the
 first ones, in order. The releases pick them by an index all the same: up to 0.17 its cumulative sum
 is computed on the GPU in each step, and all of them gather.
 
-With this patch such a step gets the first rows as they are. What reads them, the output layer or
-the sampling, changes nothing in place.
+With this patch such a step copies its first rows. The caller gets a tensor of its own, as ever:
+hooks of the output layer, and layers and sampling functions of somebody else, may keep it and write
+to it, while what it was copied from may be the static output of a CUDA graph.
 
 Not covered: steps with a prompt in them, steps that are padded to the size of a CUDA graph (the
-padding's rows are copies of the first one there), decode steps that are being captured, and from
-0.17 on speculative decoding in releases whose requests then have several tokens in a step.
+padding's rows are copies of the first one there), what is captured in a CUDA graph, which is
+replayed for other batches, and from 0.17 on speculative decoding in releases whose requests then
+have several tokens in a step.
 """
 
 from __future__ import annotations
@@ -23,22 +25,27 @@ TARGET = (
 
 ROWS = "{logits} = logits.squeeze(0)\n"
 FIRST_ROWS = """\
-# Each request of a decode step has one token, so their rows are the first ones, in order.
+# Each request of a decode step has one token, so their rows are the first ones, in order. What is
+# captured in a graph keeps the index: it is replayed for other batches.
 row_count = self.total_request_count - self.paused_request_count
-if self.is_decode_only() and self.active_token_count == row_count:
-    return {logits}[:row_count]
+if (
+    self.is_decode_only()
+    and self.active_token_count == row_count
+    and not torch.cuda.is_current_stream_capturing()
+):
+    return {logits}[:row_count].clone(memory_format=torch.contiguous_format)
 """
 GATHER = "return logits.squeeze(0)[self.active_logit_idxs[: self.num_last_token_logits], :]\n"
 FIRST_ROWS_OR_GATHER = """\
-# In a decode step without padding, each row is wanted, in order. A graph that is being captured
-# keeps the index: it is replayed for other batches.
+# In a decode step without padding, each row is wanted, in order. What is captured in a graph keeps
+# the index: it is replayed for other batches.
 row_count = self.num_last_token_logits
 if (
     self.num_prefill_requests == 0
     and self.active_token_count == row_count
-    and not self.is_creating_cuda_graphs
+    and not torch.cuda.is_current_stream_capturing()
 ):
-    return logits.squeeze(0)[:row_count]
+    return logits.squeeze(0)[:row_count].clone(memory_format=torch.contiguous_format)
 return logits.squeeze(0)[self.active_logit_idxs[:row_count], :]
 """
 
@@ -52,19 +59,19 @@ def _summed(releases: str, digest: str, logits: str) -> Family:
 LAST_TOKEN_LOGITS_VIEW = Patch(
     id="last-token-logits-view",
     kind=Kind.PERFORMANCE,
-    summary="Take the rows of a decode step as they are, without an index",
+    summary="Copy the rows of a decode step without an index",
     symptom=(
         "each decode step builds an index of its rows on the GPU and gathers by it, although it "
         "wants all of them, in order"
     ),
-    outcome="the same rows, as a view",
+    outcome="the same rows, from one copy",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,
     fixed_in=None,
     releases=">=0.14,<0.20",
     removal="upstream takes the rows of a decode step without an index, in all supported releases",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=TARGET,
     families=(
         _summed("0.14.0 to 0.15.3", "82fcf297d4ceb2ac", "logits"),
