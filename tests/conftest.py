@@ -42,7 +42,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(autouse=True)
-def lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_line_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning that is an error here, as all are, is a line on stderr: and so an error."""
     monkeypatch.setattr(notices, "line", pytest.fail)
 
