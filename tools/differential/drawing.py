@@ -161,8 +161,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     wave_wide: dict[str, Any] = {}
     if not able.per_request:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
-        if draw(st.booleans()):
-            wave_wide["log_probs"] = "generated" if found["only_last"] else "all"
+        if not found["only_last"] and draw(st.booleans()):
+            wave_wide["log_probs"] = "all"
     number = draw(st.integers(1, 5))
     found["requests"] = tuple(
         plans(able, draw, all_log_probs=not found["only_last"], wave_wide=wave_wide)

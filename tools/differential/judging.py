@@ -8,7 +8,9 @@ engine is shown wrong, and then the patched one has to be right.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 
 from . import comparing, defects, intended, oracles
 from .company import COMPANY
@@ -70,10 +72,14 @@ def runner(selections: Selections) -> Runner:
 
     def run_with(configuration: Configuration, selection: str) -> Observation:
         guest = COMPANY.get(configuration.company or "")
-        if guest is None or not guest.on_target:
-            with selections.force(selection):
-                return run(configuration)
-        with guest.before(), selections.anew(selection):
+        # Some releases print what they do.
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(StringIO()))
+            if guest is None or not guest.on_target:
+                stack.enter_context(selections.force(selection))
+            else:
+                stack.enter_context(guest.before())
+                stack.enter_context(selections.anew(selection))
             return run(configuration)
 
     return run_with

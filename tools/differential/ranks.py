@@ -127,7 +127,7 @@ def judge_all(
             for rank in ranks:
                 rank.kill()
         if any(codes):
-            errors = [(work / f"errors{rank}").read_text()[-2000:] for rank in range(WORLD)]
+            errors = [(work / f"errors{rank}").read_text()[-3000:] for rank in range(WORLD)]
             raise RuntimeError(f"ranks ended with {codes}:\n" + "\n".join(errors))
         found = [json.loads((work / f"findings{rank}").read_text()) for rank in range(WORLD)]
     return [
@@ -166,7 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def run_with(configuration: Configuration, selection: str) -> Observation:
         torch.distributed.barrier()
         with selections.force(selection):
-            return run(configuration, peers)
+            seen = run(configuration, peers)
+        if peers.share_experts and seen.record["error"] is not None:
+            # The other rank waits for this one, in vain.
+            raise RuntimeError(f"{selection}: {seen.record['error']} in {encode(configuration)}")
+        return seen
 
     findings = []
     for line in (folder / "configurations").read_text().splitlines():
