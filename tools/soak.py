@@ -31,9 +31,13 @@ from typing import Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+# A script's own directory is on the path, not the one above it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import megatron_patch
 from megatron_patch import testing
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
+from tools.differential import blocks
 
 LONGEST_PROMPT = 40
 MOST_TOKENS = 12
@@ -282,12 +286,12 @@ class Life:
         if features.scarce:
             # Enough for the longest sequence, not counting those set aside: for paused requests, or
             # before 0.16 for one request that can always go on.
-            blocks, aside = rng.randint(SEQUENCE_BLOCKS, 20), SEQUENCE_BLOCKS
+            number, aside = rng.randint(SEQUENCE_BLOCKS, 20), SEQUENCE_BLOCKS
             if "paused_buffer_size_gb" in context_parameters():
                 aside = rng.choice((0, 4, 8))
                 options["paused_buffer_size_gb"] = (aside + 0.5) * BLOCK_GB
-            blocks += aside
-            arguments["buffer_size_gb"] = (blocks + 1.5) * BLOCK_GB  # one is for padding
+            number += aside
+            arguments["buffer_size_gb"] = (number + 1.5) * BLOCK_GB  # one is for padding
         return testing.EngineSpec(**MODEL, **arguments, options=options)
 
     def run(self, requests: int) -> None:
@@ -296,7 +300,7 @@ class Life:
         Raises SoakError, or what the engine raised.
         """
         engine = testing.build_engine(self.spec)
-        start = free_blocks(engine.context)
+        start = blocks.free(engine.context)
         for _ in range(self._rng.randint(2, 6)):
             self._wave(engine)
             check_idle(engine.context, start)
@@ -352,59 +356,18 @@ def _of_one_request() -> bool:
     return "sampling_params" in parameters_of(engine_class().add_request)
 
 
-def allocator(context: Any) -> Any:
-    """The allocator of KV blocks. 0.14 calls them chunks."""
-    names = ("kv_block_allocator", "block_allocator", "chunk_allocator")
-    return next(getattr(context, name) for name in names if hasattr(context, name))
-
-
-def free_blocks(context: Any) -> int:
-    """Blocks that a request can get: those in the pool, and those cached for nobody."""
-    blocks = allocator(context)
-    names = ("pool_avail", "total_avail", "block_count_avail", "chunk_count_avail")
-    pool = next(getattr(blocks, name) for name in names if hasattr(blocks, name))
-    if not getattr(context, "enable_prefix_caching", False):
-        return int(pool)
-    cached = (blocks.block_ref_counts == 0) & (blocks.block_hashes != -1)
-    return int(pool) + int(cached.sum())
-
-
-def block_rows(context: Any) -> list[list[int]]:
-    """The blocks of each request."""
-    name = "request_to_kv_block_ids"
-    table = getattr(context, name if hasattr(context, name) else name.replace("block", "chunk"))
-    rows = table[: context.total_request_count].tolist()
-    chunked = getattr(context, "chunked_prefill_request_id", -1)
-    if chunked != -1:
-        # From 0.17 on a request whose prompt is not complete is not counted between steps.
-        (found,) = (context.request_ids == chunked).nonzero(as_tuple=True)
-        rows += [table[index].tolist() for index in found[:1] if index >= len(rows)]
-    return [[block for block in row if block != -1] for row in rows]
-
-
 def check_blocks(context: Any) -> None:
     """No request may have a block twice, and no two the same one unless it is a common prefix."""
-    rows = block_rows(context)
-    for row in rows:
-        if len(set(row)) < len(row):
-            raise SoakError(f"a request holds a block twice: {row}")
-    held = Counter(block for row in rows for block in row)
-    if not getattr(context, "enable_prefix_caching", False):
-        shared = sorted(block for block, count in held.items() if count > 1)
-        if shared:
-            raise SoakError(f"blocks {shared} are held by several requests")
-        return
-    for block, count in enumerate(allocator(context).block_ref_counts.tolist()):
-        if count != held[block]:
-            raise SoakError(f"block {block} has the reference count {count}, not {held[block]}")
+    for text in blocks.inconsistencies(context):
+        raise SoakError(text)
 
 
 def check_idle(context: Any, start: int) -> None:
     """An idle engine has all blocks that it started with."""
     if context.total_request_count:
         raise SoakError(f"an idle engine has {context.total_request_count} requests")
-    if free_blocks(context) != start:
-        raise SoakError(f"{free_blocks(context)} of {start} blocks are free in an idle engine")
+    if blocks.free(context) != start:
+        raise SoakError(f"{blocks.free(context)} of {start} blocks are free in an idle engine")
     check_blocks(context)
 
 

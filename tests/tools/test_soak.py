@@ -13,6 +13,7 @@ import torch
 from megatron_patch import testing
 from megatron_patch.testing.releases import set_inference_mode
 from tools import soak
+from tools.differential import blocks
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -160,7 +161,7 @@ def test_a_wrong_reference_count_is_an_error():
 
 
 def test_an_idle_engine_has_no_requests_and_all_blocks(context):
-    start = soak.free_blocks(context)
+    start = blocks.free(context)
     with pytest.raises(soak.SoakError, match="has 2 requests"):
         soak.check_idle(context, start)
     context.total_request_count = 0

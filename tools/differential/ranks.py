@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -112,20 +113,22 @@ def judge_all(
         work = Path(folder)
         (work / "configurations").write_text("\n".join(map(encode, configurations)))
         command = [sys.executable, "-W", "ignore", "-m", __name__, folder, kind, patches]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(rank)],
-                cwd=Path(__file__).parents[2],
-                stdout=subprocess.DEVNULL,
-                stderr=(work / f"errors{rank}").open("w"),
-            )
-            for rank in range(WORLD)
-        ]
-        try:
-            codes = [rank.wait(timeout=seconds) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
+        with ExitStack() as stack:
+            ranks = [
+                subprocess.Popen(
+                    [*command, str(rank)],
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.DEVNULL,
+                    stderr=stack.enter_context((work / f"errors{rank}").open("w")),
+                )
+                for rank in range(WORLD)
+            ]
+            try:
+                codes = [rank.wait(timeout=seconds) for rank in ranks]
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
         if any(codes):
             errors = [(work / f"errors{rank}").read_text()[-3000:] for rank in range(WORLD)]
             raise RuntimeError(f"ranks ended with {codes}:\n" + "\n".join(errors))
