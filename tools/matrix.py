@@ -22,6 +22,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # A script's own directory is on the path, not the one above it.
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import testing
-from tools.differential import judging, ranks, report
+from tools.differential import fresh, judging, ranks, report
 from tools.differential.configuration import Configuration, decode, encode
 from tools.differential.drawing import Abilities
 from tools.differential.searching import Found, Search, sample
@@ -48,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--ranks", choices=ranks.KINDS, help="on two ranks that share each layer, or its experts"
     )
+    made.add_argument(
+        "--fresh", action="store_true", help="in processes that import the patches before Megatron"
+    )
+    made.add_argument(
+        "--fill", action="store_true", help="PyTorch fills new memory with NaN and great numbers"
+    )
     made.add_argument("--repeat", metavar="CONFIGURATION", help="run this one alone")
     made.add_argument("--most", type=int, default=20, help="stop when so much was found")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
@@ -65,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     megatron_patch.uninstall()
     testing.start()
     torch.set_num_threads(1)  # more only get in each other's way with tensors this small
+    if options.fill:  # a switch of PyTorch that is on by default, in this mode only
+        torch.use_deterministic_algorithms(True, warn_only=True)
     selections = Selections(options.patches)
     run_with = judging.runner(selections)
     try:
@@ -77,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return repeat(configuration, run_with, applied)
         if options.ranks is not None:
             return on_ranks(options)
+        if options.fresh:
+            return in_fresh_processes(options)
         search = Search(Abilities.installed(), run_with, applied)
         seconds = options.seconds or (600.0 if options.examples is None else None)
         begin = time.monotonic()
@@ -124,6 +135,20 @@ def on_ranks(options: argparse.Namespace) -> int:
     for result in found:
         print("FOUND:", *result.findings, encode(result.configuration), sep="\n  ")
     return 1 if found else 0
+
+
+def in_fresh_processes(options: argparse.Namespace) -> int:
+    """Draw configurations, run them in fresh processes, and print what differs."""
+    drawn = [
+        # Others who come before us are another story.
+        item if item.company is None else replace(item, company=None)
+        for item in sample(Abilities.installed(), options.examples or 50, seed=options.seed)
+    ]
+    results = fresh.compare(drawn, seconds=options.seconds or 600)
+    print(f"{len(drawn)} configurations in fresh processes, {len(results)} found")
+    for result in results:
+        print(f"FOUND: {result}")
+    return 1 if results else 0
 
 
 def _progress(search: Search) -> None:

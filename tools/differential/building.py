@@ -47,6 +47,8 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         fields["kv_cache_management_mode"] = configuration.suspension
     if configuration.scheduling is not None:
         options["async_sched_mode"] = configuration.scheduling
+    if configuration.mixed:
+        options["use_cuda_graphs_for_non_decode_steps"] = True
     if configuration.token_events:
         options["track_generated_token_events"] = True
     if configuration.spare_blocks is not None:

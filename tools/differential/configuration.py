@@ -74,6 +74,8 @@ class Configuration:
     max_tokens: int = 64
     graphs: int | None = None
     """At most so many CUDA graphs, or sizes that batches are padded to."""
+    mixed: bool = False
+    """For steps with prompts too."""
     scope: str | None = None
     """What is captured in one: ``layer`` or ``block``. None: nothing, batches are only padded."""
     only_last: bool = True

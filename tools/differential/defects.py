@@ -82,8 +82,9 @@ def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
 def _stopped_at_once(case: Case, complaint: Complaint) -> bool:
     if complaint.kind != "exception" or complaint.facts["type"] != "IndexError":
         return False
-    return complaint.facts["place"].endswith(":post_process_requests") and any(
-        plan.log_probs == "generated" and plan.stop is not None and plan.stop[0] == 0
+    return str(complaint.facts["place"]).endswith(":post_process_requests") and any(
+        plan.log_probs == "generated"
+        and (plan.num_tokens == 0 or (plan.stop is not None and plan.stop[0] == 0))
         for plan in case.configuration.requests
     )
 
@@ -100,7 +101,40 @@ def _unequal_parts(case: Case, complaint: Complaint) -> bool:
     parts = case.parts(complaint.request or 0)
     return any(
         parts[0][name] is not None and any(part[name] is None for part in parts)
-        for name in (*LOG_PROBS, *TOP_N)
+        for name in (*LOG_PROBS, *TOP_N, "tpot")
+    )
+
+
+def _stop_word_of_two_parts(case: Case, complaint: Complaint) -> bool:
+    if complaint.kind != "goes on" or "stop" not in complaint.facts:
+        return False
+    # A request that comes back has its stop words no more.
+    return int(complaint.facts["at"]) > len(
+        case.parts(complaint.request or 0)[0]["generated_tokens"]
+    )
+
+
+def _nothing_generated(case: Case, complaint: Complaint) -> bool:
+    plan = _plan(case, complaint)
+    if plan is None or plan.num_tokens or plan.log_probs != "generated":
+        return False
+    return _is_list(complaint, *LOG_PROBS, *TOP_N) and int(complaint.facts["off"]) == 1
+
+
+def _paused_among_drafts(case: Case, complaint: Complaint) -> bool:
+    number = case.configuration.speculative
+    if complaint.kind != "ends early" or not 0 < complaint.facts["missing"] <= number:
+        return False
+    return case.paused(complaint.request or 0)
+
+
+def _nothing_to_sample(case: Case, complaint: Complaint) -> bool:
+    return (
+        complaint.kind == "exception"
+        and complaint.facts["place"].endswith(":sample_kernel")
+        and "non-empty list" in complaint.facts["text"]
+        and case.configuration.scheduling == "async"
+        and any(item.what == "suspend" for item in case.configuration.happenings)
     )
 
 
@@ -147,10 +181,10 @@ DEFECTS: tuple[Defect, ...] = (
         _trimmed_stop_word,
     ),
     Defect(
-        "a stop word at once",
+        "log probs of no token",
         ">=0.16",
-        "when the first token is a stop word, the list of the step's log probs is empty, and its "
-        "last item is looked for: the engine ends",
+        "when nothing is generated, or the first token is a stop word, the list of the step's log "
+        "probs is empty, and its last item is looked for: the engine ends",
         _stopped_at_once,
     ),
     Defect(
@@ -165,6 +199,34 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.16",
         "merge() takes for granted that all parts of a request have lists where the first has",
         _unequal_parts,
+    ),
+    Defect(
+        "stop words of a request that comes back",
+        ">=0.16",
+        "a request that was evicted or recomputed has no stop words any more, and what it has "
+        "generated is not looked at",
+        _stop_word_of_two_parts,
+    ),
+    Defect(
+        "the log prob of nothing",
+        ">=0.19",
+        "a request that generates nothing and wants no log probs of its prompt gets one all the "
+        "same, of the token that was not generated",
+        _nothing_generated,
+    ),
+    Defect(
+        "paused among speculative tokens",
+        ">=0.17",
+        "a request that is paused counts the tokens that were drafted for it, and ends as many "
+        "tokens early",
+        _paused_among_drafts,
+    ),
+    Defect(
+        "nothing to sample after a suspension",
+        ">=0.19",
+        "with asynchronous scheduling, a step after a suspension that recomputes goes on with the "
+        "requests of the step before, of which there are none",
+        _nothing_to_sample,
     ),
     Defect(
         "a model with CUDA graphs alone",

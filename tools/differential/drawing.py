@@ -41,6 +41,8 @@ class Abilities:
     """Without Transformer Engine."""
     blocks: bool
     """CUDA graphs of all layers."""
+    mixed: bool
+    """CUDA graphs of steps with prompts."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -67,6 +69,7 @@ class Abilities:
             zero_tokens=version >= Version("0.17"),
             experts=hasattr(moe_utils, "te_general_gemm"),
             blocks=version >= Version("0.16"),
+            mixed="use_cuda_graphs_for_non_decode_steps" in known,
         )
 
 
@@ -138,6 +141,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     if one_in(3):
         # 0.14 and 0.15 have batches of multiples of 8 only.
         found["graphs"] = 1 if found["max_requests"] == 8 else draw(st.sampled_from([1, 2]))
+        if able.mixed:
+            found["mixed"] = one_in(3)
         scopes = [None, "layer", "block"] if able.blocks else [None, "layer"]
         scope = draw(st.sampled_from(scopes))
         if scope is not None:
@@ -180,6 +185,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found.pop("scope", None)
     elif not found.get("captured") and one_in(4):
         found["recompute"] = "scope" not in found
+    if one_in(10):
+        found["dtype"] = "bfloat16"
     found["caller"] = draw(st.sampled_from([None, None, "no_grad", "inference_mode"]))
     if one_in(5):
         possible = [name for name, guest in COMPANY.items() if guest.possible()]

@@ -135,7 +135,8 @@ def part(request: Any) -> Record:
     found["events"] = [
         [event.type.name, plain(event.payload)] for event in getattr(request, "events", ())
     ]
-    found["tpot"] = len(getattr(request, "tpot", None) or ())
+    times = getattr(request, "tpot", None)
+    found["tpot"] = None if times is None else len(times)
     return found
 
 

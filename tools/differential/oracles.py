@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: By how much a logit or a log prob may be off: sums come out a little different in other batches.
-TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25}
+TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class Case:
     def record(self) -> Record:
         return self.observation.record
 
+    @property
+    def told(self) -> bool:
+        """Whether the model alone can tell which tokens are right: in this precision it can."""
+        guest = COMPANY.get(self.configuration.company or "")
+        others = guest is not None and guest.changes_tokens
+        return self.observation.alone and not others and self.configuration.dtype == "float32"
+
     def parts(self, index: int) -> list[Record]:
         """The parts of a request as the engine handed them out."""
         found = self.record["requests"][index]
@@ -74,6 +81,15 @@ class Case:
         """Tokens at the beginning of a part that the model was not given: they were cached."""
         rows = self.rows(index, part)
         return min((offset for offset, _, _ in rows), default=0)
+
+    def paused(self, index: int) -> bool:
+        """Whether a request was left out of a forward pass between two that it was in."""
+        numbers = [
+            number
+            for number, forward in enumerate(self.observation.forwards)
+            if any(row == index for row, *_ in forward.rows)
+        ]
+        return bool(numbers) and numbers[-1] - numbers[0] >= len(numbers)
 
     def chunks(self, index: int, part: int) -> int:
         """In how many pieces the prompt of a part was given to the model."""
@@ -150,7 +166,8 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
         if word and _trims() and _may_be_trimmed(case, index, plan, word):
             return
         text = f"ends after {len(tokens)} of {plan.num_tokens} tokens for no reason: {tokens}"
-        yield Complaint("ends early", index, text, facts)
+        missing = plan.num_tokens - len(tokens)
+        yield Complaint("ends early", index, text, {**facts, "missing": missing})
 
 
 def _trims() -> bool:
@@ -162,20 +179,13 @@ def _trims() -> bool:
 
 def _may_be_trimmed(case: Case, index: int, plan: Plan, word: list[int]) -> bool:
     """Whether a stop word could have come next, as far as the model alone can tell."""
-    judged = case.observation.alone and not case.configuration.updates
-    if not plan.greedy or not judged or _changes_tokens(case):
+    if not plan.greedy or not case.told or case.configuration.updates:
         return True
     before = [*plan.prompt, *generated(case, index)]
     rows = reference(case, (*before, *word), 0)[len(before) - 1 : -1]
     best = rows.max(-1).values
     chosen = [float(row[token]) for row, token in zip(rows, word, strict=True)]
-    tolerance = TOLERANCE[case.configuration.dtype]
-    return all(value >= float(top) - tolerance for value, top in zip(chosen, best, strict=True))
-
-
-def _changes_tokens(case: Case) -> bool:
-    guest = COMPANY.get(case.configuration.company or "")
-    return guest is not None and guest.changes_tokens
+    return all(value >= float(top) - TOLERANCE for value, top in zip(chosen, best, strict=True))
 
 
 def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
@@ -205,28 +215,25 @@ def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 
 def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     """Tokens and log probs against the model alone."""
-    if not case.observation.alone or _changes_tokens(case):
+    if not case.told:
         return
     parts, tokens = case.parts(index), generated(case, index)
-    tolerance = TOLERANCE[case.configuration.dtype]
     sequence = [*plan.prompt, *tokens]
     for place, (part, token) in enumerate(_places(parts)):
         version = _version(case, index, part, place, parts)
         if version is None:
             continue
         row = reference(case, tuple(sequence), version)[len(plan.prompt) - 1 + place]
-        if _is_wrong(row, token, plan, tolerance):
+        if _is_wrong(row, token, plan):
             right = int(row.argmax())
             text = f"token {place} is {token}, the model alone has {right}: {tokens}"
             facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
             yield Complaint("token", index, text, facts)
             return  # what follows is no wonder
-    yield from _log_probs(case, index, plan, tolerance, sequence)
+    yield from _log_probs(case, index, plan, sequence)
 
 
-def _log_probs(
-    case: Case, index: int, plan: Plan, tolerance: float, sequence: list[int]
-) -> Iterator[Complaint]:
+def _log_probs(case: Case, index: int, plan: Plan, sequence: list[int]) -> Iterator[Complaint]:
     if plan.log_probs is None or not sequence[1:]:
         return
     parts = case.parts(index)
@@ -247,7 +254,7 @@ def _log_probs(
     if len(found) != len(right):
         return  # that is complained of where counts are
     for at, (one, other) in enumerate(zip(found, right, strict=True)):
-        if not abs(one - other) <= tolerance:
+        if not abs(one - other) <= TOLERANCE:
             of = at - split if plan.log_probs != "generated" else at
             text = f"log prob {of} is {one:.4f}, the model alone has {other:.4f}"
             facts = {"place": of, "parts": len(parts)}
@@ -274,12 +281,12 @@ def _version(case: Case, index: int, part: int, place: int, parts: list[Record])
     return versions.pop() if len(versions) == 1 else None
 
 
-def _is_wrong(row: Any, token: int, plan: Plan, tolerance: float) -> bool:
+def _is_wrong(row: Any, token: int, plan: Plan) -> bool:
     _, top_k, top_p = plan.sampling
     if top_p or not top_k:
         return False
     worst = float(row.topk(top_k).values[-1])
-    return not float(row[token]) >= worst - tolerance
+    return not float(row[token]) >= worst - TOLERANCE
 
 
 @cache

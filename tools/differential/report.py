@@ -27,6 +27,7 @@ def of(search: Search, selections: Selections, seed: int, seconds: float) -> Rep
         "patches": selections.states.get(ALL, {}),
         "configurations": search.examples,
         "fixed by patches": search.fixed,
+        "unstable": search.unstable,
         "known defects": dict(search.known.most_common()),
         "dimensions": {
             name: dict(sorted(values.items())) for name, values in sorted(search.values.items())
@@ -55,4 +56,6 @@ def text(report: Report) -> str:
         lines.append(f"  {name}: " + ", ".join(f"{value} {n}" for value, n in values.items()))
     for name, count in report["known defects"].items():
         lines.append(f"  known defect, {count} times: {name}")
+    if report["unstable"]:
+        lines.append(f"  not the same twice without patches: {len(report['unstable'])}")
     return "\n".join(lines)

@@ -81,6 +81,7 @@ class Run:
         self.version = 0
         self.epoch = 0
         self.resume_at: int | None = None
+        self.in_step = False
         self.outputs: list[Any] = []
         self.steps: list[Any] = []
         self.training: list[Any] = []
@@ -193,8 +194,12 @@ class Run:
         import torch
 
         caller = self.configuration.caller
-        with nullcontext() if caller is None else getattr(torch, caller)():
-            result: Any = make_step()
+        self.in_step = True
+        try:
+            with nullcontext() if caller is None else getattr(torch, caller)():
+                result: Any = make_step()
+        finally:
+            self.in_step = False
         if isinstance(result, dict):
             # 0.15 has requests where later releases have ids and records.
             active = result.get("active_request_ids", result.get("active_requests"))
@@ -210,6 +215,8 @@ class Run:
         model = engine.controller.inference_wrapped_model.model
 
         def before(module: Any, args: Any) -> None:
+            if not self.in_step:
+                return  # the trainer's
             first, end = context.paused_request_count, context.total_request_count
             indices = {number: index for index, number in self.ids.items()}
             forward = Forward(self.version)
@@ -226,6 +233,8 @@ class Run:
             self.seen.forwards.append(forward)
 
         def after(module: Any, args: Any, output: Any) -> None:
+            if not self.in_step:
+                return
             only_last = self.configuration.only_last
             rows = context.total_request_count - context.paused_request_count
             if self.configuration.speculative or not only_last:

@@ -88,6 +88,8 @@ class Search:
     values: dict[str, Counter[str]] = field(default_factory=dict)
     """How often each value of each dimension was run."""
     fixed: int = 0
+    unstable: list[str] = field(default_factory=list)
+    """Configurations with which the released engine does not do the same twice."""
     known: Counter[str] = field(default_factory=Counter)
     wanted: Callable[[Finding], bool] = lambda finding: True
 
@@ -169,3 +171,5 @@ class Search:
             self.values.setdefault(name, Counter())[value] += 1
         self.fixed += judgement.fixed
         self.known.update(judgement.known)
+        if judgement.unstable:
+            self.unstable.append(encode(configuration))

@@ -2,11 +2,13 @@
 
 To judge and compile the patches takes a quarter of a second, and a run of the matrix less. So each
 selection is installed once, as everybody does it, and what differs from the released Megatron then
-is kept: attributes of its modules and classes, found by comparing all of them.
+is kept: attributes of its modules and classes, and the code of its functions, found by comparing
+all of them.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import megatron_patch
@@ -28,7 +31,7 @@ ABSENT = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """An attribute that a selection of patches changes."""
+    """An attribute that a selection of patches changes: of a module, a class or a function."""
 
     owner: Any
     name: str
@@ -129,18 +132,20 @@ class Selections:
         for owner, name in {**released, **patched}:
             old = released.get((owner, name), ABSENT)
             new = patched.get((owner, name), ABSENT)
-            if old is not new:
+            # Functions that only one of the two has are of no account, their attributes are.
+            if old is not new and not (name == "__code__" and ABSENT in (old, new)):
                 found.append(Difference(_OWNERS[owner], name, old, new))
         self._kept[selection] = found
         return found
 
 
 _OWNERS: dict[int, Any] = {}
-"""Modules and classes by identity; here they stay alive."""
+"""Modules, classes and functions by identity; here they stay alive."""
 
 
 def _namespaces() -> dict[tuple[int, str], Any]:
-    """All attributes of Megatron's modules, and of the classes that they define."""
+    """All attributes of Megatron's modules and of the classes that they define, and the code of all
+    its functions, wherever they are."""
     found: dict[tuple[int, str], Any] = {}
 
     def add(owner: Any, names: Mapping[str, Any]) -> None:
@@ -156,6 +161,10 @@ def _namespaces() -> dict[tuple[int, str], Any]:
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.") and module is not None:
             add(module, vars(module))
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and str(function.__module__).startswith("megatron."):
+            _OWNERS[id(function)] = function
+            found[id(function), "__code__"] = function.__code__
     return found
 
 
