@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -42,6 +43,9 @@ def log(level: str, message: str) -> None:
 def line(message: str) -> None:
     """One line on stderr, if there is one: a process need not have it, or may have closed it."""
     try:
+        if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+            # What is written to a closed file is kept, and fails again at the end of the process.
+            os.fstat(sys.stderr.fileno())
         sys.stderr.write(" ".join(f"megatron_patch: {message}".split()) + "\n")
     except Exception:
         return

@@ -16,12 +16,17 @@ import platform
 import statistics
 import sys
 import timeit
+from pathlib import Path
 from types import MethodType
 from typing import Any
+
+# A script's own directory is on the path, not the one above it.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports import input_position_view_cache as backport
+from tools.benchmarking import as_it_is
 
 
 def no_op(self: Any, *, num_warmup_tokens: int | None = None) -> None:
@@ -36,7 +41,7 @@ def variants() -> dict[str, Any]:
     functions: dict[str, Any] = {"no-op": no_op}
     if status.state is State.APPLIED:
         megatron_patch.uninstall()
-        functions["unpatched"] = vars(cls)["current_input_and_position_ids"]
+        functions["unpatched"] = as_it_is(vars(cls)["current_input_and_position_ids"])
         megatron_patch.install()
         functions["patched"] = vars(cls)["current_input_and_position_ids"]
     else:

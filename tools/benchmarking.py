@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -134,6 +135,14 @@ def alternating(selections: Sequence[str]) -> Iterator[Callable[[str], None]]:
             yield use
         finally:
             use(None)
+
+
+def as_it_is(function: FunctionType) -> FunctionType:
+    """A function with the code that ``function`` has now, whatever patches do to that later."""
+    parts = function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    twin = FunctionType(function.__code__, *parts)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 @contextmanager

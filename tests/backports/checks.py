@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import FunctionType
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,14 +35,6 @@ def state_of(patch: Patch) -> State:
     """What has become of ``patch`` in this process."""
     (entry,) = (entry for entry in megatron_patch.status() if entry.id == patch.id)
     return entry.state
-
-
-def as_it_is(function: FunctionType) -> FunctionType:
-    """A function with the code that ``function`` has now, whatever patches do to that later."""
-    parts = function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    twin = FunctionType(function.__code__, *parts)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
 
 
 def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:

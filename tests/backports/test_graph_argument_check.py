@@ -21,7 +21,7 @@ from megatron_patch.backports.graph_argument_check import ERRORS, GRAPH_ARGUMENT
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source
-from .checks import state_of, with_one_token_changed
+from .checks import as_it_is, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, runner_of
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -136,7 +136,7 @@ def outcome(check, runner, args, kwargs) -> list[str]:
 
 
 def test_any_arguments_get_the_errors_of_the_unpatched_check(graphs, unpatched):
-    unpatched_errors = graphs._CudaGraphRunner.get_mismatch_errors
+    unpatched_errors = as_it_is(graphs._CudaGraphRunner.get_mismatch_errors)
     megatron_patch.install()
     seen = {True: 0, False: 0}
 
@@ -166,7 +166,7 @@ def fastest(check, runner, kwargs) -> float:
 
 
 def test_the_check_takes_less_than_a_third_of_the_time(graphs, unpatched):
-    without = graphs._CudaGraphRunner.get_mismatch_errors
+    without = as_it_is(graphs._CudaGraphRunner.get_mismatch_errors)
     megatron_patch.install()
     patched = graphs._CudaGraphRunner.get_mismatch_errors
     kwargs = layer_arguments()
