@@ -116,9 +116,9 @@ def _is_this_package(module: object) -> bool:
 
 def _write(text: str) -> None:
     try:
-        if sys.stderr is not None and sys.stderr is sys.__stderr__:
+        if sys.stderr is sys.__stderr__:
             # What is written to a closed file is kept, and fails again at the end of the process.
-            os.fstat(sys.stderr.fileno())
+            os.fstat(getattr(sys.stderr, "fileno")())
         sys.stderr.write(text)
     except Exception:
         return  # there is no stderr, or it is closed, and nobody to tell

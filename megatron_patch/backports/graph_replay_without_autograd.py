@@ -7,12 +7,12 @@ each layer. So are the dataclasses that are looked for among the arguments, whic
 ``None``, and two attributes of modules that are set to what they are already: ``Module`` looks at
 every value that is set, for parameters and buffers.
 
-With this patch the function has an ``apply()`` that calls ``forward()`` as it is when gradients are
-off, and leaves its outputs as autograd would: a graph that was captured for training answers with
-tensors that have the gradient function of its last replay, and autograd detaches them. The tensors
-are picked out of the arguments in one pass, and the attributes are set when they change. Arguments
-that are no tensors and no plain values are left to Megatron's own ``get_tensors()``. With gradients
-on, and where somebody has replaced ``forward()``, all is as it was.
+With this patch the function answers itself when gradients are off: it has an ``apply()`` that calls
+``forward()`` as it is, and leaves its outputs as autograd would. From 0.16 on these are the static
+outputs of the graph, on which a replay with gradients has left its history: autograd takes it off
+them. ``get_tensors()`` picks the tensors out of the arguments in one pass, unless one of these is
+no tensor and no plain value, and the attributes are set when they change. With gradients on all is
+as it was, and so it is where somebody has replaced ``forward()`` or ``get_tensors()``.
 
 Not covered: the rest of what a layer costs on the host, such as the launch of the graph. In 0.14
 and 0.15 only ``apply()`` is left out: the parameters are still passed to each replay there.
@@ -20,35 +20,14 @@ and 0.15 only ``apply()`` is left out: the parameters are still passed to each r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ..model import Add, Edit, Family, Kind, Patch, Substitute
-
-if TYPE_CHECKING:
-    import torch
 
 MODULE = "megatron.core.transformer.cuda_graphs"
 REPLAY = f"{MODULE}:_CudaGraphRunner.replay_graph_capture"
 NODE = f"{MODULE}:_CudagraphReplayNode"
 FORWARD = f"{NODE}.forward"
 CALL = f"{MODULE}:CudaGraphManager.__call__"
-HELPER = f"{MODULE}:_CudaGraphRunner._tensors_of"
-
-
-def _tensors_of(self: Any, args: Any, kwargs: Any) -> Any:
-    """What ``get_tensors()`` returns for the same arguments."""
-    context = kwargs.get("inference_context")
-    tensors = []
-    for value in (*args, *kwargs.values()):
-        # Most are None. Whether something is a tensor is the slowest of these questions.
-        if value is None or value is context:
-            continue
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif not isinstance(value, (bool, int, float, str)):
-            # Perhaps a dataclass, with tensors in it.
-            return self.get_tensors(args, kwargs, check_types=False)
-    return tuple(tensors)
+TENSORS = f"{MODULE}:_CudaGraphRunner.get_tensors"
 
 
 APPLY = """\
@@ -58,19 +37,39 @@ def apply(cls, runner, is_first_microbatch, *inputs, _forward=forward.__func__):
     if torch.is_grad_enabled() or cls.forward is not _forward:
         return super().apply(runner, is_first_microbatch, *inputs)
     ctx = torch.autograd.function.FunctionCtx()
-    outputs = []
-    for output in _forward(ctx, runner, is_first_microbatch, *inputs):
-        # As autograd leaves them: the output of a graph that was captured for training has the
-        # history of its last replay, and an input itself is no output.
-        if any(output is value for value in inputs):
+    outputs = _forward(ctx, runner, is_first_microbatch, *inputs)
+    given = {*map(id, inputs)}
+    answer = []
+    for output in outputs:
+        # As autograd leaves them. The static ones may have the history of a training step.
+        if id(output) in given:
             output = output.detach() if output.requires_grad else output.view_as(output)
         elif output.requires_grad and not output._is_view():
             output.detach_()
-        outputs.append(output)
-    return tuple(outputs)
+        answer.append(output)
+    return tuple(answer)
 """
-GET_TENSORS = "inp_tensors = self.get_tensors(args, kwargs, check_types=False)\n"
-TENSORS_OF = "inp_tensors = self._tensors_of(args, kwargs)\n"
+ONE_TENSOR = """\
+if torch.is_tensor(args):
+    return (args,)
+"""
+IN_ONE_PASS = """\
+if torch.is_tensor(args):
+    return (args,)
+if kwargs and not check_types:
+    context = kwargs.get("inference_context")
+    tensors = []
+    for value in (*(args or ()), *kwargs.values()):
+        # Most are None. Whether something is a tensor is the slowest of these questions.
+        if value is None or value is context:
+            continue
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif not isinstance(value, (bool, int, float, str)):
+            break  # perhaps a dataclass, with tensors in it
+    else:
+        return tuple(tensors)
+"""
 #: What `forward()` does with its context decides whether it can do with one that autograd does not
 #: know, so its source has to be known.
 KEEPS_RUNNER = "ctx.runner = runner\n"
@@ -91,15 +90,18 @@ def _node(forward: str) -> tuple[Edit, Edit]:
     return Substitute(FORWARD, KEEPS_RUNNER, KEEPS_RUNNER, forward), Add(f"{NODE}.apply", APPLY)
 
 
+def _old(releases: str, forward: str) -> Family:
+    return Family(releases, _node(forward))
+
+
 def _family(releases: str, forward: str, call: str) -> Family:
     return Family(
         releases,
         (
             *_node(forward),
-            Substitute(REPLAY, GET_TENSORS, TENSORS_OF, "be8ec9879671b6c2"),
+            Substitute(TENSORS, ONE_TENSOR, IN_ONE_PASS, "1f37dfed42a885e7"),
             Substitute(CALL, NOT_FIRST, NOT_FIRST_ONCE, call),
             Substitute(CALL, READY, READY_ONCE, call),
-            Add(HELPER, _tensors_of),
         ),
     )
 
@@ -120,10 +122,10 @@ GRAPH_REPLAY_WITHOUT_AUTOGRAD = Patch(
     releases=">=0.14,<0.20",
     removal="upstream replays without autograd in inference, and no supported release is older",
     updated="2026-11-25",
-    target=FORWARD,
+    target=REPLAY,
     families=(
-        Family("0.14.0", _node("3e62f32866da11af")),
-        Family("0.15.0 to 0.15.3", _node("e8fa6328fa7aa97b")),
+        _old("0.14.0", "3e62f32866da11af"),
+        _old("0.15.0 to 0.15.3", "e8fa6328fa7aa97b"),
         _family(
             "0.16.0 and 0.16.1, and main at 642fdd9010", "d8f861d0fd8393cd", "92ebce787dd46e91"
         ),

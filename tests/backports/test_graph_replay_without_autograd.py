@@ -21,18 +21,21 @@ from megatron_patch import State, testing
 from megatron_patch.backports.graph_replay_without_autograd import (
     FORWARD,
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
-    REPLAY,
+    TENSORS,
 )
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
 from ..conftest import expected_state, not_in_source
-from .checks import state_of, with_one_token_changed
+from .checks import as_it_is, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
 RELEASE = Version(importlib.metadata.version("megatron-core"))
 
 pytestmark = pytest.mark.usefixtures("device")
+needs_training = pytest.mark.skipif(
+    RELEASE < Version("0.16"), reason=f"{RELEASE} answers with other tensors than its static ones"
+)
 from_016 = pytest.mark.skipif(
     RELEASE < Version("0.16"), reason=f"{RELEASE} passes parameters to each replay"
 )
@@ -79,17 +82,15 @@ def replayed(runner, kwargs):
 
 @pytest.fixture
 def applied(graphs, monkeypatch):
-    """The applications of the autograd function, by autograd itself."""
-    calls = []
-    by_autograd = vars(torch.autograd.Function)["apply"]
+    """The functions that autograd itself applies, in order."""
+    by_autograd, names = vars(torch.autograd.Function)["apply"], []
 
-    def apply(cls, *args):
-        if cls is graphs._CudagraphReplayNode:
-            calls.append(cls)
-        return by_autograd.__get__(None, cls)(*args)
+    def apply(cls, *args, **kwargs):
+        names.append(cls.__name__)
+        return by_autograd.__get__(None, cls)(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd.Function, "apply", classmethod(apply))
-    return calls
+    return names
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
@@ -99,20 +100,135 @@ def test_without_gradients_autograd_is_left_out(graphs, applied, mode):
         one, other = replayed(runner, kwargs)
     assert one.tolist() == [2, 2]
     assert other.tolist() == [4, 4, 4]
-    assert (runner.fwd_graph.replays, len(applied)) == (1, 0)
+    assert (runner.fwd_graph.replays, applied) == (1, [])
 
 
 def test_unpatched_autograd_is_there_in_inference_too(unpatched, graphs, applied):
     with torch.inference_mode():
         replayed(*captured(torch.ones(2)))
-    assert len(applied) == 1
+    assert applied == ["_CudagraphReplayNode"]
 
 
 def test_with_gradients_autograd_is_there(graphs, applied):
     runner, kwargs = captured(torch.ones(2, requires_grad=True))
     (output,) = replayed(runner, kwargs)
-    assert len(applied) == 1
+    assert applied == ["_CudagraphReplayNode"]
     assert output.grad_fn is not None
+
+
+#: What a static output may be like when a replay has come to its end.
+STATIC_OUTPUTS = {
+    "plain": lambda tensor: torch.zeros_like(tensor),
+    "with the history of a replay": lambda tensor: torch.zeros_like(tensor).requires_grad_() * 2,
+    "leaf that requires gradients": lambda tensor: torch.zeros_like(tensor).requires_grad_(),
+    "view": lambda tensor: torch.zeros(2, *tensor.shape)[0],
+    "view with history": lambda tensor: (torch.zeros(2, *tensor.shape).requires_grad_() * 2)[0],
+    "the input": lambda tensor: tensor,
+}
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("gradients", [False, True], ids=["plain input", "input with gradients"])
+def test_outputs_are_left_as_autograd_leaves_them(unpatched, graphs, mode, gradients):
+    """In 0.16 and later they are the graph's own."""
+
+    def outcome(kind):
+        tensor = torch.ones(3, requires_grad=gradients)
+        runner, kwargs = captured(tensor)
+        output = STATIC_OUTPUTS[kind](tensor)
+        runner.fwd_graph_output_surface = (output,)
+        runner.fwd_graph_outputs = [output]
+        runner.fwd_graph.replay = lambda: None
+        with mode():
+            (answer,) = replayed(runner, kwargs)
+        return [
+            answer is output,
+            answer.data_ptr() == output.data_ptr(),
+            answer._base is output,
+            *(
+                (
+                    one.requires_grad,
+                    type(one.grad_fn).__name__,
+                    one.is_leaf,
+                    one._is_view(),
+                    one.is_inference(),
+                    one._version,
+                )
+                for one in (answer, output)
+            ),
+        ]
+
+    without = {kind: outcome(kind) for kind in STATIC_OUTPUTS}
+    megatron_patch.install()
+    for kind, expected in without.items():
+        assert outcome(kind) == expected, kind
+
+
+@pytest.mark.parametrize("how", ["function", "subclass"])
+def test_a_forward_that_somebody_replaced_has_autograds_context(graphs, applied, monkeypatch, how):
+    """Such as one with a context of its own, which is made by autograd."""
+    node = graphs._CudagraphReplayNode
+
+    def forward(ctx, runner, is_first_microbatch, *inputs):
+        assert ctx.needs_input_grad
+        return tuple(tensor * 3 for tensor in inputs)
+
+    if how == "function":
+        monkeypatch.setattr(node, "forward", staticmethod(forward))
+    else:
+        other = type("Other", (node,), {"forward": staticmethod(forward)})
+        monkeypatch.setattr(graphs, "_CudagraphReplayNode", other)
+    with torch.no_grad():
+        (output,) = replayed(*captured(torch.ones(2)))
+    assert output.tolist() == [3, 3]
+
+
+# ------------------------------------------------------------------------ in training
+
+SPEC = testing.EngineSpec(cuda_graph_scope="layer")
+
+
+def batch(seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, 9)
+    return torch.randint(SPEC.vocab_size, shape, generator=generator, device="cpu").tolist()
+
+
+def seen_in_evaluation(model: Any) -> list[Any]:
+    """What a pass without gradients gets from the graph of the last layer, and the logits."""
+    seen: list[torch.Tensor] = []
+    norm = model.decoder.final_layernorm
+    hook = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        seen.append(testing.forward(model, [row[:-1] for row in batch(99)]))
+    hook.remove()
+    assert len(seen) == 2
+    return [
+        (one.requires_grad, one.grad_fn is None, one.is_leaf, one.detach().tolist()) for one in seen
+    ]
+
+
+def life(in_flight: int, evaluations: bool) -> list[Any]:
+    """Three steps of training with graphs, and passes without gradients in between."""
+    model = testing.build_model(SPEC, training=True)
+    found: list[Any] = []
+    for step in range(3):
+        batches = [batch(10 * step + index) for index in range(2)]
+        trained = testing.train_step(model, batches, in_flight=in_flight)
+        found.append([loss.item() for loss in trained.losses])
+        found.append({name: one.tolist() for name, one in trained.gradients.items()})
+        if evaluations:
+            found.append(seen_in_evaluation(model))
+    testing.drop_cuda_graphs()
+    return found
+
+
+@needs_training
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_evaluation_between_training_steps_has_no_history(unpatched, in_flight):
+    without = life(in_flight, evaluations=True)
+    megatron_patch.install()
+    assert life(in_flight, evaluations=True) == without
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -131,117 +247,6 @@ def test_what_is_returned_is_what_autograd_would_return(unpatched, graphs, last)
     without = run()
     megatron_patch.install()
     assert run() == without
-
-
-@pytest.mark.parametrize("history", [False, True])
-@pytest.mark.parametrize("kind", ["surface", "view of the surface", "input"])
-def test_outputs_with_a_history_are_left_as_autograd_would_leave_them(
-    unpatched, graphs, kind, history
-):
-    """The surface of a graph that was captured for training, as its last replay has left it."""
-
-    def run():
-        runner, kwargs = captured(torch.ones(2, requires_grad=history))
-        (output,) = runner.fwd_graph_output_surface
-        if history:
-            output.requires_grad_()
-            output = output * 2 if kind == "surface" else output
-        if kind == "view of the surface":
-            output = output[:]
-        if kind == "input":
-            output = kwargs["t0"]
-            runner.fwd_graph.outputs = runner.fwd_graph.surface
-        runner.fwd_graph_output_surface = (output,)
-        runner.fwd_graph.replay = lambda: None
-        with torch.no_grad():
-            (found,) = replayed(runner, kwargs)
-        seen = [found is output, found.data_ptr() == output.data_ptr()]
-        for tensor in (found, output):
-            seen += [tensor._is_view(), tensor.requires_grad, tensor.grad_fn is None]
-            seen += [tensor.is_leaf, tensor.tolist()]
-        return seen
-
-    without = run()
-    megatron_patch.install()
-    assert run() == without
-
-
-@pytest.mark.parametrize("how", ["function", "subclass"])
-def test_a_forward_in_the_place_of_megatrons_is_applied_by_autograd(
-    graphs, applied, monkeypatch, how
-):
-    """Such as one with a context of its own, which is made by autograd."""
-    node = graphs._CudagraphReplayNode
-
-    def forward(ctx, runner, is_first_microbatch, *inputs):
-        assert ctx.needs_input_grad
-        return tuple(tensor * 3 for tensor in inputs)
-
-    if how == "function":
-        monkeypatch.setattr(node, "forward", staticmethod(forward))
-    else:
-        other = type("Other", (node,), {"forward": staticmethod(forward)})
-        monkeypatch.setattr(graphs, "_CudagraphReplayNode", other)
-    with torch.no_grad():
-        (output,) = replayed(*captured(torch.ones(2)))
-    assert output.tolist() == [3, 3]
-
-
-def batch(seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(testing.EngineSpec().vocab_size, (2, 9), generator=generator).tolist()
-
-
-def seen_in_evaluation(model) -> list[tuple[object, ...]]:
-    """What each layer answers when the model is called without gradients."""
-    seen = []
-
-    def note(module, args, output):
-        tensor = output[0] if isinstance(output, tuple) else output
-        seen.append((tensor.requires_grad, tensor.grad_fn is None, tensor.cpu().numpy().tolist()))
-
-    handles = [layer.register_forward_hook(note) for layer in model.decoder.layers]
-    with torch.no_grad():
-        logits = testing.forward(model, [row[:-1] for row in batch(3)])
-    for handle in handles:
-        handle.remove()
-    return [*seen, (logits.requires_grad, logits.tolist())]
-
-
-@pytest.fixture
-def without_graphs(device):
-    """Megatron keeps them in the process."""
-    yield
-    testing.drop_cuda_graphs()
-
-
-@from_016
-@pytest.mark.parametrize("in_flight", [1, 2, 3])
-def test_evaluation_between_training_steps_changes_nothing_and_has_no_history(
-    unpatched, without_graphs, in_flight
-):
-    """With graphs of forward and backward, and so many microbatches under way at once."""
-
-    def life():
-        testing.drop_cuda_graphs()
-        spec = testing.EngineSpec(cuda_graph_scope="layer")
-        model = testing.build_model(spec, training=True)
-        seen = []
-        for step in range(3):
-            batches = [batch(6 * step + n) for n in range(in_flight)]
-            trained = testing.train_step(model, batches, in_flight=in_flight)
-            seen.append([gradient.tolist() for gradient in trained.gradients.values()])
-            seen.append([float(loss) for loss in trained.losses])
-            seen.append(seen_in_evaluation(model))
-        return seen
-
-    without = life()
-    megatron_patch.install()
-    patched = life()
-    answers = [answer for evaluation in patched[2::3] for answer in evaluation]
-    assert answers
-    assert not any(requires_grad for requires_grad, *_ in answers)
-    assert patched == without
 
 
 def test_what_a_replay_refuses_is_refused_as_ever(graphs):
@@ -268,27 +273,49 @@ tensors = st.builds(torch.zeros, st.sampled_from([(1,), (2, 2)]))
 values = leaves | tensors | st.builds(Packed, leaves | tensors)
 
 
+@pytest.fixture
+def unpatched_get_tensors(unpatched, graphs):
+    """Megatron's own, while the patches are installed."""
+    function = as_it_is(graphs._CudaGraphRunner.get_tensors)
+    megatron_patch.install()
+    assert graphs._CudaGraphRunner.get_tensors.__code__ is not function.__code__
+    return function
+
+
 @from_016
-@given(
-    st.lists(values, max_size=4), st.dictionaries(st.sampled_from("abcd"), values), st.booleans()
-)
-def test_the_tensors_are_those_of_get_tensors_in_their_order(graphs, args, kwargs, with_context):
+def test_the_tensors_are_those_of_get_tensors_in_their_order(graphs, unpatched_get_tensors):
     runner = graphs._CudaGraphRunner.__new__(graphs._CudaGraphRunner)
-    if with_context:
-        kwargs["inference_context"] = object()
-    found = runner._tensors_of(tuple(args), kwargs)
-    expected = runner.get_tensors(tuple(args), kwargs, check_types=False)
-    assert isinstance(found, tuple)
-    assert [id(tensor) for tensor in found] == [id(tensor) for tensor in expected]
+    keywords = st.none() | st.dictionaries(st.sampled_from("abcd"), values)
+
+    @given(st.lists(values, max_size=4) | st.none() | tensors, keywords, st.booleans())
+    def compare(args, kwargs, with_context):
+        if with_context and kwargs is not None:
+            kwargs["inference_context"] = object()
+        found = runner.get_tensors(args, kwargs, check_types=False)
+        expected = unpatched_get_tensors(runner, args, kwargs, check_types=False)
+        assert isinstance(found, tuple)
+        assert [id(tensor) for tensor in found] == [id(tensor) for tensor in expected]
+
+    compare()
 
 
 @from_016
-def test_no_closure_looks_at_the_arguments_of_a_layer(graphs, mocker):
-    spy = mocker.spy(graphs._CudaGraphRunner, "get_tensors")
+def test_no_dataclass_is_looked_for_among_the_arguments_of_a_layer(graphs, mocker):
+    spy = mocker.spy(graphs, "is_dataclass")
     runner, kwargs = captured(torch.ones(2), mask=None, flag=True, name="a")
+    mocker.patch.object(runner, "get_mismatch_errors", return_value=[])
     with torch.inference_mode():
         replayed(runner, kwargs)
     assert spy.call_count == 0
+
+
+@from_016
+def test_a_get_tensors_that_somebody_replaced_is_called(graphs, mocker):
+    runner, kwargs = captured(torch.ones(2), mask=None)
+    spy = mocker.spy(graphs._CudaGraphRunner, "get_tensors")
+    with torch.inference_mode():
+        replayed(runner, kwargs)
+    assert spy.call_count == 1
 
 
 @pytest.fixture
@@ -331,15 +358,14 @@ def with_another_context(module):
     return before + node + after.replace("ctx.runner = runner", "ctx.other = runner", 1)
 
 
+DRIFTED = [pytest.param(FORWARD, with_another_context, id="forward")]
+if RELEASE >= Version("0.16"):  # before, they are looked for as they are
+    changed = with_one_token_changed(TENSORS, "is_tensor", "is_storage")
+    DRIFTED.append(pytest.param(TENSORS, changed, id="tensors"))
+
+
 @not_in_source
-@pytest.mark.parametrize(
-    ("target", "read"),
-    [
-        pytest.param(REPLAY, with_one_token_changed(REPLAY), marks=from_016),
-        (FORWARD, with_another_context),
-    ],
-    ids=["replay", "forward"],
-)
+@pytest.mark.parametrize(("target", "read"), DRIFTED)
 def test_one_changed_token_in_a_target_is_drifted(target, read):
     verdict = judge(GRAPH_REPLAY_WITHOUT_AUTOGRAD, read)
     assert verdict.state is State.DRIFTED
