@@ -7,12 +7,13 @@ size of its graph, and writes the rows whose logits are wanted to the GPU, two l
 those of a decode step are the numbers from 0 on, as in the step before.
 
 With this patch the views are kept as long as the active requests are as many, in the same place,
-and the tensors are the same; padding is written where there is any; and after a decode step, the
-next one of as many requests writes no rows. All tensors have the values that they had.
+and the tensors and their memory are the same; padding is written where there is any; and after a
+decode step, the next one of as many requests writes no rows, unless somebody has written to their
+tensor since. All tensors have the values that they had.
 
-Not covered: a tensor whose storage somebody exchanges (``Tensor.set_()``), or who writes to
-``active_logit_idxs``; Megatron does neither. While the context is suspended with ``RECOMPUTE``, the
-views keep the old pinned buffer of the bookkeeping, of which they are a part, until the next step.
+Not covered: a kernel of somebody's own that writes to ``active_logit_idxs`` without PyTorch's
+knowledge; Megatron has none. While the context is suspended with ``RECOMPUTE``, the views keep the
+old pinned buffer of the bookkeeping, of which they are a part, until the next step.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def build_active_slices(self: Any, batch_size: int) -> None:
         self.active_request_last_token_idxs,
     ]
     first = self.paused_request_count
-    # Not `==`, which compares what is in the tensors.
-    key = [first, batch_size, *map(id, tensors)]
+    # Not `==`, which compares what is in the tensors. Their memory may be exchanged, too.
+    key = [first, batch_size, *map(id, tensors), *map(torch.Tensor.data_ptr, tensors)]
     kept = self.__dict__.get("_active_slice_views")
     if kept is None or kept[0] != key:
         rows = slice(first, first + batch_size)
@@ -68,19 +69,20 @@ self.active_logit_idxs[:active_decode_token_count].copy_(
 )
 """
 DECODE_ROWS_ONCE = """\
-# Those of a decode step are there since the last one of as many tokens. The tensor is part of the
-# condition: it is allocated anew where a context is suspended.
+# Those of a decode step are there since the last one of as many tokens, if nobody has written to
+# the tensor since. It is allocated anew where a context is suspended.
+rows = self.active_logit_idxs
+version = -1 if rows.is_inference() else rows._version
+written = self.__dict__.get("_decode_rows", (None, 0, 0))
 rows_are_there = (
     active_prefill_count == 0
-    and self.__dict__.get("_logit_idxs_of_decode") is self.active_logit_idxs
-    and self._logit_idx_count_of_decode == active_decode_token_count
+    and written[0] is rows
+    and written[1:] == (active_decode_token_count, version)
 )
 if not rows_are_there:
     self.active_logit_idxs[:active_decode_token_count].copy_(
         self._decode_logit_idxs[:active_decode_token_count]
     )
-    self._logit_idxs_of_decode = None if active_prefill_count else self.active_logit_idxs
-    self._logit_idx_count_of_decode = active_decode_token_count
 """
 OTHER_ROWS = """\
 self.active_logit_idxs[active_decode_token_count + active_prefill_count :].zero_()
@@ -88,6 +90,10 @@ self.active_logit_idxs[active_decode_token_count + active_prefill_count :].zero_
 OTHER_ROWS_ONCE = """\
 if not rows_are_there:
     self.active_logit_idxs[active_decode_token_count + active_prefill_count :].zero_()
+    is_known = active_prefill_count == 0 and not rows.is_inference()
+    self._decode_rows = (
+        (rows, active_decode_token_count, rows._version) if is_known else (None, 0, 0)
+    )
 """
 PADDING = """\
 padding_request_slice = slice(active_request_count, self.padded_active_request_count)
@@ -117,7 +123,7 @@ ACTIVE_SLICE_VIEWS = Patch(
     fixed_in=None,
     releases=">=0.18,<0.20",
     removal="upstream keeps the views of the active slices, in all supported releases",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=BUILD,
     families=(
         Family(

@@ -25,8 +25,8 @@ TARGET = (
 
 ROWS = "{logits} = logits.squeeze(0)\n"
 FIRST_ROWS = """\
-# Each request of a decode step has one token, so their rows are the first ones, in order. What is
-# captured in a graph keeps the index: it is replayed for other batches.
+# Each request of a decode step has one token, so their rows are the first ones, in order.
+# What is captured in a graph keeps the index: it is replayed for other batches.
 row_count = self.total_request_count - self.paused_request_count
 if (
     self.is_decode_only()
@@ -37,8 +37,8 @@ if (
 """
 GATHER = "return logits.squeeze(0)[self.active_logit_idxs[: self.num_last_token_logits], :]\n"
 FIRST_ROWS_OR_GATHER = """\
-# In a decode step without padding, each row is wanted, in order. What is captured in a graph keeps
-# the index: it is replayed for other batches.
+# In a decode step without padding, each row is wanted, in order.
+# What is captured in a graph keeps the index: it is replayed for other batches.
 row_count = self.num_last_token_logits
 if (
     self.num_prefill_requests == 0

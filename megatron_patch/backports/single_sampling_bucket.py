@@ -114,7 +114,8 @@ def _leaves_logits_alone(
 ):
     \"""Whether logits are sampled by these very functions, which copy before they change any.\"""
     return (
-        TorchSampling.sample_from_logits is sampling and TorchSampling.filter_logits is filtering
+        TorchSampling.sample_from_logits is sampling
+        and TorchSampling.filter_logits is filtering
     )
 """
 

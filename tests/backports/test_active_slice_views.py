@@ -21,6 +21,7 @@ from ..upstream import support
 from .checks import (
     SPECS,
     Operators,
+    as_it_is,
     assert_patches_change_no_output,
     state_of,
     with_one_token_changed,
@@ -114,10 +115,10 @@ class Compared:
 def compared(unpatched):
     """Both versions, while the patches are installed."""
     cls = testing.context_class()
-    methods = cls.build_active_slices, cls.pad_active_slices
+    methods = as_it_is(cls.build_active_slices), as_it_is(cls.pad_active_slices)
     megatron_patch.install()
-    assert cls.build_active_slices is not methods[0]
-    assert cls.pad_active_slices is not methods[1]
+    assert cls.build_active_slices.__code__ is not methods[0].__code__
+    assert cls.pad_active_slices.__code__ is not methods[1].__code__
     return Compared(*methods)
 
 
@@ -188,6 +189,38 @@ def test_another_tensor_of_rows_is_filled(compared):
     context.active_logit_idxs = torch.full_like(context.active_logit_idxs, 7)
     refresh(context)
     assert context.active_logit_idxs.tolist() == [0, 1, 2, 3, *[0] * 4]
+
+
+@only_patched
+@pytest.mark.parametrize("write", ["in place", "through a view", "in inference mode"])
+def test_rows_that_somebody_wrote_to_are_written_again(write):
+    context = decode_step().context
+    refresh(context)
+    rows = context.active_logit_idxs
+    if write == "in place":
+        rows.fill_(7)
+        refresh(context)
+    elif write == "through a view":
+        rows[1:3] = 7
+        refresh(context)
+    else:
+        with torch.inference_mode():
+            context.active_logit_idxs = torch.full_like(rows, 7)
+            refresh(context)  # no version is kept of such a tensor
+            context.active_logit_idxs.fill_(7)
+            refresh(context)
+    assert context.active_logit_idxs.tolist() == [0, 1, 2, 3, *[0] * 4]
+
+
+@only_patched
+@pytest.mark.parametrize("owner", ["request_metadata", "active_request_metadata"])
+def test_memory_that_was_exchanged_is_refreshed(compared, owner):
+    context = decode_step().context
+    compared.refresh(context)
+    temperatures = getattr(context, owner)["temperature"]
+    temperatures.data = temperatures.clone().add_(1)
+    compared.refresh(context)
+    assert context.active_request_metadata["temperature"][0] == 2 - (owner != "request_metadata")
 
 
 @only_patched

@@ -21,6 +21,7 @@ from ..upstream import support
 from .checks import (
     SPECS,
     Operators,
+    as_it_is,
     assert_patches_change_no_output,
     state_of,
     with_one_token_changed,
@@ -63,6 +64,7 @@ def test_a_decode_step_takes_an_operator_for_each_length(monkeypatch):
     # The last two are those of the block table.
     assert counts == {
         "aten::copy_": 1,
+        "aten::zero_": 2,
         "aten::cumsum": 2,
         "aten::add": 1,
         "aten::clamp": 1,
@@ -111,10 +113,10 @@ def compared(unpatched, monkeypatch):
     cls = testing.context_class()
     monkeypatch.setenv("MEGATRON_PATCH", "-attention-length-views")
     megatron_patch.install()
-    without = cls.initialize_attention_state
+    without = as_it_is(cls.initialize_attention_state)
     monkeypatch.delenv("MEGATRON_PATCH")
     megatron_patch.install()
-    assert cls.initialize_attention_state is not without
+    assert cls.initialize_attention_state.__code__ is not without.__code__
     return Compared(without)
 
 
@@ -175,6 +177,23 @@ def test_a_buffer_that_holds_anything_gets_its_zeros():
     assert context._cpu_mha_cu_query_seq_lengths[:5].tolist() == [0, 1, 2, 3, 4]
     # A prompt of 2 to 5 tokens each, and a token since.
     assert context._cpu_mha_cu_kv_seq_lengths[:5].tolist() == [0, 3, 7, 12, 18]
+
+
+@only_patched
+def test_zeros_that_somebody_wrote_to_are_written_again():
+    context = decode_step().context
+    context._cpu_mha_cu_query_seq_lengths[0] = 7
+    context._cpu_mha_cu_kv_seq_lengths[0] = 7
+    context.initialize_attention_state()
+    assert context._cpu_mha_cu_query_seq_lengths[0] == context._cpu_mha_cu_kv_seq_lengths[0] == 0
+
+
+@only_patched
+def test_memory_that_was_exchanged_is_read():
+    context = decode_step().context
+    context.request_kv_length_offsets.data = context.request_kv_length_offsets + 1
+    context.initialize_attention_state()
+    assert context._cpu_mha_kv_seq_lengths[:4].tolist() == [4, 5, 6, 7]
 
 
 @only_patched
