@@ -59,16 +59,8 @@ def methods():
     from megatron.core.inference.contexts.attention_context.metadata_base import MetadataBase
     from megatron.core.inference.contexts.attention_context.mha_metadata import MHAMetadata
 
-<<<<<<< HEAD
     functions = MHAMetadata.update, MHAMetadata.reset, MetadataBase.tensor_copy_and_pad
     return {function.__name__: as_it_is(function) for function in functions}
-=======
-    return {
-        "update": as_it_is(MHAMetadata.update),
-        "reset": as_it_is(MHAMetadata.reset),
-        "tensor_copy_and_pad": as_it_is(MetadataBase.tensor_copy_and_pad),
-    }
->>>>>>> 85673cc (active-slice-views, attention-length-views: notice what others have written, or exchanged)
 
 
 @st.composite

@@ -279,7 +279,7 @@ def test_a_swallowed_error_spoils_the_graph(x: Tensor) -> None:
 ALLOWED: dict[str, Callable[[Tensor], Any]] = {
     "index": lambda x: x[torch.zeros(1, dtype=torch.long, device=x.device)],
     "fill a mask": lambda x: x.masked_fill(x > 1, 0),
-    "write a number to a mask": lambda x: x.clone().index_put_((x > 1,), x.new_zeros(())),
+    "write a number to a mask": lambda x: x.clone().index_put_((x > 1,), torch.zeros(())),
     "repeat_interleave": lambda x: x[0].repeat_interleave(2),
     "where": lambda x: torch.where(x > 1, x, 0),
     "event": lambda x: torch.cuda.Event().record(),
