@@ -108,7 +108,10 @@ MIXED = "mixed"
 
 @dataclass(frozen=True)
 class Limit:
-    """Features that releases cannot have together, and no patch of this package mends it."""
+    """Features that releases cannot have together, and no patch of this package mends it.
+
+    `tools/matrix.py` draws them all the same, and recognises what is wrong by its cause.
+    """
 
     together: Mapping[str, tuple[Any, ...]]
     """Values of fields of `Features`."""

@@ -91,6 +91,14 @@ def loss_of(model: Any, batch: Batch) -> Tensor:
 
 def forward(model: Any, batch: Batch) -> Tensor:
     """Logits of ``model`` alone, (batch, sequence, vocab_size), in whatever mode of autograd."""
+    before = set_inference_mode(False)  # an engine may have switched it on
+    try:
+        return _logits(model, batch)
+    finally:
+        set_inference_mode(before)
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
     import torch
 
     device = running().device

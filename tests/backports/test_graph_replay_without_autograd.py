@@ -223,7 +223,15 @@ def life(in_flight: int, evaluations: bool) -> list[Any]:
     return found
 
 
+@pytest.fixture
+def dropped_graphs(device):
+    """Megatron keeps those of a test that fails, too, and looks for a runner of each layer."""
+    yield
+    testing.drop_cuda_graphs()
+
+
 @needs_training
+@pytest.mark.usefixtures("dropped_graphs")
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
 def test_evaluation_between_training_steps_has_no_history(unpatched, in_flight):
     without = life(in_flight, evaluations=True)

@@ -119,6 +119,7 @@ def one_more_token(initialize):
 
 
 @with_transfer
+@pytest.mark.skipif(RELEASE >= Version("0.19"), reason=f"{RELEASE} itself makes one transfer")
 @pytest.mark.parametrize("how", ["subclass", "instance", "class"])
 def test_what_another_method_changes_after_its_transfer_arrives(monkeypatch, how):
     engine = testing.build_engine(testing.EngineSpec())

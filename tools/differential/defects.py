@@ -159,6 +159,48 @@ def _captured_again(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _padded_single_tokens(case: Case, complaint: Complaint) -> bool:
+    """Every prompt of a step, or what is left of it, is a single token, and the step is padded."""
+    return (
+        complaint.kind == "exception"
+        and str(complaint.facts["place"]).endswith(":flash_decode_and_prefill")
+        and "q must have shape" in complaint.facts["text"]
+        and case.configuration.graphs is not None
+        and any(count == 1 for *_, count in case.observation.forwards[-1].rows)
+    )
+
+
+def _top_n_of_async_step(case: Case, complaint: Complaint) -> bool:
+    if case.configuration.scheduling != "async" or not _is_list(complaint, *TOP_N):
+        return False
+    return int(complaint.facts["off"]) == -1
+
+
+def _evicted_with_drafts(case: Case, complaint: Complaint) -> bool:
+    configuration = case.configuration
+    if complaint.request is None or complaint.kind not in ("token", "log prob", "count"):
+        return False
+    several = len(case.parts(complaint.request)) > 1
+    return configuration.scheduling == "async" and configuration.speculative > 0 and several
+
+
+def _drafts_beyond_the_block(case: Case, complaint: Complaint) -> bool:
+    """Speculative tokens of some step began in one block and ended in the next."""
+    configuration, index = case.configuration, complaint.request
+    if index is None or complaint.kind not in ("token", "log prob"):
+        return False
+    if not configuration.speculative or configuration.spare_blocks is None:
+        return False
+    size = configuration.block_size
+    return any(
+        count > 1
+        and offset >= len(item["prompt_tokens"])
+        and offset // size < (offset + count - 1) // size
+        for part, item in enumerate(case.parts(index))
+        for offset, count, _ in case.rows(index, part)
+    )
+
+
 DEFECTS: tuple[Defect, ...] = (
     Defect(
         "log probs of a cached prompt",
@@ -227,6 +269,33 @@ DEFECTS: tuple[Defect, ...] = (
         "with asynchronous scheduling, a step after a suspension that recomputes goes on with the "
         "requests of the step before, of which there are none",
         _nothing_to_sample,
+    ),
+    Defect(
+        "single tokens in a padded step",
+        ">=0.18",
+        "the attention of prompts takes a step with prompts of one token, padded to the size of a "
+        "graph, for one of decoding, and refuses the number of its rows",
+        _padded_single_tokens,
+    ),
+    Defect(
+        "the top-n log probs of an asynchronous step",
+        ">=0.19",
+        "with asynchronous scheduling, those of one step are lost",
+        _top_n_of_async_step,
+    ),
+    Defect(
+        "speculative tokens beyond the last block",
+        ">=0.17",
+        "where blocks are scarce, the drafts of a request can begin in its last block and end in "
+        "one that it has not got: their keys and values go where nobody else's should be",
+        _drafts_beyond_the_block,
+    ),
+    Defect(
+        "evicted with speculative tokens",
+        ">=0.19",
+        "with asynchronous scheduling, a request that is evicted with speculative tokens under way "
+        "comes back with other tokens than it had",
+        _evicted_with_drafts,
     ),
     Defect(
         "a model with CUDA graphs alone",

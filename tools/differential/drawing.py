@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -123,6 +123,28 @@ def happenings(able: Abilities, draw: Any) -> tuple[Happening, ...]:
     )
 
 
+def _crowd(draw: Any, found: dict[str, Any]) -> None:
+    """Have requests come back: many at a time want more blocks than there are.
+
+    That is where releases, and patches, go wrong most often; left to chance it is rare.
+    """
+    found["block_size"] = 4
+    found["spare_blocks"] = draw(st.integers(0, 5))
+    found["paused_blocks"] = draw(st.sampled_from([0, 0, 4]))
+    found["requests"] = tuple(
+        replace(
+            plan,
+            length=2 + plan.length % 22,
+            num_tokens=plan.num_tokens and 6 + plan.num_tokens % 8,
+            arrival=plan.arrival % 6,
+        )
+        for plan in found["requests"]
+    )
+    found["happenings"] = tuple(
+        replace(item, step=1 + item.step % 9) for item in found["happenings"]
+    )
+
+
 @st.composite
 def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
@@ -168,12 +190,15 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
         if not found["only_last"] and draw(st.booleans()):
             wave_wide["log_probs"] = "all"
-    number = draw(st.integers(1, 5))
+    crowded = one_in(3)
+    number = draw(st.integers(3, 6) if crowded else st.integers(1, 5))
     found["requests"] = tuple(
         plans(able, draw, all_log_probs=not found["only_last"], wave_wide=wave_wide)
         for _ in range(number)
     )
     found["happenings"] = happenings(able, draw)
+    if crowded:
+        _crowd(draw, found)
     if one_in(6):
         found["lessons"] = tuple(
             draw(st.lists(st.sampled_from(["train", "train", "evaluate", "look"]), max_size=5))
