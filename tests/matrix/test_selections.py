@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FunctionType
+
 import pytest
 
 import megatron_patch
-from tools.differential import selections
 from tools.differential.selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Selections
 
 
@@ -16,6 +18,44 @@ def found(device):
     made.close()
 
 
+def functions_below(value):
+    """The functions in an attribute, through descriptors and decorators."""
+    if type(value) in (staticmethod, classmethod):
+        value = value.__func__
+    elif type(value) is property:
+        value = value.fget
+    while type(value) is FunctionType:
+        yield value
+        value = vars(value).get("__wrapped__")
+
+
+def namespaces():
+    """The attributes of Megatron's modules and of their classes, and the code of its functions."""
+    found = {}
+    seen = set()
+
+    def add(owner):
+        seen.add(id(owner))
+        kept.append(owner)
+        for name, value in list(vars(owner).items()):
+            found[id(owner), name] = value
+            for function in functions_below(value):
+                kept.append(function)
+                found[id(function), "__code__"] = function.__code__
+            of_megatron = isinstance(value, type) and value.__module__.startswith("megatron.")
+            if of_megatron and id(value) not in seen:
+                add(value)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron.") and module is not None:
+            add(module)
+    return found
+
+
+#: So that no identity is that of two objects.
+kept: list[object] = []
+
+
 def changed(released, now):
     return {key for key in {*released, *now} if released.get(key) is not now.get(key)}
 
@@ -24,22 +64,22 @@ def changed(released, now):
 def test_the_same_is_changed_as_by_installing(found, selection):
     applied = found.applied(selection)
     assert applied
-    released = selections._namespaces()
+    released = namespaces()
     with found.force(selection):
-        forced = changed(released, selections._namespaces())
+        forced = changed(released, namespaces())
     with found.anew(selection):
-        installed = changed(released, selections._namespaces())
+        installed = changed(released, namespaces())
     functions_of_its_own = {key for key in installed ^ forced if key[1] == "__code__"}
     assert forced ^ installed == functions_of_its_own
     assert forced
-    assert not changed(released, selections._namespaces()) - functions_of_its_own
+    assert not changed(released, namespaces()) - functions_of_its_own
 
 
 def test_nothing_is_changed_by_none(found):
     assert found.applied(NONE) == []
-    released = selections._namespaces()
+    released = namespaces()
     with found.force(NONE):
-        assert not changed(released, selections._namespaces())
+        assert not changed(released, namespaces())
 
 
 def test_patches_can_be_narrowed(device):

@@ -1,27 +1,24 @@
 """Put a selection of patches in force, quickly, and take it back.
 
 To judge and compile the patches takes a quarter of a second, and a run of the matrix less. So each
-selection is installed once, as everybody does it, and what differs from the released Megatron then
-is kept: attributes of its modules and classes, and the code of its functions, found by comparing
-all of them.
+selection is installed once, as everybody does it, and what its patches have changed is kept: the
+code of functions, and attributes of modules and classes.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
-import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import megatron_patch
 from megatron_patch.backports import SERIES
 from megatron_patch.engine import modules_of
+from megatron_patch.places import Change, CodeChange
 from megatron_patch.settings import SELECTION, Settings
 
 NONE, PERFORMANCE, CORRECTNESS, ALL = "none", "performance", "correctness", "all"
@@ -122,50 +119,25 @@ class Selections:
     def _find(self, selection: str) -> list[Difference]:
         if selection in self._kept:
             return self._kept[selection]
-        released = _namespaces()
+        found: dict[tuple[int, str], Difference] = {}
         with installed(self._narrowed(selection)):
-            patched = _namespaces()
             self.states[selection] = {
                 entry.id: str(entry.state) for entry in megatron_patch.status()
             }
-        found = []
-        for owner, name in {**released, **patched}:
-            old = released.get((owner, name), ABSENT)
-            new = patched.get((owner, name), ABSENT)
-            # Functions that only one of the two has are of no account, their attributes are.
-            if old is not new and not (name == "__code__" and ABSENT in (old, new)):
-                found.append(Difference(_OWNERS[owner], name, old, new))
-        self._kept[selection] = found
-        return found
+            for record in megatron_patch._engine.records.values():
+                for change in record.changes:
+                    difference = _difference(change)
+                    found[id(difference.owner), difference.name] = difference
+        self._kept[selection] = list(found.values())
+        return self._kept[selection]
 
 
-_OWNERS: dict[int, Any] = {}
-"""Modules, classes and functions by identity; here they stay alive."""
-
-
-def _namespaces() -> dict[tuple[int, str], Any]:
-    """All attributes of Megatron's modules and of the classes that they define, and the code of all
-    its functions, wherever they are."""
-    found: dict[tuple[int, str], Any] = {}
-
-    def add(owner: Any, names: Mapping[str, Any]) -> None:
-        _OWNERS[id(owner)] = owner
-        for name, value in list(names.items()):
-            found[id(owner), name] = value
-            ours = isinstance(value, type) and str(value.__module__).startswith("megatron.")
-            if ours and id(value) not in seen:
-                seen.add(id(value))
-                add(value, vars(value))
-
-    seen: set[int] = set()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("megatron.") and module is not None:
-            add(module, vars(module))
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and str(function.__module__).startswith("megatron."):
-            _OWNERS[id(function)] = function
-            found[id(function), "__code__"] = function.__code__
-    return found
+def _difference(change: Change) -> Difference:
+    """What a change that is made comes to, with those of other patches on top of it."""
+    if isinstance(change, CodeChange):
+        function = change.function
+        return Difference(function, "__code__", change.released, function.__code__)
+    return Difference(change.owner, change.target.name, ABSENT, change.value)
 
 
 def import_targets() -> None:
