@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_patch import testing
 from tools import matrix
-from tools.differential import building, searching
+from tools.differential import building, judging, searching
 from tools.differential.configuration import Configuration, Plan, decode, dimensions, encode
 from tools.differential.drawing import Abilities, configurations
 
@@ -50,9 +50,24 @@ def test_a_search_shrinks_what_it_finds_and_tells_how_to_repeat_it(engine_class)
     (found,) = search.found
     assert found.finding.kind == "performance"
     assert found.examples <= 10
-    assert sum(plan.num_tokens for plan in found.configuration.requests) <= 3
     command = found.command.split("--repeat ")[1].strip("'")
     assert decode(command) == found.configuration
+
+
+def test_a_search_shrinks_to_the_least_that_shows_something(mocker):
+    """With a judge that takes no time, so that shrinking has enough of it."""
+    finding = judging.Finding("performance", ("none", "performance"))
+
+    def judge(configuration, run_with):
+        enough = any(plan.num_tokens > 2 for plan in configuration.requests)
+        return judging.Judgement([finding] if enough else [])
+
+    mocker.patch.object(judging, "judge", judge)
+    mocker.patch.object(judging, "attribute", return_value=[])
+    search = search_for(None)
+    search.run(0, examples=50, most=1)
+    (found,) = search.found
+    assert max(plan.num_tokens for plan in found.configuration.requests) == 3
 
 
 def test_a_search_leaves_alone_what_it_has_found(engine_class):

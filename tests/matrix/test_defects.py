@@ -54,6 +54,11 @@ SHOWN = [
         '"spare_blocks":3,"block_size":4}',
     ),
     (
+        "graphs of a layer first called without gradients",
+        ">=0.18",
+        '{"requests":[{"num_tokens":1}],"lessons":["look","train","look"],"captured":true}',
+    ),
+    (
         "graphs captured again",
         ">=0.17",
         '{"requests":[{"length":8,"num_tokens":8}],"happenings":[{"step":3}],"graphs":1,'

@@ -148,6 +148,16 @@ def _graphs_without_context(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _first_without_gradients(case: Case, complaint: Complaint) -> bool:
+    """A model in training is called without gradients before its first step."""
+    return (
+        complaint.kind == "exception"
+        and "received a different number of tensors than what it was" in complaint.facts["text"]
+        and case.configuration.captured
+        and case.configuration.lessons[:1] != ("train",)
+    )
+
+
 def _captured_again(case: Case, complaint: Complaint) -> bool:
     """Graphs are captured when an engine is resumed, in a context that still has requests."""
     return (
@@ -303,6 +313,13 @@ DEFECTS: tuple[Defect, ...] = (
         "the model of an engine with CUDA graphs, called without its context, raises from what "
         "compares the arguments with those of the graphs",
         _graphs_without_context,
+    ),
+    Defect(
+        "graphs of a layer first called without gradients",
+        ">=0.18",
+        "a layer of a model in training that was first called without gradients is captured for "
+        "that call, and its graph then refuses the tensors of a call with them, or without",
+        _first_without_gradients,
     ),
     Defect(
         "graphs captured again",
