@@ -125,7 +125,16 @@ def _paused_among_drafts(case: Case, complaint: Complaint) -> bool:
     number = case.configuration.speculative
     if complaint.kind != "ends early" or not 0 < complaint.facts["missing"] <= number:
         return False
-    return case.paused(complaint.request or 0)
+    index = complaint.request or 0
+    size = case.configuration.block_size
+    # One that needs a block more is paused, and may be resumed at once.
+    ends = [
+        (offset, offset + count)
+        for part in range(len(case.parts(index)))
+        for offset, count, _ in case.rows(index, part)
+    ]
+    offset, end = ends[-1]
+    return case.paused(index) or offset // size < end // size
 
 
 def _nothing_to_sample(case: Case, complaint: Complaint) -> bool:
@@ -268,7 +277,7 @@ DEFECTS: tuple[Defect, ...] = (
     ),
     Defect(
         "paused among speculative tokens",
-        ">=0.17",
+        ">=0.17,<0.18",
         "a request that is paused counts the tokens that were drafted for it, and ends as many "
         "tokens early",
         _paused_among_drafts,
