@@ -6,14 +6,9 @@ the offsets ``[0].repeat(requests)``, the copy of the old offsets, and which tok
 boundary, which is computed and then not used. On 0.17 the bookkeeping is on the GPU: there, each is
 a kernel launch, and the ``.any()`` of the last is a wait for the device in each step.
 
-With this patch that work is done only for more than one token. Finished requests are counted as
-those that are not active, instead of with a second ``.sum().item()``, which on 0.17 is another wait
-for the device.
-
-Nothing differs with speculative tokens but how the finished are counted. That count is the same
-for the masks that Megatron passes, which are the ``&`` of two comparisons as bytes: 0 or 1. The
-assertion behind it still compares the length of the mask with the number of requests; it no longer
-fails on a mask with other values, which no caller in Megatron has.
+With this patch that work is done only for more than one token. On 0.17 the active and the finished
+requests are counted at once, where the releases wait for the device for one number after the other.
+Nothing else differs with speculative tokens.
 
 Not covered: the other numbers that are read back, such as that of the active requests.
 """
@@ -41,13 +36,6 @@ crosses_boundary = raw_positions >= self.block_size_tokens
 """
     blocks = f"self.request_last_kv_block_id[{ACTIVE}].repeat_interleave(num_generated_tokens)"
     return (
-        (
-            "finished_request_count = (active_requests_mask == 0).sum().item()",
-            """
-# The mask holds only 0 and 1.
-finished_request_count = active_requests_mask.numel() - active_request_count
-""",
-        ),
         (
             f"{offsets}.clone()",
             f"""
@@ -116,8 +104,23 @@ self.token_to_block_idx[{TOKENS}] = current_block_ids
     )
 
 
+#: Where the mask is on the GPU, each number that is read is a wait for it.
+COUNTS = (
+    """
+active_request_count = (active_requests_mask == 1).sum().item()
+finished_request_count = (active_requests_mask == 0).sum().item()
+""",
+    """
+active_request_count, finished_request_count = (
+    torch.stack((active_requests_mask == 1, active_requests_mask == 0)).sum(dim=1).tolist()
+)
+""",
+)
+
+
 def _family(releases: str, device: str, digest: str) -> Family:
-    return Family(releases, tuple(Substitute(UPDATE, *hunk, digest) for hunk in _hunks(device)))
+    hunks = _hunks(device) if device == ON_CPU else (COUNTS, *_hunks(device))
+    return Family(releases, tuple(Substitute(UPDATE, *hunk, digest) for hunk in hunks))
 
 
 SINGLE_TOKEN_UPDATE = Patch(
@@ -135,7 +138,7 @@ SINGLE_TOKEN_UPDATE = Patch(
     fixed_in=None,
     releases=">=0.17,<0.20",
     removal="upstream does no such work, and no supported release is older",
-    updated="2026-11-24",
+    updated="2026-11-25",
     target=UPDATE,
     families=(
         _family("0.17.0 and 0.17.1", ON_GPU, "870b58101df6cf5b"),
