@@ -49,10 +49,8 @@ KNOWN = """\
 @staticmethod
 def _is_transferred_when_initialized(context, initialize=initialize_attention_state):
     \"""Whether ``context`` is initialised by this very function, which ends with a transfer.\"""
-    return (
-        type(context).initialize_attention_state is initialize
-        and "initialize_attention_state" not in vars(context)
-    )
+    own = "initialize_attention_state" in vars(context)
+    return not own and type(context).initialize_attention_state is initialize
 """
 
 # The same statements: what changes is the comment between them, which is not true any more.

@@ -96,10 +96,8 @@ OF_CONTROLLER = """\
 @staticmethod
 def _leaves_logits_alone(controller, sampling=_torch_sampling_func):
     \"""Whether it samples with this very function, which copies logits before it changes any.\"""
-    return (
-        getattr(type(controller), "_torch_sampling_func", None) is sampling
-        and "_torch_sampling_func" not in getattr(controller, "__dict__", ())
-    )
+    own = "_torch_sampling_func" in getattr(controller, "__dict__", ())
+    return not own and getattr(type(controller), "_torch_sampling_func", None) is sampling
 """
 OF_SAMPLING = """\
 @staticmethod
@@ -113,10 +111,8 @@ def _leaves_logits_alone(
     sampling=sample_from_logits.__func__, filtering=filter_logits.__func__
 ):
     \"""Whether logits are sampled by these very functions, which copy before they change any.\"""
-    return (
-        TorchSampling.sample_from_logits is sampling
-        and TorchSampling.filter_logits is filtering
-    )
+    same_sampling = TorchSampling.sample_from_logits is sampling
+    return same_sampling and TorchSampling.filter_logits is filtering
 """
 
 
