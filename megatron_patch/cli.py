@@ -16,8 +16,9 @@ from pathlib import Path
 from . import export, in_place, inspection, launcher, status
 from .backports import SERIES
 from .errors import DriftedError, NotMegatronError, SettingsError, TreeError
-from .judge import trees_kept
-from .model import UNHEALTHY, Patch, PatchStatus, State, Target
+from .judge import TOLD, trees_kept
+from .ledger import sources_of
+from .model import UNHEALTHY, Judgement, Patch, PatchStatus, State, Target
 from .settings import Settings, names_of
 from .source_edits import SourcePatch, source_patches
 from .source_tree import SourceTree
@@ -192,7 +193,7 @@ def _list(_: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     patch: Patch = options.patch
-    targets = {edit.target: None for family in patch.families for edit in family.edits}
+    targets = {edit.target: None for variant in patch.variants for edit in variant.edits}
     rows = {
         "summary": patch.summary,
         "kind": str(patch.kind),
@@ -205,7 +206,7 @@ def _show(options: argparse.Namespace) -> int:
         else "has no such change: this one is ours",
         "fixed in": f"megatron-core {patch.fixed_in}" if patch.fixed_in else "no release",
         "applies to": f"megatron-core {patch.releases}: "
-        + "; ".join(family.releases for family in patch.families),
+        + "; ".join(s.releases for s in sources_of(patch) if s.proved not in TOLD),
         "by default": "on" if patch.default else "off: select it by its id in MEGATRON_PATCH",
         "edits": "\n".join(targets),
         "removal": patch.removal,
@@ -243,7 +244,7 @@ def _status(options: argparse.Namespace) -> int:
 
 def _modules(patch: Patch) -> list[str]:
     """The modules that a patch may have to wait for, that of its own target first."""
-    edits = [edit.target for family in patch.families for edit in family.edits]
+    edits = [edit.target for variant in patch.variants for edit in variant.edits]
     return list(dict.fromkeys(Target.parse(target).module for target in (patch.target, *edits)))
 
 
@@ -299,7 +300,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
         for finding in findings:
             print(finding)
-    return int(any(finding.verdict == State.DRIFTED.value for finding in findings))
+    return int(any(finding.verdict == Judgement.DRIFTED.value for finding in findings))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -318,7 +319,7 @@ def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[Sourc
     selected = frozenset().union(*options.only or [_ids("all")])
     made, skipped = source_patches(tree, SERIES, selected, allow_drift=options.allow_drift)
     for entry in skipped:
-        print(f"left out {entry.patch.id}: {entry.state} ({entry.reason})")
+        print(f"left out {entry.patch.id}: {entry.judgement} ({entry.reason})")
     return tree, made
 
 

@@ -20,7 +20,7 @@ from .errors import (
 )
 from .forks import ForkSafeLock
 from .importer import PostImportFinder, is_ready
-from .model import UNHEALTHY, Family, Patch, PatchStatus, State, Target
+from .model import UNHEALTHY, Add, Judgement, Patch, PatchStatus, State, Target, Variant
 from .settings import Settings
 from .sources import megatron_version
 
@@ -49,9 +49,8 @@ class Record:
 
 def modules_of(patch: Patch) -> set[str]:
     """The modules whose import can settle the patch."""
-    targets = [edit.target for family in patch.families for edit in family.edits]
-    targets += [known.target for known in patch.upstreamed]
-    return {Target.parse(target).module for target in (patch.target, *targets)}
+    added = (e.target for v in patch.variants for e in v.edits if isinstance(e, Add))
+    return {Target.parse(target).module for target in (*patch.targets, *added)}
 
 
 class Engine:
@@ -184,19 +183,19 @@ class Engine:
             accepted=self._settings.accepted.get(record.patch.id, frozenset()),
             series=[other.patch for other in self.records.values()],
         )
-        if verdict.family is None:
-            record.state, record.reason = verdict.state, verdict.reason
-            if verdict.state is State.UPSTREAMED:
+        if verdict.variant is None:
+            record.state, record.reason = State(verdict.judgement.value), verdict.reason
+            if verdict.judgement is Judgement.UPSTREAMED:
                 # What is not imported yet is judged again when it is.
                 record.upstreamed = verdict.reason
                 self._prove(record, [target for target in verdict.proof if is_there(target)])
             inherited = inherited_from(Target.parse(record.patch.target))
-            if verdict.state is State.NOT_APPLICABLE and inherited:
+            if verdict.judgement is Judgement.NOT_APPLICABLE and inherited:
                 record.state = State.DRIFTED
                 record.reason = f"{record.patch.target} is not defined there{inherited}"
             return
-        if all(is_there(edit.target) for edit in verdict.family.edits):
-            self._apply(record, verdict.family, verdict.reason)
+        if all(is_there(edit.target) for edit in verdict.variant.edits):
+            self._apply(record, verdict.variant, verdict.reason)
 
     def _prove(self, record: Record, targets: Sequence[str]) -> None:
         """Where the source has a change already, its code must be what runs, or be below that."""
@@ -209,13 +208,13 @@ class Engine:
         else:
             record.state, record.reason = State.UPSTREAMED, record.upstreamed
 
-    def _apply(self, record: Record, family: Family, reason: str) -> None:
-        """All edits of the family, or none."""
+    def _apply(self, record: Record, variant: Variant, reason: str) -> None:
+        """All edits of the variant, or none."""
         from .plan import plan
 
         done: list[Change] = []
         try:
-            made = plan(record.patch, family, self._on_top)
+            made = plan(record.patch, variant, self._on_top)
             for change in made.changes:
                 done.append(change)
                 change.make()

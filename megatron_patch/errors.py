@@ -26,6 +26,10 @@ class DriftedError(MegatronPatchError):
     """Source is not known, and it was not said that unknown source is to be edited."""
 
 
+class LedgerError(MegatronPatchError):
+    """The ledger of known source cannot be read, or is not of this package."""
+
+
 class RankMismatchError(MegatronPatchError):
     """The ranks of a process group do not run the same patches on the same Megatron."""
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .judge import Miss, judge
-from .model import Patch, State, Target
+from .ledger import sources_of
+from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Target
 from .source_tree import SourceTree
 
 
@@ -20,13 +21,13 @@ class Drift:
     line: int | None  #: of the definition, from 1; ``None`` when there is none
     found: str | None  #: digest of what is there
     expected: str | None  #: digest for the closest known source
-    anchor: str | None  #: what is wrong with the code that a ``Substitute`` looks for
+    anchors: tuple[str, ...]  #: what is wrong with the code that each ``Substitute`` looks for
 
     def __str__(self) -> str:
         where = self.target if self.file is None else f"{self.file}:{self.line or 1}: {self.target}"
         found = f"digest {self.found}" if self.found else "is not there"
-        anchor = f"\n        {self.anchor}" if self.anchor else ""
-        return f"    {where}\n        {found}, expected {self.expected}{anchor}"
+        anchors = "".join(f"\n        {anchor}" for anchor in self.anchors)
+        return f"    {where}\n        {found}, expected {self.expected}{anchors}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Finding:
         return asdict(self)
 
     def __str__(self) -> str:
-        if self.verdict != State.DRIFTED.value:
+        if self.verdict != Judgement.DRIFTED.value:
             return f"{self.id}: {self.verdict}\n    {self.reason}"
         lines = [f"{self.id}: {self.verdict}"]
         lines += map(str, self.drifts) if self.drifts else [f"    {self.reason}"]
@@ -60,6 +61,9 @@ class Finding:
         return "\n".join(lines)
 
 
+NOTES = {HAS_IT: " (upstreamed)", NEEDS_NONE: " (needs no patch)"}
+
+
 def inspect(
     patch: Patch,
     tree: SourceTree,
@@ -68,34 +72,29 @@ def inspect(
 ) -> Finding:
     """Judge ``patch`` on ``tree``. Raises ``SettingsError`` as :func:`~.judge.judge` does."""
     verdict = judge(patch, tree.read, accepted, series)
-    state = "applicable" if verdict.family else verdict.state.value
     digests = [miss.found for miss in verdict.misses]
     accept = None
-    if verdict.misses and verdict.family is None and None not in digests:
+    if verdict.misses and verdict.variant is None and None not in digests:
         everything = frozenset(filter(None, digests))
-        if judge(patch, tree.read, everything).family is not None:
+        if judge(patch, tree.read, everything).variant is not None:
             accept = ",".join(f"{patch.id}@{digest}" for digest in dict.fromkeys(digests))
     return Finding(
         id=patch.id,
-        verdict=state,
+        verdict=verdict.judgement.value,
         reason=verdict.reason,
         drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in verdict.misses)),
-        known=tuple(
-            [family.releases for family in patch.families]
-            + [f"{known.releases} (upstreamed)" for known in patch.upstreamed]
-            + [f"{known.releases} (needs no patch)" for known in patch.unaffected]
-        ),
+        known=tuple(source.releases + NOTES.get(source.proved, "") for source in sources_of(patch)),
         accept=accept,
     )
 
 
 def _drift(miss: Miss, tree: SourceTree) -> Drift:
-    path = tree.path(Target.parse(miss.edit.target).module)
+    path = tree.path(Target.parse(miss.target).module)
     return Drift(
-        target=miss.edit.target,
+        target=miss.target,
         file=None if path is None else str(path),
         line=None if miss.definition is None else miss.definition.first_line,
         found=miss.found,
-        expected=miss.edit.digest,
-        anchor=miss.anchor,
+        expected=miss.expected,
+        anchors=miss.anchors,
     )

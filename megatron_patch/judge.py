@@ -1,30 +1,46 @@
-"""Compare source with the fingerprints of a record. Nothing is imported or executed."""
+"""Compare source with what is known of it. Nothing is imported or executed."""
 
 from __future__ import annotations
 
-import ast
 import functools
 import gc
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from . import fingerprint, rewrite
+from . import fingerprint, recognising, rewrite
 from .errors import RewriteError, SettingsError, TargetError
-from .fingerprint import Definition, FunctionNode
-from .model import Add, Edit, Family, Patch, Replace, State, Substitute, Target, is_condition
+from .fingerprint import Definition
+from .ledger import sources_of
+from .model import (
+    HAS_IT,
+    NEEDS_NONE,
+    Add,
+    Before,
+    Judgement,
+    Patch,
+    Requires,
+    Source,
+    Substitute,
+    Target,
+    Variant,
+)
 from .sources import read_source
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
 Reader = Callable[[str], "str | None"]
+#: Gives the definition of a target, ``None`` if there is none.
+Finder = Callable[[str], "Definition | None"]
 
 
 @dataclass(frozen=True)
 class Miss:
-    """A target whose source is not the one that an edit was written for."""
+    """A target whose source is not the one that a variant was proved on."""
 
-    edit: Edit
+    target: str
+    expected: str | None  #: its digest; ``None`` for a method that only has to be there
     definition: Definition | None
+    substitutes: tuple[Substitute, ...] = ()  #: those of the variant that are to be made in it
 
     @property
     def found(self) -> str | None:
@@ -32,32 +48,36 @@ class Miss:
         return None if self.definition is None else self.definition.digest
 
     @property
-    def anchor(self) -> str | None:
-        """What is wrong with the code that a ``Substitute`` looks for, ``None`` if nothing is."""
-        if self.definition is None or not isinstance(self.edit, Substitute):
-            return None
-        count = rewrite.occurrences(self.definition, self.edit)
-        times = "is not there" if count == 0 else f"is there {count} times"
-        return None if count == 1 else f"`{self.edit.find.strip()}` {times}; expected once"
+    def anchors(self) -> tuple[str, ...]:
+        """What is wrong with the code that each ``Substitute`` looks for, if something is."""
+        found = []
+        for edit in self.substitutes if self.definition is not None else ():
+            assert self.definition is not None
+            count = rewrite.occurrences(self.definition, edit)
+            times = "is not there" if count == 0 else f"is there {count} times"
+            if count != 1:
+                found.append(f"`{rewrite.as_written(edit.find)}` {times}; expected once")
+        return tuple(found)
 
     def __str__(self) -> str:
         found = f"found {self.found}" if self.found else "not found"
-        return f"{self.edit.target}: expected {self.edit.digest}, {found}"
+        expected = self.expected or "a method that takes the hook's argument"
+        return f"{self.target}: expected {expected}, {found}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the source says of a patch: ``family`` is set when, and only when, it applies.
+    """What the source says of a patch: ``variant`` is set when, and only when, it applies.
 
-    Where the source is not known, ``misses`` are those against the ``closest`` family. ``proof``
+    Where the source is not known, ``misses`` are those against the ``closest`` variant. ``proof``
     are the targets that tell source which has the change already.
     """
 
-    state: State
+    judgement: Judgement
     reason: str
-    family: Family | None = None
+    variant: Variant | None = None
     misses: tuple[Miss, ...] = ()
-    closest: Family | None = None
+    closest: Variant | None = None
     proof: tuple[str, ...] = ()
 
 
@@ -69,53 +89,69 @@ def judge(
 ) -> Verdict:
     """What the source that ``read`` gives means for ``patch``.
 
-    ``accepted`` are digests of source that is to be taken for that of the closest family. Raises
-    ``SettingsError`` when one of them is not the digest of any target of the patch. ``series`` are
-    patches, ``patch`` among them, that may be in the source already, put there by
-    ``megatron-patch apply`` or as exported patches.
+    ``accepted`` are digests of source that is to be taken for that of the closest variant. Raises
+    ``SettingsError`` when one of them is not the digest of any target of the patch, and
+    ``LedgerError`` when it is not known what source is. ``series`` are patches, ``patch`` among
+    them, that may be in the source already, put there by ``megatron-patch apply`` or as exported
+    patches.
     """
     read = functools.cache(read)
     find = functools.cache(functools.partial(find_definition, read=read))
     try:
         _check_accepted(patch, find, accepted)
         if find(patch.target) is None:
-            return Verdict(State.NOT_APPLICABLE, f"{patch.target} does not exist in this release")
-        for known in patch.upstreamed:
-            found = find(known.target)
-            if found is not None and found.digest == known.digest:
-                reason = f"{known.target} is that of {known.releases}"
-                return Verdict(State.UPSTREAMED, reason, proof=(known.target,))
-        for known in patch.unaffected:
-            found = find(known.target)
-            if found is not None and found.digest == known.digest:
-                reason = f"{known.target} is that of {known.releases}, which needs no patch"
-                return Verdict(State.NOT_APPLICABLE, reason)
+            reason = f"{patch.target} does not exist in this release"
+            return Verdict(Judgement.NOT_APPLICABLE, reason)
+        known = sources_of(patch)
+        for source in known:
+            if source.proved in TOLD and not _differences(source, find):
+                return _verdict_on_told(source)
         candidates: list[Candidate] = []
-        for family in patch.families:
-            misses = tuple(_misses(family, find))
+        for source in known:
+            if source.proved in TOLD:
+                continue
+            variant = variant_of(patch, source)
+            misses = tuple(_misses(variant, source, find))
             if not misses:
-                if _is_made_of_helpers(family) and _has_helpers(family, read):
-                    return _verdict_on_made(family)
-                return Verdict(State.PENDING, f"source of {family.releases}", family)
-            candidates.append((family, misses))
+                if recognising.is_made_of_helpers(variant) and recognising.has_helpers(
+                    variant, read
+                ):
+                    return _verdict_on_made(variant, source)
+                reason = f"source of {source.releases}"
+                return Verdict(Judgement.APPLICABLE, reason, variant)
+            candidates.append(Candidate(variant, source, misses))
         if not candidates:
-            return Verdict(State.DRIFTED, f"{patch.target}: no known source")
-        verdict = _verdict_below_edits(patch, find, read, series) if series else None
+            return Verdict(Judgement.DRIFTED, f"{patch.target}: no known source")
+        verdict = _verdict_below_edits(patch, known, find, read, series) if series else None
         if verdict is not None:
             return verdict
         return _verdict_of_unknown(patch, _closest(candidates, read), find, accepted)
     except SettingsError:
         raise
     except (SyntaxError, UnicodeError) as error:
-        return Verdict(State.DRIFTED, f"{patch.target}: the source does not parse: {error}")
+        reason = f"{patch.target}: the source does not parse: {error}"
     except TargetError as error:
-        return Verdict(State.DRIFTED, str(error))
+        reason = str(error)
     except ValueError as error:  # such as a number with too many digits to be written down
-        return Verdict(State.DRIFTED, f"{patch.target}: the source cannot be judged: {error}")
+        reason = f"{patch.target}: the source cannot be judged: {error}"
     except (RecursionError, MemoryError) as error:
         # Not its message: all ranks have to say the same, and where it came up is chance.
         why = f"nested too deeply for what is left of the stack ({type(error).__name__})"
-        return Verdict(State.DRIFTED, f"{patch.target}: the source cannot be judged: it is {why}")
+        reason = f"{patch.target}: the source cannot be judged: it is {why}"
+    return Verdict(Judgement.DRIFTED, reason)
+
+
+#: What needs no edits, and what that means for a patch.
+TOLD = {HAS_IT: Judgement.UPSTREAMED, NEEDS_NONE: Judgement.NOT_APPLICABLE}
+
+
+def variant_of(patch: Patch, source: Source) -> Variant:
+    """The variant that ``source`` needs. Raises ``ValueError`` if the record has none so named."""
+    for variant in patch.variants:
+        if variant.name == source.proved:
+            return variant
+    names = ", ".join(variant.name for variant in patch.variants)
+    raise ValueError(f"{patch.id} has no variant {source.proved!r}; expected one of {names}")
 
 
 @contextmanager
@@ -131,7 +167,7 @@ def trees_kept() -> Iterator[None]:
         yield
     finally:
         fingerprint.forget()
-        _digests_below.cache_clear()
+        recognising.forget()
         if collecting:
             gc.enable()
 
@@ -143,41 +179,76 @@ def find_definition(target: str, read: Reader) -> Definition | None:
     return None if text is None else fingerprint.locate(parsed.module, text, parsed.qualname)
 
 
-Finder = Callable[[str], "Definition | None"]
-#: A family, and where the source is not its own.
-Candidate = tuple[Family, tuple[Miss, ...]]
+@dataclass(frozen=True)
+class Candidate:
+    """Source that is known, what it needs, and where the source at hand is not that."""
+
+    variant: Variant
+    source: Source
+    misses: tuple[Miss, ...]
 
 
-def _misses(family: Family, find: Finder) -> Iterator[Miss]:
-    for edit in family.edits:
-        if not isinstance(edit, Add):
+def _differences(source: Source, find: Finder) -> dict[str, str]:
+    """The targets that are not as in ``source``, and the digests that they have there."""
+    return {
+        target: digest
+        for target, digest in source.digests
+        if (found := find(target)) is None or found.digest != digest
+    }
+
+
+def _misses(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
+    for target, expected in _differences(source, find).items():
+        edits = (edit for edit in variant.edits if edit.target == target)
+        substitutes = tuple(edit for edit in edits if isinstance(edit, Substitute))
+        yield Miss(target, expected, find(target), substitutes)
+    for edit in variant.edits:
+        if isinstance(edit, Before) and edit.independent:
             found = find(edit.target)
-            if found is None or found.digest != edit.digest:
-                yield Miss(edit, found)
+            # Where the hook is made already, something of the patch may be made already.
+            if (
+                found is None
+                or not rewrite.takes(found, edit)
+                or rewrite.undone(found.node, [edit])
+            ):
+                yield Miss(edit.target, None, found)
+
+
+def _verdict_on_told(source: Source, below: str = "") -> Verdict:
+    targets = tuple(target for target, _ in source.digests)
+    reason = f"{', '.join(targets)} is that of {source.releases}{below}"
+    if source.proved == NEEDS_NONE:
+        return Verdict(Judgement.NOT_APPLICABLE, f"{reason}, which needs no patch")
+    return Verdict(Judgement.UPSTREAMED, reason, proof=targets)
+
+
+def _verdict_on_made(variant: Variant, source: Source) -> Verdict:
+    reason = f"source of {source.releases}, with this patch made in it"
+    return Verdict(Judgement.UPSTREAMED, reason, proof=recognising.provable(variant))
 
 
 def _closest(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:
-    """The family that the source comes closest to, and those that are as close in other targets.
+    """What the source comes closest to, and what is as close in other targets.
 
     By the modules that are there and by the targets that match; among equals, by what is there and
     what the edits fit.
     """
 
     def coarse(candidate: Candidate) -> tuple[int, int]:
-        family, misses = candidate
-        modules = [read(Target.parse(miss.edit.target).module) for miss in misses]
-        return modules.count(None), len(misses) - len(family.edits)
+        misses = candidate.misses
+        modules = [read(Target.parse(miss.target).module) for miss in misses]
+        return modules.count(None), len(misses) - len(candidate.source.digests)
 
     def fine(candidate: Candidate) -> tuple[int, ...]:
-        misses = candidate[1]
+        misses = candidate.misses
         absent = sum(miss.definition is None for miss in misses)
-        unfit = sum(miss.anchor is not None for miss in misses)
+        unfit = sum(len(miss.anchors) for miss in misses)
         return *coarse(candidate), absent, unfit, len(misses)
 
     found = [min(candidates, key=fine)]
-    targets = {miss.edit.target for miss in found[0][1]}
+    targets = {miss.target for miss in found[0].misses}
     for candidate in candidates:
-        others = {miss.edit.target for miss in candidate[1]}
+        others = {miss.target for miss in candidate.misses}
         if coarse(candidate) == coarse(found[0]) and not others & targets:
             found.append(candidate)
             targets |= others
@@ -187,123 +258,57 @@ def _closest(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:
 def _verdict_of_unknown(
     patch: Patch, closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
 ) -> Verdict:
-    family, misses = closest[0]
-    # Several edits of one target miss it alike.
+    variant, misses = closest[0].variant, closest[0].misses
     reasons = [
-        f"{'; '.join(dict.fromkeys(map(str, missed)))} (source of {known.releases})"
-        for known, missed in closest
+        f"{'; '.join(map(str, other.misses))} (source of {other.source.releases})"
+        for other in closest
     ]
     if any(miss.definition is None for miss in misses):
         # The source is rather like one that needs no patch, which another target tells.
-        others = dict.fromkeys(known.target for known in (*patch.upstreamed, *patch.unaffected))
-        for target in others:
+        for target in patch.told_by:
             found = find(target)
             digest = f"found {found.digest}" if found else "not found"
             reasons.append(f"{target}: {digest}, which is not known to need no patch")
     reason = "; or ".join(reasons)
-    if not all(miss.found in accepted for miss in misses):
-        return Verdict(State.DRIFTED, f"unknown source: {reason}", None, misses, family)
-    why = why_not(family, find)
+    drifted = functools.partial(Verdict, Judgement.DRIFTED, misses=misses, closest=variant)
+    if not all(miss.expected and miss.found in accepted for miss in misses):
+        return drifted(f"unknown source: {reason}")
+    why = why_not(variant, find)
     if why is not None:
-        return Verdict(State.DRIFTED, f"accepted source, but {why}", None, misses, family)
-    return Verdict(State.PENDING, f"accepted source: {reason}", family, misses)
-
-
-#: The digests of a target without edits of the series, and the ids of the patches left out.
-Below = Mapping[str, frozenset[str]]
+        return drifted(f"accepted source, but {why}")
+    return Verdict(Judgement.APPLICABLE, f"accepted source: {reason}", variant, misses)
 
 
 def _verdict_below_edits(
-    patch: Patch, find: Finder, read: Reader, series: Sequence[Patch]
+    patch: Patch, known: Sequence[Source], find: Finder, read: Reader, series: Sequence[Patch]
 ) -> Verdict | None:
     """The verdict if the source is known but for edits of the series that are made in it."""
-
-    @functools.cache
-    def below(target: str) -> Below:
-        found = find(target)
-        return _digests_below(found, target, tuple(series)) if found else {}
-
-    states = {State.UPSTREAMED: patch.upstreamed, State.NOT_APPLICABLE: patch.unaffected}
-    for state, sources in states.items():
-        for known in sources:
-            if patch.id not in below(known.target).get(known.digest, {patch.id}):
-                reason = f"{known.target} is that of {known.releases}, below other patches"
-                return Verdict(state, reason, proof=(known.target,) * (state is State.UPSTREAMED))
-    for family in patch.families:
-        edits = [edit for edit in family.edits if not isinstance(edit, Add)]
-        if not all(edit.digest in below(edit.target) for edit in edits):
+    below = functools.cache(functools.partial(recognising.below, find=find, series=tuple(series)))
+    for source in known:
+        if source.proved in TOLD and all(
+            patch.id not in below(target).get(digest, {patch.id})
+            for target, digest in source.digests
+        ):
+            return _verdict_on_told(source, ", below other patches")
+    for source in known:
+        if source.proved in TOLD:
             continue
-        made = [(edit, below(edit.target)[edit.digest]) for edit in edits if not is_condition(edit)]
-        if all(patch.id in ids for _, ids in made) and _has_helpers(family, read):
-            return _verdict_on_made(family)
-        if made and all(patch.id in ids for _, ids in made):
-            continue
-        if not any(patch.id in ids or (ids and isinstance(edit, Replace)) for edit, ids in made):
-            # A whole method in the place of one with edits of others would take these away.
-            reason = f"source of {family.releases}, with other patches of the series made in it"
-            return Verdict(State.PENDING, reason, family)
+        variant = variant_of(patch, source)
+        found = recognising.made(patch, variant, source, below, read)
+        if found is recognising.Made.ALL:
+            return _verdict_on_made(variant, source)
+        if found is recognising.Made.NONE:
+            reason = f"source of {source.releases}, with other patches of the series made in it"
+            return Verdict(Judgement.APPLICABLE, reason, variant)
     return None
 
 
-@functools.lru_cache(maxsize=256)  # several patches look at the same targets
-def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...]) -> Below:
-    found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
-    # All that is possible, in any order: who makes the patches one by one need not keep to that of
-    # the series, and code that one of them would have put there may have been there before.
-    todo = [(definition.node, found[definition.digest])]
-    for node, ids in todo:
-        for other in series:
-            for family in other.families if other.id not in ids else ():
-                edits = [e for e in family.edits if e.target == target and not isinstance(e, Add)]
-                original = rewrite.undone(node, edits) if edits else None
-                if isinstance(original, str):
-                    found.setdefault(original, ids | {other.id})
-                elif original and (digest := fingerprint.digest(original)) not in found:
-                    found[digest] = ids | {other.id}
-                    todo.append((original, found[digest]))
-    return found
-
-
-def _verdict_on_made(family: Family) -> Verdict:
-    reason = f"source of {family.releases}, with this patch made in it"
-    proof = dict.fromkeys(
-        edit.target
-        for edit in family.edits
-        # A helper that is no function has no code to prove.
-        if not isinstance(edit, Add) or isinstance(ast.parse(edit.source).body[0], FunctionNode)
-    )
-    return Verdict(State.UPSTREAMED, reason, proof=tuple(proof))
-
-
-def _is_made_of_helpers(family: Family) -> bool:
-    """Whether the family adds something, and changes nothing that is there."""
-    edits = [edit for edit in family.edits if not is_condition(edit)]
-    return bool(edits) and all(isinstance(edit, Add) for edit in edits)
-
-
-def _has_helpers(family: Family, read: Reader) -> bool:
-    """Whether the source has all helpers of the family as they are ours."""
-    return all(_is_there(edit, read) for edit in family.edits if isinstance(edit, Add))
-
-
-def _is_there(helper: Add, read: Reader) -> bool:
-    """Whether the source has the helper as it is ours."""
-    target = Target.parse(helper.target)
-    body: list[ast.stmt] = ast.parse(read(target.module) or "").body
-    for scope in filter(None, target.scope.split(".")):
-        classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
-        body = classes[0].body if classes else []
-    (wanted,) = ast.parse(helper.source).body
-    digest = fingerprint.digest(wanted)
-    return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))
-
-
-def why_not(family: Family, find: Finder) -> str | None:
-    """Why the edits of ``family`` do not fit the source, ``None`` if they do."""
+def why_not(variant: Variant, find: Finder) -> str | None:
+    """Why the edits of ``variant`` do not fit the source, ``None`` if they do."""
     edited: dict[str, Definition] = {}
     try:
-        for edit in family.edits:
-            if isinstance(edit, Add):
+        for edit in variant.edits:
+            if isinstance(edit, (Add, Requires)):
                 continue
             definition = edited.get(edit.target) or find(edit.target)
             if definition is None:
@@ -317,9 +322,7 @@ def why_not(family: Family, find: Finder) -> str | None:
 def _check_accepted(patch: Patch, find: Finder, accepted: Collection[str]) -> None:
     if not accepted:
         return
-    edits = [edit for family in patch.families for edit in family.edits if edit.digest]
-    targets = dict.fromkeys(item.target for item in (*edits, *patch.upstreamed, *patch.unaffected))
-    digests = {found.digest: target for target in targets if (found := find(target))}
+    digests = {found.digest: target for target in patch.targets if (found := find(target))}
     for digest in accepted:
         if digest not in digests:
             there = ", ".join(f"{d} ({t})" for d, t in digests.items()) or "no target at all"

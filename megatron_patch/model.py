@@ -14,6 +14,18 @@ from functools import cache
 from typing import Any, NamedTuple, Union
 
 
+class Judgement(str, Enum):
+    """What source says of a patch."""
+
+    APPLICABLE = "applicable"  #: it is known, and needs the patch
+    UPSTREAMED = "upstreamed"  #: it has the change already
+    NOT_APPLICABLE = "not_applicable"  #: it has no such target, or never needed the change
+    DRIFTED = "drifted"  #: it is not known
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class State(str, Enum):
     """What became of a patch in this process."""
 
@@ -107,25 +119,24 @@ def source_of(function: Callable[..., Any] | type) -> str:
 class Replace(NamedTuple):
     """Put our function's signature-equal body in the place of the whole target.
 
-    For small methods. Decorators of the target stay. ``digest`` is the fingerprint of the
-    original (see :mod:`megatron_patch.fingerprint`).
+    For small methods. Decorators of the target stay.
     """
 
     target: str
     function: Callable[..., Any]
-    digest: str
 
 
 class Before(NamedTuple):
     """Insert the statements of ``hook`` in front of the target's first statement.
 
     ``hook`` takes one argument with the name of the target's first parameter (``self``), and
-    returns nothing. For resets of state.
+    returns nothing. For resets of state. ``independent`` says why it does not matter what else the
+    target does; then any method will do that is there and takes such an argument.
     """
 
     target: str
     hook: Callable[[Any], None]
-    digest: str
+    independent: str = ""
 
     @property
     def statements(self) -> str:
@@ -146,16 +157,23 @@ class Substitute(NamedTuple):
 
     ``find`` is one expression, or one or more consecutive statements; it is searched by syntax
     tree, so formatting and comments do not matter. ``put`` is an expression for an expression,
-    and any number of statements (also none) for statements.
-
-    The same code in both is a condition: the patch applies only where this target, too, is known.
-    Nothing is changed at run time; in source, comments between the statements are.
+    and any number of statements (also none) for statements. A name that begins with
+    :data:`METAVARIABLE` is any expression, the same one wherever it stands in the hunk.
     """
 
     target: str
     find: str
     put: str
-    digest: str
+
+
+class Requires(NamedTuple):
+    """A condition: the patch is right only where this target, too, is known. Nothing is changed.
+
+    ``why`` says what of the target the patch relies on.
+    """
+
+    target: str
+    why: str
 
 
 class Add(NamedTuple):
@@ -170,50 +188,66 @@ class Add(NamedTuple):
     definition: Callable[..., Any] | type | str
 
     @property
-    def digest(self) -> None:
-        """There is no original."""
-
-    @property
     def source(self) -> str:
         """The definition as text."""
         return self.definition if isinstance(self.definition, str) else source_of(self.definition)
 
 
-Edit = Union[Replace, Before, Substitute, Add]
+#: In the code of a :class:`Substitute`; ``$name`` in a file of hunks.
+METAVARIABLE = "METAVARIABLE_"
+
+Edit = Union[Replace, Before, Substitute, Requires, Add]
 
 
-def is_condition(edit: Edit) -> bool:
-    """Whether ``edit`` changes no code: its target only has to be known."""
+def changes_code(edit: Edit) -> bool:
+    """Whether the edit changes what runs: a condition does not, nor does another comment."""
     import ast
 
-    return isinstance(edit, Substitute) and ast.dump(ast.parse(edit.find)) == ast.dump(
-        ast.parse(edit.put)
-    )
+    if isinstance(edit, Substitute):
+        return ast.dump(ast.parse(edit.find)) != ast.dump(ast.parse(edit.put))
+    return not isinstance(edit, Requires)
 
 
-class Family(NamedTuple):
-    """Releases whose targets have the same fingerprints, and the edits for them."""
+def is_known_by_digest(edit: Edit) -> bool:
+    """Whether the target of the edit has to be source that is known."""
+    return not isinstance(edit, Add) and not getattr(edit, "independent", "")
 
-    releases: str
+
+class Variant(NamedTuple):
+    """The edits for source of one shape. ``name`` is that of the releases that have it first."""
+
+    name: str
     edits: tuple[Edit, ...]
 
 
-class Known(NamedTuple):
-    """A fingerprint of a target that needs no patch, and the releases where it is found."""
+class Source(NamedTuple):
+    """Source that is known for a patch: the digests of the targets that tell it, and what it is.
 
-    target: str
-    digest: str
+    ``proved`` is the name of the variant whose edits it needs, :data:`HAS_IT` or
+    :data:`NEEDS_NONE`. ``releases`` says in words where it is found, ``commit`` is the upstream
+    commit that it was proved on.
+    """
+
+    proved: str
+    digests: tuple[tuple[str, str], ...]
     releases: str
+    commit: str = ""
+
+
+HAS_IT = "has it"
+NEEDS_NONE = "needs none"
 
 
 class Patch(NamedTuple):
     """One upstream change brought to older source, or a change of ours that upstream lacks.
 
     The latter has ``None`` for all that is upstream's, ``fixed_in`` included. ``target`` is the
-    target whose absence means that the release has nothing to patch. ``upstreamed`` is source that
-    has the change, ``unaffected`` source that never needed it. ``symptom`` says what a user sees
+    target whose absence means that the release has nothing to patch. ``told_by`` are the targets
+    that tell source which has the change, or never needed it. ``symptom`` says what a user sees
     without the patch, ``outcome`` what there is with it, ``removal`` when this record
     can be deleted, ``updated`` when it was last changed (``YYYY-MM-DD``, as ``upstream_date``).
+    ``sources`` is the known source of a record that is not of this package; for those that are, it
+    is in the :mod:`ledger <megatron_patch.ledger>`.
     """
 
     id: str
@@ -229,10 +263,17 @@ class Patch(NamedTuple):
     removal: str
     updated: str
     target: str
-    families: tuple[Family, ...]
-    upstreamed: tuple[Known, ...]
-    unaffected: tuple[Known, ...] = ()
+    variants: tuple[Variant, ...]
+    told_by: tuple[str, ...] = ()
     default: bool = True
+    sources: tuple[Source, ...] | None = None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All that the patch looks at, that of its own first; no helpers."""
+        edits = (edit for variant in self.variants for edit in variant.edits)
+        edited = (edit.target for edit in edits if not isinstance(edit, Add))
+        return tuple(dict.fromkeys((self.target, *edited, *self.told_by)))
 
     @property
     def origin(self) -> Origin:

@@ -9,7 +9,7 @@ from types import FunctionType
 from . import compilation, rewrite
 from .errors import ForeignPatchError, TargetError
 from .judge import find_definition
-from .model import Add, Edit, Family, Patch, Target, is_condition
+from .model import Add, Edit, Patch, Requires, Target, Variant, changes_code
 from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
 from .sources import ABSENT, namespace_of, read_source
 
@@ -25,18 +25,18 @@ class Plan:
     conditions: list[Condition]
 
 
-def plan(patch: Patch, family: Family, on_top: Below) -> Plan:
-    """The changes and the conditions of the family, with nothing changed yet.
+def plan(patch: Patch, variant: Variant, on_top: Below) -> Plan:
+    """The changes and the conditions of the variant, with nothing changed yet.
 
     Raises ``TargetError`` or ``RewriteError`` when a change cannot be made, and
     ``ForeignPatchError`` when what runs is not compiled from the source, also that of a condition.
     """
     edits: dict[str, list[Edit]] = {}
-    for edit in family.edits:
+    for edit in variant.edits:
         edits.setdefault(edit.target, []).append(edit)
     result = Plan([], [])
     for target, group in edits.items():
-        made = [edit for edit in group if not is_condition(edit)]
+        made = [edit for edit in group if changes_code(edit)]
         if made:
             result.changes.append(_change(patch, Target.parse(target), made, on_top))
         else:
@@ -79,7 +79,7 @@ def _change(patch: Patch, target: Target, edits: list[Edit], on_top: Below) -> C
     below = on_top(found.function)
     edited = below.definition if below else original
     for edit in edits:
-        if isinstance(edit, Add):
+        if isinstance(edit, (Add, Requires)):
             raise TargetError(f"{target}: an addition and an edit of one target")
         edited = rewrite.edited(edited, edit)
     ids = (*(below.ids if below else ()), patch.id)

@@ -10,20 +10,22 @@ import ast
 import copy
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
+from enum import Enum
 from typing import Any, cast
 
 from .errors import RewriteError
 from .fingerprint import (
     Definition,
+    FunctionNode,
     FunctionTree,
     equal,
     lines_of,
     statements_of,
     without_docstring,
 )
-from .model import Before, Edit, Replace, Substitute, source_of
+from .matching import Bindings, exchanged, places, with_field
+from .model import METAVARIABLE, Before, Edit, Replace, Substitute, source_of
 
 
 def edited(definition: Definition, edit: Replace | Before | Substitute) -> Definition:
@@ -71,7 +73,7 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
             f"the signature is ({ast.unparse(old.args)}); "
             f"the replacement has ({ast.unparse(new.args)})",
         )
-    expected = _with(old, "body", new.body)
+    expected = with_field(old, "body", new.body)
     lines = lines_of(definition.segment)
     row = old.body[0].lineno - definition.first_line
     column = len(lines[row].encode()[: old.body[0].col_offset].decode())
@@ -92,17 +94,42 @@ def _bare(arguments: ast.arguments) -> ast.arguments:
     return arguments
 
 
+def takes(definition: Definition, edit: Before) -> bool:
+    """Whether a plain method is called with what the hook takes, and runs when it is called."""
+    node = definition.node
+    runs = isinstance(node, ast.FunctionDef) and not any(map(_suspends, _own_nodes(node)))
+    return runs and not node.decorator_list and _parameters(edit) == _first_parameter(definition)
+
+
+def _suspends(node: ast.AST) -> bool:
+    return isinstance(node, (ast.Yield, ast.YieldFrom))
+
+
+def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """What is in a function, but not in the functions and classes in it."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (*FunctionNode, ast.ClassDef, ast.Lambda)):
+            yield child
+            yield from _own_nodes(child)
+
+
+def _first_parameter(definition: Definition) -> list[str]:
+    arguments = definition.node.args
+    return [a.arg for a in (*arguments.posonlyargs, *arguments.args)][:1]
+
+
+def _parameters(edit: Before) -> list[str]:
+    return list(edit.hook.__code__.co_varnames[: edit.hook.__code__.co_argcount])
+
+
 def _prefixed(definition: Definition, edit: Before) -> Definition:
     node = definition.node
-    first_parameter = [a.arg for a in (*node.args.posonlyargs, *node.args.args)][:1]
-    hook_parameters = list(edit.hook.__code__.co_varnames[: edit.hook.__code__.co_argcount])
-    if hook_parameters != first_parameter:
-        raise _fail(
-            definition, f"the hook takes {hook_parameters}; the target's first is {first_parameter}"
-        )
+    takes, first = _parameters(edit), _first_parameter(definition)
+    if takes != first:
+        raise _fail(definition, f"the hook takes {takes}; the target's first is {first}")
     skip = 1 if ast.get_docstring(node, clean=False) is not None else 0
     statements = ast.parse(edit.statements).body
-    expected = _with(node, "body", [*node.body[:skip], *statements, *node.body[skip:]])
+    expected = with_field(node, "body", [*node.body[:skip], *statements, *node.body[skip:]])
     if len(node.body) == skip:
         raise _fail(definition, "there is no statement to put the hook in front of")
     lines = lines_of(definition.segment)
@@ -121,122 +148,68 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
 
 def occurrences(definition: Definition, edit: Substitute) -> int:
     """How often the code that ``edit`` looks for is in the definition."""
-    return len(_places(definition.node, edit.find, edit.put))
+    return len(places(definition.node, edit.find, edit.put))
 
 
 def _substituted(definition: Definition, edit: Substitute) -> Definition:
     tree = definition.node
-    places = _places(tree, edit.find, edit.put)
-    if len(places) != 1:
-        found = f"found {len(places)} times" if places else "not found"
-        raise _fail(definition, f"expected `{edit.find.strip()}` exactly once; {found}")
-    (place,) = places
+    found = places(tree, edit.find, edit.put)
+    if len(found) != 1:
+        times = f"found {len(found)} times" if found else "not found"
+        raise _fail(definition, f"expected `{as_written(edit.find)}` exactly once; {times}")
+    (place,) = found
     lines = lines_of(definition.segment)
     start, end = _span(definition, lines, place.nodes[0], place.nodes[-1])
     is_all_of_its_block = place.body is not None and len(place.body) == len(place.nodes)
-    expected = _exchanged(tree, place, edit.put)
+    expected = exchanged(tree, place, edit.put)
     before, after = definition.segment[:start], definition.segment[end:]
-    put = edit.put.strip("\n")
+    put = _filled(definition, lines, edit.put.strip("\n"), place.bindings)
+    margin = before[before.rfind("\n") + 1 :]
     if place.body is None:
+        put = _hanging(put.strip(), _margin(margin + "."))
         try:
-            return _checked(definition, before + put.strip() + after, expected)
+            return _checked(definition, before + put + after, expected)
         except RewriteError:
             # Operators of the surroundings may bind tighter than those of the new expression.
-            return _checked(definition, before + "(" + put.strip() + ")" + after, expected)
-    margin = before[before.rfind("\n") + 1 :]
+            return _checked(definition, before + "(" + put + ")" + after, expected)
     if margin.strip():
-        raise _fail(definition, f"`{edit.find}` shares its line with other code")
+        raise _fail(definition, f"`{as_written(edit.find)}` shares its line with other code")
     if put.strip():
         return _checked(
             definition, before + indented(put, margin).removeprefix(margin) + after, expected
         )
     if is_all_of_its_block:
-        raise _fail(definition, f"`{edit.find}` is all of its block; put `pass` in its place")
+        raise _fail(
+            definition, f"`{as_written(edit.find)}` is all of its block; put `pass` in its place"
+        )
     return _checked(definition, before.removesuffix(margin) + after.lstrip("\n"), expected)
 
 
-def _exchanged(node: FunctionTree, place: _Place, put: str) -> FunctionTree:
-    """A tree like ``node`` with the code ``put`` at ``place``. They share what is elsewhere."""
-    new = ast.parse(put).body
-    if place.body is not None:
-        old: object = place.body
-        exchanged: Any = [
-            *place.body[: place.index],
-            *new,
-            *place.body[place.index + len(place.nodes) :],
-        ]
-    else:
-        assert isinstance(new[0], ast.Expr)
-        (old,), exchanged = place.nodes, new[0].value
-
-    def copied(item: Any) -> Any:
-        """``item``, or a copy of it if ``old`` is in it."""
-        if item is old:
-            return exchanged
-        if isinstance(item, list):
-            for index, child in enumerate(item):
-                if (new_child := copied(child)) is not child:
-                    return [*item[:index], new_child, *item[index + 1 :]]
-        elif isinstance(item, ast.AST):
-            for name in item._fields:
-                child = getattr(item, name, None)
-                if (new_child := copied(child)) is not child:
-                    return _with(item, name, new_child)
-        return item
-
-    return cast(FunctionTree, copied(node))
+def as_written(code: str) -> str:
+    """Code of a hunk as its file has it."""
+    return code.strip().replace(METAVARIABLE, "$")
 
 
-def _with(node: Any, name: str, value: object) -> Any:
-    """A copy of one node of a tree, with another value in one of its fields."""
-    twin = copy.copy(node)
-    setattr(twin, name, value)
-    return twin
+def _filled(definition: Definition, lines: list[str], put: str, bindings: Bindings) -> str:
+    """``put`` with what the source has in the places of the metavariables, as it is written."""
+    # The longest first: one may begin as another does.
+    for name, node in sorted(bindings.items(), key=lambda item: -len(item[0])):
+        start, end = _span(definition, lines, node, node)
+        margin = _margin(lines[node.lineno - definition.first_line])
+        first, *others = lines_of(definition.segment[start:end])
+        # All lines of the hunk get the margin of the place where it is put.
+        text = first + "".join(line.removeprefix(margin) for line in others)
+        put = "".join(
+            line.replace(name, _hanging(text, _margin(line))) if name in line else line
+            for line in lines_of(put)
+        )
+    return put
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where code was found: statements from ``index`` of ``body``, or one expression."""
-
-    nodes: Sequence[ast.stmt | ast.expr]
-    body: list[ast.stmt] | None = None
-    index: int = 0
-
-
-def _places(node: ast.AST, find: str, put: str) -> list[_Place]:
-    """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements.
-
-    Code that begins with a comment is a statement.
-    """
-    found, new = statements_of(find), statements_of(put)
-    first = found[0]
-    bare = not any(code.lstrip().startswith("#") for code in (find, put))
-    single = bare and len(found) == len(new) == 1
-    if single and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
-        return [
-            _Place([child])
-            for child in ast.walk(node)
-            if isinstance(child, ast.expr) and equal(child, first.value)
-        ]
-    return [
-        _Place(body[index : index + len(found)], body, index)
-        for body in _bodies(node)
-        for index in range(len(body) - len(found) + 1)
-        if equal(body[index : index + len(found)], found)
-    ]
-
-
-def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    """All lists of statements in a statement; there are none in expressions."""
-    for name in ("body", "orelse", "finalbody"):
-        body: list[ast.stmt] = getattr(node, name, [])
-        if body:
-            yield body
-        for statement in body:
-            yield from _bodies(statement)
-    for name in ("handlers", "cases"):
-        for part in getattr(node, name, []):
-            yield from _bodies(part)
+def _hanging(text: str, margin: str) -> str:
+    """``text`` with ``margin`` before all lines but the first."""
+    first, *others = lines_of(text)
+    return first + indented("".join(others), margin)
 
 
 def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tuple[int, int]:
@@ -249,27 +222,33 @@ def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tu
     return offset(first.lineno, first.col_offset), offset(last.end_lineno, last.end_col_offset)
 
 
-def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | str | None:
+class Gone(Enum):
+    """What cannot be had back from edited source."""
+
+    WHOLE = "a function that was replaced as a whole"
+
+
+def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | None:
     """The tree that one patch's ``edits`` of one target have made ``node`` from.
 
-    ``None`` when the edits are not in there, and the original's digest when they have replaced it
-    as a whole. ``node`` is not changed.
+    ``None`` when the edits are not in there, and ``Gone.WHOLE`` when they have replaced it as a
+    whole. ``node`` is not changed.
     """
     for edit in reversed(edits):
         body = without_docstring(node)
         if isinstance(edit, Replace):
             (new,) = statements_of(source_of(edit.function))
             same = equal(without_docstring(cast(FunctionTree, new)), body)
-            return edit.digest if same and edit is edits[0] else None
+            return Gone.WHOLE if same and edit is edits[0] else None
         if isinstance(edit, Before):
             statements = statements_of(edit.statements)
             if not equal(body[: len(statements)], statements):
                 return None
             head = node.body[: len(node.body) - len(body)]
-            node = _with(node, "body", [*head, *body[len(statements) :]])
+            node = with_field(node, "body", [*head, *body[len(statements) :]])
         elif isinstance(edit, Substitute):
-            places = _places(node, edit.put, edit.find) if edit.put.strip() else []
-            if len(places) != 1:
+            found = places(node, edit.put, edit.find) if edit.put.strip() else []
+            if len(found) != 1:
                 return None
-            node = _exchanged(node, places[0], edit.find)
+            node = exchanged(node, found[0], edit.find)
     return node

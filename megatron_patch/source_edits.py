@@ -16,7 +16,7 @@ from . import fingerprint, rewrite
 from .errors import DriftedError, RewriteError, TargetError
 from .fingerprint import Definition, equal
 from .judge import judge
-from .model import Add, Edit, Family, Patch, State, Target
+from .model import Add, Edit, Judgement, Patch, Requires, Target, Variant
 from .source_tree import SourceTree
 
 
@@ -43,7 +43,7 @@ class Skipped:
     """A patch that changes nothing in a tree, and why."""
 
     patch: Patch
-    state: State
+    judgement: Judgement
     reason: str
 
 
@@ -69,17 +69,17 @@ def source_patches(
         if patch.id not in chosen:
             continue
         verdict = judge(patch, tree.read, series=series)
-        family = verdict.family
-        if family is None and verdict.state is not State.DRIFTED:
-            skipped.append(Skipped(patch, verdict.state, verdict.reason))
+        variant = verdict.variant
+        if variant is None and verdict.judgement is not Judgement.DRIFTED:
+            skipped.append(Skipped(patch, verdict.judgement, verdict.reason))
             continue
-        if family is None and allow_drift:
-            family = verdict.closest
-        if family is None:
+        if variant is None and allow_drift:
+            variant = verdict.closest
+        if variant is None:
             drifted.append(f"{patch.id}: {verdict.reason}")
             continue
         try:
-            made.append(SourcePatch(number, patch, files.edit(family)))
+            made.append(SourcePatch(number, patch, files.edit(variant)))
         except (RewriteError, TargetError) as error:
             drifted.append(f"{patch.id}: {error}")
     if drifted:
@@ -95,23 +95,23 @@ class _Files:
         self._texts: dict[str, str] = {}
         self._encodings: dict[str, str] = {}
 
-    def edit(self, family: Family) -> tuple[FileEdit, ...]:
-        """Make the edits of one family; all or none.
+    def edit(self, variant: Variant) -> tuple[FileEdit, ...]:
+        """Make the edits of one variant; all or none.
 
         Raises ``TargetError`` or ``RewriteError`` when one of them does not fit.
         """
-        modules = dict.fromkeys(Target.parse(edit.target).module for edit in family.edits)
+        modules = dict.fromkeys(Target.parse(edit.target).module for edit in variant.edits)
         before = {module: self._text(module) for module in modules}
         after = dict(before)
-        for edit in family.edits:
-            if not isinstance(edit, Add):
+        for edit in variant.edits:
+            if not isinstance(edit, (Add, Requires)):
                 module = Target.parse(edit.target).module
                 after[module] = with_edit(module, after[module], edit)
         # Helpers come last, so that all targets still are where the tree has them.
-        for edit in family.edits:
+        for edit in variant.edits:
             if isinstance(edit, Add):
                 module = Target.parse(edit.target).module
-                after[module] = with_addition(module, after[module], edit, family)
+                after[module] = with_addition(module, after[module], edit, variant)
         self._texts.update(after)
         return tuple(
             FileEdit(self._path(module), self._encoded(module, old), self._encoded(module, new))
@@ -145,7 +145,7 @@ def with_edit(module: str, text: str, edit: Edit) -> str:
 
     Raises ``TargetError`` or ``RewriteError`` when it does not fit.
     """
-    assert not isinstance(edit, Add)
+    assert not isinstance(edit, (Add, Requires))
     old = _located(module, text, edit.target)
     new = rewrite.edited(old, edit)
     lines = _lines(text)
@@ -155,7 +155,7 @@ def with_edit(module: str, text: str, edit: Edit) -> str:
     return "".join(lines)
 
 
-def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
+def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     """``text`` with the helper, above the first target of its class or module.
 
     In a class it is below that target if a default of it, or a decorator, names the target. A
@@ -170,7 +170,7 @@ def with_addition(module: str, text: str, edit: Add, family: Family) -> str:
         row = _below_imports(module, tree)
         source = "\n" + source
     else:
-        anchor = _located(module, text, _first_target(family, module, target.scope))
+        anchor = _located(module, text, _first_target(variant, module, target.scope))
         if target.scope:
             row = anchor.first_line - 1
             margin = anchor.segment[: -len(anchor.segment.lstrip())]
@@ -240,9 +240,9 @@ def _first_line(node: ast.stmt) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-def _first_target(family: Family, module: str, scope: str) -> str:
+def _first_target(variant: Variant, module: str, scope: str) -> str:
     """The first edited target of the module, and of the class ``scope`` unless that is empty."""
-    for edit in family.edits:
+    for edit in variant.edits:
         target = Target.parse(edit.target)
         inside = target.scope == scope or not scope
         if not isinstance(edit, Add) and target.module == module and inside:

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, PAD
+from megatron_patch.backports.ours.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, PAD
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state

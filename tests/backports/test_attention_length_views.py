@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.attention_length_views import ATTENTION_LENGTH_VIEWS, INITIALIZE
+from megatron_patch.backports.ours.attention_length_views import ATTENTION_LENGTH_VIEWS, INITIALIZE
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state

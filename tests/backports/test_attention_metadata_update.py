@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from megatron_patch import State, testing
-from megatron_patch.backports.attention_metadata_update import ATTENTION_METADATA_UPDATE, UPDATE
+from megatron_patch.backports.ours.attention_metadata_update import ATTENTION_METADATA_UPDATE, UPDATE
 from megatron_patch.judge import judge
 from tools.benchmarking import select, selected
 

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.block_allocator_reset import (
+from megatron_patch.backports.upstream.block_allocator_reset import (
     BLOCK_ALLOCATOR_RESET,
     KV_BLOCKS,
     MAMBA_SLOTS,

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC, TRANSFER
+from megatron_patch.backports.upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC, TRANSFER
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
+from megatron_patch.backports.upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 
 from ..conftest import expected_state
 from . import log_probs

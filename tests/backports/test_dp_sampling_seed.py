@@ -11,7 +11,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.dp_sampling_seed import DP_SAMPLING_SEED
+from megatron_patch.backports.upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from megatron_patch.model import Target
 
 from .checks import state_of

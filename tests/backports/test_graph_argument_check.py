@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.graph_argument_check import ERRORS, GRAPH_ARGUMENT_CHECK
+from megatron_patch.backports.ours.graph_argument_check import ERRORS, GRAPH_ARGUMENT_CHECK
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.graph_replay_without_autograd import (
+from megatron_patch.backports.ours.graph_replay_without_autograd import (
     FORWARD,
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
     TENSORS,

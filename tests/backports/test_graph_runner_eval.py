@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State
-from megatron_patch.backports.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
+from megatron_patch.backports.upstream.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
 from megatron_patch.judge import judge
 
 from ..conftest import SOURCE, expected_state, not_in_source

@@ -21,7 +21,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
+from megatron_patch.backports.upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 

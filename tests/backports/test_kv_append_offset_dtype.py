@@ -10,7 +10,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
+from megatron_patch.backports.upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 
 from ..conftest import expected_state
 from ..upstream import support

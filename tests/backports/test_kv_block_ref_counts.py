@@ -17,7 +17,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from megatron_patch.backports.upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 
 from ..conftest import expected_state
 from ..upstream import support

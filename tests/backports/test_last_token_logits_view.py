@@ -15,7 +15,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW, TARGET
+from megatron_patch.backports.ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW, TARGET
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 from megatron_patch import State, source_edits, testing
 from megatron_patch.backports import SERIES
-from megatron_patch.backports.lru_prefix_cache import LRU_PREFIX_CACHE
+from megatron_patch.backports.upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from megatron_patch.judge import judge
 from megatron_patch.model import Target
 from megatron_patch.sources import read_source

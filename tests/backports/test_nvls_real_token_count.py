@@ -10,7 +10,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
+from megatron_patch.backports.ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from megatron_patch.testing import engines
 
 from ..upstream import support

@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.one_token_prefill import ONE_TOKEN_PREFILL
+from megatron_patch.backports.upstream.one_token_prefill import ONE_TOKEN_PREFILL
 
 from ..conftest import expected_state
 from .checks import assert_same_outputs, state_of

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.padded_block_table import PADDED_BLOCK_TABLE
+from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.request_metadata_sync import GENERATE, REQUEST_METADATA_SYNC
+from megatron_patch.backports.upstream.request_metadata_sync import GENERATE, REQUEST_METADATA_SYNC
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source

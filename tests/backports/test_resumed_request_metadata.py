@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.resumed_request_metadata import RESUMED_REQUEST_METADATA
+from megatron_patch.backports.upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from megatron_patch.testing.releases import engine_class
 
 from ..conftest import expected_state

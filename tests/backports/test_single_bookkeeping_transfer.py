@@ -10,7 +10,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.single_bookkeeping_transfer import (
+from megatron_patch.backports.upstream.single_bookkeeping_transfer import (
     INITIALIZE,
     INITIALIZE_STEP,
     SINGLE_BOOKKEEPING_TRANSFER,

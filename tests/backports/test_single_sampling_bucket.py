@@ -17,7 +17,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.single_sampling_bucket import COPY, SINGLE_SAMPLING_BUCKET
+from megatron_patch.backports.ours.single_sampling_bucket import COPY, SINGLE_SAMPLING_BUCKET
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 

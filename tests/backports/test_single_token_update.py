@@ -18,7 +18,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
+from megatron_patch.backports.ours.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.step_log_sync import FORWARD, STEP_LOG_SYNC
+from megatron_patch.backports.upstream.step_log_sync import FORWARD, STEP_LOG_SYNC
 from megatron_patch.judge import judge
 from megatron_patch.testing.releases import engine_class
 from tools.benchmarking import selected

@@ -19,7 +19,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.tensor_parallel_without_autograd import (
+from megatron_patch.backports.ours.tensor_parallel_without_autograd import (
     COPY,
     FROZEN,
     GATHER,

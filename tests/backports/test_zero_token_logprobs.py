@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
+from megatron_patch.backports.upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 from ..conftest import expected_state
 from . import log_probs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_patch.backports.input_position_view_cache import GETTER
+from megatron_patch.backports.upstream.input_position_view_cache import GETTER
 from tools import source_tree
 
 from ..unit.trees import write_tree

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.backports.input_position_view_cache import GETTER
+from megatron_patch.backports.upstream.input_position_view_cache import GETTER
 
 from .trees import PACKAGE_PARENT, write_tree
 from .trees import command as run

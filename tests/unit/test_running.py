@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import megatron_patch
-from megatron_patch.backports.input_position_view_cache import GETTER
+from megatron_patch.backports.upstream.input_position_view_cache import GETTER
 
 from .trees import ID, IMPORT_ALL, python, write_patchable_tree
 

@@ -1,0 +1,47 @@
+"""Do without speculation's work where there is none (a change of ours; upstream has none).
+
+``update_requests()`` expands each request to the tokens that it gets in the next step. Without
+speculative tokens that is one, and all of it the identity: ``repeat_interleave(1)``, the sum with
+the offsets ``[0].repeat(requests)``, the copy of the old offsets, and which tokens cross a block
+boundary, which is computed and then not used. On 0.17 the bookkeeping is on the GPU: there, each is
+a kernel launch, and the ``.any()`` of the last is a wait for the device in each step.
+
+With this patch that work is done only for more than one token. On 0.17 the active and the finished
+requests are counted at once, where the releases wait for the device for one number after the other.
+Nothing else differs with speculative tokens.
+
+Not covered: the other numbers that are read back, such as that of the active requests.
+"""
+
+from __future__ import annotations
+
+from ... import hunks
+from ...model import Kind, Patch, Variant
+
+HUNKS = hunks.beside(__file__)
+
+UPDATE = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext.update_requests"
+
+SINGLE_TOKEN_UPDATE = Patch(
+    id="single-token-update",
+    kind=Kind.PERFORMANCE,
+    summary="Do without the work of speculative tokens where there are none",
+    symptom=(
+        "update_requests() of every decode step expands each request to one token with operators "
+        "that change nothing; on 0.17 it waits for the GPU twice more than it needs to"
+    ),
+    outcome="the same bookkeeping with fewer operators, and on 0.17 two waits for the GPU less",
+    upstream_pr=None,
+    upstream_commit=None,
+    upstream_date=None,
+    fixed_in=None,
+    releases=">=0.17,<0.20",
+    removal="upstream does no such work, and no supported release is older",
+    updated="2026-11-25",
+    target=UPDATE,
+    variants=(
+        Variant("0.17", HUNKS.of("0.17")),
+        Variant("0.18", HUNKS.of("0.18")),
+    ),
+    told_by=(UPDATE,),
+)

@@ -1,0 +1,1 @@
+"""Changes that upstream has made, brought to older source."""

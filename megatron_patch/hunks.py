@@ -1,0 +1,107 @@
+"""Read the hunks of a record: the file of differences that stands beside it.
+
+The file reads as a unified diff, but for its headers: a hunk says which function it is of instead
+of line numbers, and, where not all variants of the record have it, which variants do::
+
+    --- a/megatron/core/inference/sampling.py
+    +++ b/megatron/core/inference/sampling.py
+    @@ Sampler.sample @@ 0.17, 0.18
+     tokens = []
+    -rows = torch.tensor(rows, device=$device)
+    +rows = torch.tensor(rows).to($device, non_blocking=True)
+
+The lines without ``+`` are searched for by syntax tree, and those without ``-`` are put in their
+place. Two sides that are one expression each are an expression. ``$name`` is any expression, the
+same wherever it stands in the hunk. A hunk of nothing but ``+`` defines what its header names.
+Lines above the first ``---`` and lines that begin with ``#`` are prose.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .model import METAVARIABLE, Add, Substitute
+
+_HEADER = re.compile(r"@@ ([\w.]+) @@(?: (.+))?")
+
+
+class Hunk(NamedTuple):
+    """One hunk, and the names of the variants that have it; none for all of them."""
+
+    edit: Substitute | Add
+    variants: tuple[str, ...]
+
+
+class Hunks(NamedTuple):
+    """The hunks of one record, in the order of their file."""
+
+    file: str
+    hunks: tuple[Hunk, ...]
+
+    def of(self, variant: str) -> tuple[Substitute | Add, ...]:
+        """Those of one variant. Raises ``ValueError`` when it has none."""
+        found = tuple(h.edit for h in self.hunks if not h.variants or variant in h.variants)
+        if not found:
+            raise ValueError(f"{self.file}: no hunk is of variant {variant!r}")
+        return found
+
+
+def beside(record: str) -> Hunks:
+    """The hunks of the record whose ``__file__`` is ``record``.
+
+    Raises ``ValueError`` with file and line when they cannot be read.
+    """
+    file = f"{os.path.splitext(record)[0]}.diff"
+    with open(file, encoding="utf-8") as opened:
+        return Hunks(file, tuple(_hunks(file, opened.read().splitlines())))
+
+
+def _hunks(file: str, lines: list[str]) -> Iterator[Hunk]:
+    module = ""
+    header: tuple[int, re.Match[str]] | None = None
+    body: list[str] = []
+    for number, line in enumerate((*lines, "--- end"), 1):
+        is_header = line.startswith(("--- ", "+++ ", "@@"))
+        if is_header and header is not None:
+            yield _hunk(f"{file}:{header[0]}", module, header[1], body)
+            header, body = None, []
+        if line.startswith("+++ "):
+            module = _module(line[4:])
+        elif line.startswith("@@"):
+            found = _HEADER.fullmatch(line)
+            if found is None or not module:
+                raise ValueError(
+                    f"{file}:{number}: {line!r}: expected `@@ Class.method @@`, below `+++ b/path`"
+                )
+            header = (number, found)
+        elif header is not None and not line.startswith("#"):
+            if line[:1] not in ("", " ", "+", "-"):
+                raise ValueError(
+                    f"{file}:{number}: {line!r}: expected a line that begins with ' ', '+' or '-'"
+                )
+            body.append(line or " ")
+
+
+def _module(path: str) -> str:
+    return path.strip().removeprefix("b/").removesuffix(".py").replace("/", ".")
+
+
+def _hunk(where: str, module: str, header: re.Match[str], lines: list[str]) -> Hunk:
+    target = f"{module}:{header[1]}"
+    variants = tuple(name.strip() for name in (header[2] or "").split(",") if name.strip())
+    find, put = _side(lines, "-"), _side(lines, "+")
+    if not find.strip():
+        if not put.strip():
+            raise ValueError(f"{where}: the hunk is empty")
+        return Hunk(Add(target, put), variants)
+    if find == put:
+        raise ValueError(f"{where}: the hunk changes nothing; a condition is a `Requires`")
+    return Hunk(Substitute(target, find, put), variants)
+
+
+def _side(lines: list[str], sign: str) -> str:
+    text = "".join(f"{line[1:]}\n" for line in lines if line[0] in (" ", sign))
+    return re.sub(r"\$(?=[a-z])", METAVARIABLE, text).strip("\n") + "\n"

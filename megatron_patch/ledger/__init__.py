@@ -1,0 +1,51 @@
+"""The ledger: which source is known for each patch of the series, and what proved it.
+
+``proofs.json`` beside the package's modules is made by ``tools/prove.py``, and by nothing else. It
+is read when the first patch is judged.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from ..errors import LedgerError
+from ..model import Patch, Source
+
+#: Of the file's form. A ledger of another one is not read.
+FORMAT = 1
+FILE = Path(__file__).with_name("proofs.json")
+
+
+def sources_of(patch: Patch) -> tuple[Source, ...]:
+    """The source that is known for ``patch``; what needs edits is in the order of its variants.
+
+    Raises ``LedgerError`` when the ledger is of another form than this package reads.
+    """
+    found = _read(FILE).get(patch.id, ()) if patch.sources is None else patch.sources
+    names = [variant.name for variant in patch.variants]
+    needy = sorted((s for s in found if s.proved in names), key=lambda s: names.index(s.proved))
+    return (*(s for s in found if s.proved not in names), *needy)
+
+
+@cache
+def _read(file: Path) -> dict[str, tuple[Source, ...]]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise LedgerError(
+            f"{file} is a ledger of format {content.get('format')}; expected {FORMAT}, that of "
+            "this package: install the package anew, with the ledger that belongs to it"
+        )
+    return {
+        id: tuple(
+            Source(
+                entry["proved"],
+                tuple(entry["digests"].items()),
+                entry["releases"],
+                entry["commit"],
+            )
+            for entry in entries
+        )
+        for id, entries in content["patches"].items()
+    }

@@ -1,0 +1,177 @@
+"""Find code in a syntax tree, and exchange it.
+
+Names of a pattern that begin with ``METAVARIABLE_`` stand for any expression, the same one
+wherever they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from .fingerprint import FunctionTree, equal, statements_of
+from .model import METAVARIABLE
+
+#: What the metavariables of a pattern stand for in one place.
+Bindings = Mapping[str, ast.expr]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where code was found: statements from ``index`` of ``body``, or one expression."""
+
+    nodes: Sequence[ast.stmt | ast.expr]
+    bindings: Bindings
+    body: list[ast.stmt] | None = None
+    index: int = 0
+
+
+def places(node: ast.AST, find: str, put: str) -> list[Place]:
+    """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements.
+
+    Code that begins with a comment is a statement.
+    """
+    found, new = statements_of(find), statements_of(put)
+    first = found[0]
+    bare = not any(code.lstrip().startswith("#") for code in (find, put))
+    single = bare and len(found) == len(new) == 1
+    if single and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
+        return [
+            Place([child], bindings)
+            for child in ast.walk(node)
+            if isinstance(child, ast.expr) and (bindings := match(first.value, child)) is not None
+        ]
+    return [
+        Place(body[index : index + len(found)], bindings, body, index)
+        for body in _bodies(node)
+        for index in range(len(body) - len(found) + 1)
+        if (bindings := match(found, body[index : index + len(found)])) is not None
+    ]
+
+
+def match(pattern: Any, found: Any) -> Bindings | None:
+    """What the metavariables of ``pattern`` stand for in ``found``, ``None`` if it is not that."""
+    bindings: dict[str, ast.expr] = {}
+    return bindings if _match(pattern, found, bindings) else None
+
+
+def _match(pattern: Any, found: Any, bindings: dict[str, ast.expr]) -> bool:
+    if (name := _metavariable(pattern)) is not None:
+        if not isinstance(found, ast.expr):
+            return False
+        return _same(bindings.setdefault(name, found), found)
+    if isinstance(pattern, list):
+        return (
+            isinstance(found, list)
+            and len(pattern) == len(found)
+            and all(_match(one, other, bindings) for one, other in zip(pattern, found, strict=True))
+        )
+    if not isinstance(pattern, ast.AST) or not _has_metavariable(pattern):
+        return equal(pattern, found)
+    if type(pattern) is not type(found):
+        return False
+    return all(
+        _match(getattr(pattern, name, None), getattr(found, name, None), bindings)
+        for name in pattern._fields
+        if name not in ("type_comment", "kind")
+    )
+
+
+def _same(one: ast.expr, other: ast.expr) -> bool:
+    """Whether two expressions are equal, be they read or written."""
+    return one is other or ast.unparse(one) == ast.unparse(other)
+
+
+def _metavariable(node: object) -> str | None:
+    is_one = isinstance(node, ast.Name) and node.id.startswith(METAVARIABLE)
+    return cast(ast.Name, node).id if is_one else None
+
+
+def _has_metavariable(node: ast.AST) -> bool:
+    # Asked for each node of each place: kept with the tree, which is parsed once.
+    known: bool | None = getattr(node, "_has_metavariable", None)
+    if known is None:
+        known = any(_metavariable(child) for child in ast.walk(node))
+        node._has_metavariable = known  # type: ignore[attr-defined]
+    return known
+
+
+def filled(nodes: Sequence[ast.stmt], bindings: Bindings) -> list[ast.stmt]:
+    """Statements with expressions in the places of the metavariables; they share the rest."""
+    return [_filled(node, bindings) for node in nodes] if bindings else list(nodes)
+
+
+def _filled(item: Any, bindings: Bindings) -> Any:
+    if (name := _metavariable(item)) is not None:
+        return _in_context(bindings[name], item.ctx)
+    if isinstance(item, list):
+        return [_filled(child, bindings) for child in item]
+    if isinstance(item, ast.AST) and _has_metavariable(item):
+        twin = copy.copy(item)
+        for name in item._fields:
+            setattr(twin, name, _filled(getattr(item, name, None), bindings))
+        return twin
+    return item
+
+
+def _in_context(node: ast.expr, context: ast.expr_context) -> ast.expr:
+    if type(getattr(node, "ctx", context)) is type(context):
+        return node
+    twin = copy.copy(node)
+    twin.ctx = context  # type: ignore[attr-defined]
+    return twin
+
+
+def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
+    """A tree like ``node`` with the code ``put`` at ``place``. They share what is elsewhere."""
+    new = filled(ast.parse(put).body, place.bindings)
+    if place.body is not None:
+        old: object = place.body
+        other: Any = [
+            *place.body[: place.index],
+            *new,
+            *place.body[place.index + len(place.nodes) :],
+        ]
+    else:
+        assert isinstance(new[0], ast.Expr)
+        (old,), other = place.nodes, new[0].value
+
+    def copied(item: Any) -> Any:
+        """``item``, or a copy of it if ``old`` is in it."""
+        if item is old:
+            return other
+        if isinstance(item, list):
+            for index, child in enumerate(item):
+                if (new_child := copied(child)) is not child:
+                    return [*item[:index], new_child, *item[index + 1 :]]
+        elif isinstance(item, ast.AST):
+            for name in item._fields:
+                child = getattr(item, name, None)
+                if (new_child := copied(child)) is not child:
+                    return with_field(item, name, new_child)
+        return item
+
+    return cast(FunctionTree, copied(node))
+
+
+def with_field(node: Any, name: str, value: object) -> Any:
+    """A copy of one node of a tree, with another value in one of its fields."""
+    twin = copy.copy(node)
+    setattr(twin, name, value)
+    return twin
+
+
+def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    """All lists of statements in a statement; there are none in expressions."""
+    for name in ("body", "orelse", "finalbody"):
+        body: list[ast.stmt] = getattr(node, name, [])
+        if body:
+            yield body
+        for statement in body:
+            yield from _bodies(statement)
+    for name in ("handlers", "cases"):
+        for part in getattr(node, name, []):
+            yield from _bodies(part)

@@ -1,0 +1,130 @@
+"""Recognise the edits of the series in source: somebody may have made them there."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+from . import fingerprint, rewrite
+from .fingerprint import Definition, FunctionNode
+from .ledger import sources_of
+from .model import Add, Patch, Replace, Source, Target, Variant, changes_code, is_known_by_digest
+
+#: The digests of a target without edits of the series, and the ids of the patches left out.
+Below = Mapping[str, frozenset[str]]
+
+
+class Made(Enum):
+    """How much of a patch is in source that is known but for edits of the series."""
+
+    ALL = "all of it"
+    NONE = "nothing of it"
+
+
+def made(
+    patch: Patch,
+    variant: Variant,
+    source: Source,
+    below: Callable[[str], Below],
+    read: Callable[[str], str | None],
+) -> Made | None:
+    """What of ``patch`` is in source that is ``source`` but for edits.
+
+    ``None`` if it is not such source, or has a part of the patch, or cannot be given the patch
+    without what others have put there.
+    """
+    if not all(digest in below(target) for target, digest in source.digests):
+        return None
+    expected = dict(source.digests)
+    edits = [edit for edit in variant.edits if changes_code(edit) and not isinstance(edit, Add)]
+    left_out = [
+        below(edit.target)[expected[edit.target]]
+        if is_known_by_digest(edit)
+        else frozenset().union(*below(edit.target).values())
+        for edit in edits
+    ]
+    if all(patch.id in ids for ids in left_out):
+        if has_helpers(variant, read):
+            return Made.ALL
+        return None if edits else Made.NONE
+    for edit, ids in zip(edits, left_out, strict=True):
+        # A whole method in the place of one with edits of others would take these away.
+        if patch.id in ids or (ids and isinstance(edit, Replace)):
+            return None
+    return Made.NONE
+
+
+def below(
+    target: str, find: Callable[[str], Definition | None], series: tuple[Patch, ...]
+) -> Below:
+    """What the target may have been before edits of the series were made in it."""
+    found = find(target)
+    return _digests_below(found, target, series) if found else {}
+
+
+@functools.lru_cache(maxsize=256)  # several patches look at the same targets
+def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...]) -> Below:
+    found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
+    # All that is possible, in any order: who makes the patches one by one need not keep to that of
+    # the series, and code that one of them would have put there may have been there before.
+    todo = [(definition.node, found[definition.digest])]
+    for node, ids in todo:
+        for other in series:
+            for variant in other.variants if other.id not in ids else ():
+                edits = [
+                    edit
+                    for edit in variant.edits
+                    if edit.target == target and changes_code(edit) and not isinstance(edit, Add)
+                ]
+                original = rewrite.undone(node, edits) if edits else None
+                if original is rewrite.Gone.WHOLE:
+                    for source in sources_of(other):
+                        if source.proved == variant.name:
+                            found.setdefault(dict(source.digests)[target], ids | {other.id})
+                elif isinstance(original, FunctionNode):
+                    digest = fingerprint.digest(original)
+                    if digest not in found:
+                        found[digest] = ids | {other.id}
+                        todo.append((original, found[digest]))
+    return found
+
+
+def forget() -> None:
+    """Let go of what is kept because the next patch may look at the same source."""
+    _digests_below.cache_clear()
+
+
+def provable(variant: Variant) -> tuple[str, ...]:
+    """The targets whose running code can be compared with the source; other helpers have none."""
+    return tuple(
+        dict.fromkeys(
+            edit.target
+            for edit in variant.edits
+            if not isinstance(edit, Add) or isinstance(ast.parse(edit.source).body[0], FunctionNode)
+        )
+    )
+
+
+def is_made_of_helpers(variant: Variant) -> bool:
+    """Whether the variant adds something, and changes nothing that is there."""
+    edits = [edit for edit in variant.edits if changes_code(edit)]
+    return bool(edits) and all(isinstance(edit, Add) for edit in edits)
+
+
+def has_helpers(variant: Variant, read: Callable[[str], str | None]) -> bool:
+    """Whether the source has all helpers of the variant as they are ours."""
+    return all(_is_there(edit, read) for edit in variant.edits if isinstance(edit, Add))
+
+
+def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
+    """Whether the source has the helper as it is ours."""
+    target = Target.parse(helper.target)
+    body: list[ast.stmt] = ast.parse(read(target.module) or "").body
+    for scope in filter(None, target.scope.split(".")):
+        classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
+        body = classes[0].body if classes else []
+    (wanted,) = ast.parse(helper.source).body
+    digest = fingerprint.digest(wanted)
+    return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))
