@@ -245,5 +245,5 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 @pytest.mark.parametrize("target", [BUILD, PAD])
 def test_changed_source_is_left_alone(target):
     verdict = judge(ACTIVE_SLICE_VIEWS, with_one_token_changed(target))
-    assert verdict.family is None
-    assert verdict.state is State.DRIFTED
+    assert verdict.variant is None
+    assert verdict.judgement is Judgement.DRIFTED

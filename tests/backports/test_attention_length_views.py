@@ -216,5 +216,5 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 @only_patched
 def test_changed_source_is_left_alone():
     verdict = judge(ATTENTION_LENGTH_VIEWS, with_one_token_changed(INITIALIZE))
-    assert verdict.family is None
-    assert verdict.state is State.DRIFTED
+    assert verdict.variant is None
+    assert verdict.judgement is Judgement.DRIFTED

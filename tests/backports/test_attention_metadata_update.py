@@ -161,5 +161,5 @@ def test_tokens_and_logits_are_bit_identical(unpatched, graphs):
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(ATTENTION_METADATA_UPDATE, with_one_token_changed(UPDATE))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert UPDATE in verdict.reason

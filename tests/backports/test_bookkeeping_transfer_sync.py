@@ -251,7 +251,7 @@ def test_what_arrives_is_the_buffer():
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(BOOKKEEPING_TRANSFER_SYNC, with_one_token_changed(TRANSFER))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert TRANSFER in verdict.reason
 
 

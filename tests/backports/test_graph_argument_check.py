@@ -177,5 +177,5 @@ def test_the_check_takes_less_than_a_third_of_the_time(graphs, unpatched):
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(GRAPH_ARGUMENT_CHECK, with_one_token_changed(ERRORS))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert ERRORS in verdict.reason

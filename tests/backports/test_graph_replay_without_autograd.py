@@ -376,5 +376,5 @@ if RELEASE >= Version("0.16"):  # before, they are looked for as they are
 @pytest.mark.parametrize(("target", "read"), DRIFTED)
 def test_one_changed_token_in_a_target_is_drifted(target, read):
     verdict = judge(GRAPH_REPLAY_WITHOUT_AUTOGRAD, read)
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert target in verdict.reason

@@ -146,5 +146,5 @@ def test_the_modes_are_those_that_the_unpatched_manager_leaves(unpatched, captur
 @only_patched
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(GRAPH_RUNNER_EVAL, with_one_token_changed(CALL))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert CALL in verdict.reason

@@ -315,7 +315,7 @@ def test_one_changed_token_in_any_target_is_drifted():
     assert family is not None
     for target in {edit.target for edit in family.edits if edit.digest}:
         verdict = judge(INPUT_POSITION_VIEW_CACHE, with_one_token_changed(target))
-        assert verdict.state is State.DRIFTED
+        assert verdict.judgement is Judgement.DRIFTED
         assert target in verdict.reason
 
 

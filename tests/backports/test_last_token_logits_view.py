@@ -218,5 +218,5 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 
 def test_changed_source_is_left_alone():
     verdict = judge(LAST_TOKEN_LOGITS_VIEW, with_one_token_changed(TARGET))
-    assert verdict.family is None
-    assert verdict.state is State.DRIFTED
+    assert verdict.variant is None
+    assert verdict.judgement is Judgement.DRIFTED

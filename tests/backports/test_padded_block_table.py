@@ -261,5 +261,5 @@ def test_one_changed_token_in_the_target_is_drifted():
     assert family is not None
     (edit,) = family.edits
     verdict = judge(PADDED_BLOCK_TABLE, with_one_token_changed(edit.target))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert edit.target in verdict.reason

@@ -152,7 +152,7 @@ def test_unpatched_parameters_are_those_of_the_step_before(held_back, unpatched,
 @affected
 def test_one_changed_token_in_the_target_is_drifted(device):
     verdict = judge(REQUEST_METADATA_SYNC, with_one_token_changed(GENERATE))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
 
 
 @affected

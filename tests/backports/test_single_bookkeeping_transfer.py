@@ -169,7 +169,7 @@ def test_source_that_leaves_the_transfer_to_the_controller_is_left_alone():
         return text.replace(transfer, "")
 
     verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert INITIALIZE in verdict.reason
 
 
@@ -177,5 +177,5 @@ def test_source_that_leaves_the_transfer_to_the_controller_is_left_alone():
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, with_one_token_changed(INITIALIZE_STEP))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert INITIALIZE_STEP in verdict.reason

@@ -436,7 +436,7 @@ def targets() -> list[str]:
 def test_one_changed_token_in_the_target_is_drifted():
     target = targets()[0]
     verdict = judge(SINGLE_SAMPLING_BUCKET, with_one_token_changed(target))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert target in verdict.reason
 
 
@@ -448,5 +448,5 @@ def test_where_sampling_does_not_copy_the_logits_it_does_not_apply():
         return text and text.replace(COPY, "pass")
 
     verdict = judge(SINGLE_SAMPLING_BUCKET, read)
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert targets()[-1] in verdict.reason

@@ -237,5 +237,5 @@ def test_the_samples_are_read_before_the_next_step_begins(mocker):
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     verdict = judge(STEP_LOG_SYNC, with_one_token_changed(FORWARD))
-    assert verdict.state is State.DRIFTED
+    assert verdict.judgement is Judgement.DRIFTED
     assert FORWARD in verdict.reason

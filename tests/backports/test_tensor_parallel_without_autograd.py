@@ -459,5 +459,5 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 def test_changed_source_is_left_alone(of_class, name):
     reader = with_one_token_changed(f"{of_class}.forward", name, f"other_{name}")
     verdict = judge(TENSOR_PARALLEL_WITHOUT_AUTOGRAD, reader)
-    assert verdict.family is None
-    assert verdict.state is State.DRIFTED
+    assert verdict.variant is None
+    assert verdict.judgement is Judgement.DRIFTED

@@ -1,0 +1,138 @@
+"""Prove which source each patch of the series is for, and write the ledger.
+
+    python tools/prove.py --megatron Megatron-LM.git --journal proofs.jsonl --jobs 8
+    python tools/prove.py --megatron Megatron-LM.git --journal proofs.jsonl --write
+
+Source that the ledger does not know, at a first-parent commit of main, dev or a release branch, or
+at a release's tag, is a question. Few commits are chosen at which all questions come up, and there
+the proofs of the patches (the tests with the marker `proof`) run unpatched and patched, on the
+CPU. What fails unpatched and passes patched is what the variant is for; what passes unpatched has
+the change, or needs none; all else stays unknown. Answers go to the journal, and a run that was
+stopped goes on where it was. `--write` makes the ledger, `megatron_patch/ledger/proofs.json`, of
+them. With `--anew` the present ledger counts for nothing, and everything is proved.
+
+`--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.judge import find_definition  # noqa: E402
+from megatron_patch.model import Patch  # noqa: E402
+from tools.history.commits import Clone, Commit  # noqa: E402
+from tools.history.drift import touching  # noqa: E402
+from tools.history.git import CloneError  # noqa: E402
+from tools.proving import entries, wanted  # noqa: E402
+from tools.proving.answers import Answer, Journal, answer  # noqa: E402
+from tools.proving.runs import Bench  # noqa: E402
+from tools.proving.wanted import Question  # noqa: E402
+
+#: No release that is supported branched off before.
+SINCE = "2025-06-01"
+
+
+def commits_of(clone: Clone, patches: Sequence[Patch]) -> list[Commit]:
+    """The releases, and what touches a target on main, dev and the release branches; once each."""
+    found: dict[str, Commit] = {}
+    targets = sorted({target for patch in patches for target in patch.targets})
+    for commit in clone.releases().values():
+        found[commit] = Commit(commit, None, "")
+    for branch in ("main", "dev", *clone.release_branches()):
+        for touched in touching(clone, branch, targets, SINCE):
+            found.setdefault(touched.id, touched)
+    return list(found.values())
+
+
+def has_change(clone: Clone, patch: Patch, commit: str) -> bool:
+    """Whether ``commit`` comes after the change of ``patch`` upstream."""
+    return patch.upstream_commit is not None and clone.is_ancestor(patch.upstream_commit, commit)
+
+
+def told_by(clone: Clone, patch: Patch, commit: str) -> tuple[tuple[str, str], ...]:
+    """The digests of the targets that tell source which needs no edits."""
+    read = clone.reader(commit)
+    found = ((target, find_definition(target, read)) for target in patch.told_by)
+    return tuple((target, there.digest) for target, there in found if there is not None)
+
+
+def prove(
+    clone: Clone, commit: Commit, questions: Sequence[Question], python: str, seconds: float
+) -> list[Answer]:
+    """Answer ``questions`` at ``commit``."""
+    patches = [patch for patch in SERIES if patch.id in {q.patch for q in questions}]
+    archive = clone.archive(commit.id)
+    changed = frozenset(p.id for p in patches if has_change(clone, p, commit.id))
+    told = {patch.id: told_by(clone, patch, commit.id) for patch in patches}
+    with Bench(archive, python, seconds) as bench:
+        return answer(bench, commit.id, questions, changed, told)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prove, or write what was proved; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        with Clone(options.megatron) as clone:
+            return run(clone, options)
+    except CloneError as error:
+        print(f"prove: {error}", file=sys.stderr)
+        return 2
+
+
+def run(clone: Clone, options: argparse.Namespace) -> int:
+    journal = Journal(options.journal)
+    if options.write:
+        path = entries.write(clone, journal.answers, keep=not options.anew)
+        print(f"wrote {path}")
+        return 0
+    patches = [p._replace(sources=()) for p in SERIES] if options.anew else list(SERIES)
+    questions = wanted.ask(clone, patches, commits_of(clone, patches))
+    plan = wanted.cover({q: c for q, c in questions.items() if q not in journal.asked})
+    print(f"{sum(len(asked) for _, asked in plan)} questions at {len(plan)} commits", flush=True)
+    if options.plan:
+        for commit, asked in plan:
+            print(commit.short, commit.date, *(f"{q.patch}[{q.variant or '-'}]" for q in asked))
+        return 0
+    begin = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {
+            pool.submit(prove, Clone(options.megatron), commit, asked, options.python, 900): (
+                commit,
+                asked,
+            )
+            for commit, asked in plan
+        }
+        for number, done in enumerate(concurrent.futures.as_completed(running), 1):
+            commit, asked = running[done]
+            answers = done.result()
+            journal.add(asked, answers)
+            words = ", ".join(f"{a.question.patch}: {a.proved}" for a in answers)
+            passed = time.monotonic() - begin
+            print(f"{number} of {len(plan)}, {passed:.0f} s: {commit.short}: {words}", flush=True)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--megatron", type=Path, required=True, metavar="CLONE")
+    made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
+    made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
+    made.add_argument("--python", default=sys.executable, help="that runs the proofs")
+    made.add_argument("--anew", action="store_true", help="take nothing for proved")
+    made.add_argument("--plan", action="store_true", help="say what there is to do")
+    made.add_argument("--write", action="store_true", help="write the ledger of the answers")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Run the proofs of patches on one commit of Megatron, unpatched and patched, on the CPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from xml.etree import ElementTree
+
+from megatron_patch.ledger import FORMAT
+
+REPOSITORY = Path(__file__).parents[2]
+#: What the proofs need of this repository.
+OURS = ("megatron_patch", "tests", "tools", "pyproject.toml")
+
+
+class Outcome(str, Enum):
+    """What the proofs of one patch say of the source that they ran on."""
+
+    PASSES = "passes"
+    FAILS = "fails"
+    LACKS = "has no such feature"  #: all are skipped
+    BROKEN = "does not run"  #: they could not be collected, or took too long
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def module_of(patch: str) -> str:
+    """The test module of a patch, relative to the repository."""
+    return f"tests/backports/test_{patch.replace('-', '_')}.py"
+
+
+class Bench:
+    """A copy of this repository and of Megatron at one commit, in a folder of its own.
+
+    ``archive`` is what ``git archive`` gives for ``megatron``. Use it in a ``with`` statement; the
+    folder goes with it.
+    """
+
+    def __init__(self, archive: bytes, python: str = sys.executable, seconds: float = 600) -> None:
+        self.python = python
+        self.seconds = seconds
+        self._folder = tempfile.TemporaryDirectory(prefix="prove-")
+        root = Path(self._folder.name)
+        self.repository, self.megatron = root / "repository", root / "megatron-lm"
+        self.repository.mkdir()
+        ignore = shutil.ignore_patterns("__pycache__")
+        for name in OURS:
+            if (REPOSITORY / name).is_dir():
+                shutil.copytree(REPOSITORY / name, self.repository / name, ignore=ignore)
+            else:
+                shutil.copy(REPOSITORY / name, self.repository / name)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(self.megatron, filter="data")
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def know(self, entries: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+        """Make ``entries`` the ledger of the copy: by patch, as :mod:`~megatron_patch.ledger`."""
+        content = {"format": FORMAT, "patches": entries}
+        path = self.repository / "megatron_patch" / "ledger" / "proofs.json"
+        path.write_text(json.dumps(content))
+
+    def run(self, patches: Iterable[str], selection: str) -> dict[str, Outcome]:
+        """Run the proofs of ``patches`` with the patches that ``MEGATRON_PATCH`` selects."""
+        modules = {patch: module_of(patch) for patch in patches}
+        report = self.repository / "report.xml"
+        report.unlink(missing_ok=True)
+        command = [self.python, "-m", "pytest", "-q", "-x" if len(modules) == 1 else "-q"]
+        command += ["-p", "no:cacheprovider", "-m", "proof", "-o", "filterwarnings=default"]
+        command += [f"--junitxml={report}", *modules.values()]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (self.repository, self.megatron))),
+            "MEGATRON_PATCH": selection,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            subprocess.run(
+                command,
+                cwd=self.repository,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=self.seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return dict.fromkeys(modules, Outcome.BROKEN)
+        return outcomes(report, modules)
+
+
+def outcomes(report: Path, modules: Mapping[str, str]) -> dict[str, Outcome]:
+    """What a report in JUnit's format says of each patch."""
+    counts: dict[str, Counter[str]] = {patch: Counter() for patch in modules}
+    names = {module.removesuffix(".py").replace("/", "."): p for p, module in modules.items()}
+    if not report.is_file():
+        return dict.fromkeys(modules, Outcome.BROKEN)
+    for case in ElementTree.parse(report).iter("testcase"):
+        place = case.get("classname") or case.get("name") or ""
+        patch = next((p for name, p in names.items() if place.startswith(name)), None)
+        if patch is not None:
+            kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
+            counts[patch][kinds[0] if kinds else "passed"] += 1
+    return {patch: _outcome(count) for patch, count in counts.items()}
+
+
+def _outcome(count: Counter[str]) -> Outcome:
+    if count["failure"] or count["error"]:
+        return Outcome.FAILS
+    if count["passed"]:
+        return Outcome.PASSES
+    return Outcome.LACKS if count["skipped"] else Outcome.BROKEN

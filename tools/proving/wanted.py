@@ -1,0 +1,116 @@
+"""Which source the ledger does not know, and on which commits it can be proved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from megatron_patch.errors import RewriteError, TargetError
+from megatron_patch.judge import Reader, find_definition, trees_kept, why_not
+from megatron_patch.model import Before, Judgement, Patch, Variant, is_known_by_digest
+from megatron_patch.rewrite import takes
+from tools.history.commits import Clone, Commit
+from tools.history.drift import Verdicts
+
+
+class Question(NamedTuple):
+    """Source of one patch that is not known: is it what ``variant`` is for, or needs it nothing?
+
+    ``variant`` is ``None`` where the edits of none fit. ``digests`` are those of the targets that
+    tell: of the variant, or of the record's ``told_by``.
+    """
+
+    patch: str
+    variant: str | None
+    digests: tuple[tuple[str, str], ...]
+
+
+def questions_at(patch: Patch, read: Reader) -> list[Question]:
+    """What has to be asked of source that is not known. One question for each variant that fits."""
+    find = functools.cache(functools.partial(find_definition, read=read))
+
+    def digests(targets: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        found = ((target, find(target)) for target in dict.fromkeys(targets))
+        return tuple((target, there.digest) for target, there in found if there is not None)
+
+    try:
+        fitting = [variant for variant in patch.variants if fits(variant, read)]
+        if fitting:
+            return [Question(patch.id, v.name, digests(known_targets(v))) for v in fitting]
+        return [Question(patch.id, None, digests(patch.told_by or (patch.target,)))]
+    except (SyntaxError, TargetError, ValueError):
+        return []
+
+
+def fits(variant: Variant, read: Reader) -> bool:
+    """Whether all targets of the variant are there, and its edits can be made in them."""
+    find = functools.cache(functools.partial(find_definition, read=read))
+    if any(find(target) is None for target in known_targets(variant)):
+        return False
+    for edit in variant.edits:
+        if isinstance(edit, Before) and edit.independent:
+            there = find(edit.target)
+            if there is None or not takes(there, edit):
+                return False
+    try:
+        return why_not(variant, find) is None
+    except (RewriteError, TargetError):
+        return False
+
+
+def known_targets(variant: Variant) -> tuple[str, ...]:
+    """The targets of the variant whose source has to be known."""
+    return tuple(dict.fromkeys(e.target for e in variant.edits if is_known_by_digest(e)))
+
+
+def ask(
+    clone: Clone,
+    patches: Sequence[Patch],
+    commits: Iterable[Commit],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[Question, list[Commit]]:
+    """The questions that the ledger leaves open, and the commits at which each comes up."""
+    verdicts = Verdicts(clone, patches)
+    kept: dict[tuple[str, int], list[Question]] = {}
+    found: dict[Question, list[Commit]] = {}
+    for number, commit in enumerate(commits, 1):
+        progress(f"{number} commits, {len(found)} questions")
+        for id, verdict in verdicts.at(commit).verdicts.items():
+            if verdict.judgement is not Judgement.DRIFTED:
+                continue
+            # The same verdict object is the same source.
+            key = id, hash_of(verdict)
+            if key not in kept:
+                patch = next(patch for patch in patches if patch.id == id)
+                with trees_kept():
+                    kept[key] = questions_at(patch, clone.reader(commit.id))
+            for question in kept[key]:
+                found.setdefault(question, []).append(commit)
+    return found
+
+
+def hash_of(verdict: object) -> int:
+    """Tells verdicts apart. They are kept as long as their source may come again."""
+    return id(verdict)
+
+
+def cover(
+    questions: Mapping[Question, Sequence[Commit]],
+) -> list[tuple[Commit, tuple[Question, ...]]]:
+    """Few commits at which all questions come up; each question at one of them.
+
+    The commit with most of the questions that are left is the next, the newest among equals.
+    """
+    left = {question: set(commits) for question, commits in questions.items()}
+    chosen: list[tuple[Commit, tuple[Question, ...]]] = []
+    while left:
+        counts: dict[Commit, list[Question]] = {}
+        for question, commits in left.items():
+            for commit in commits:
+                counts.setdefault(commit, []).append(question)
+        best = max(counts, key=lambda c: (len(counts[c]), c.date, c.id))
+        chosen.append((best, tuple(counts[best])))
+        for question in counts[best]:
+            del left[question]
+    return chosen
