@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(clone: Clone, options: argparse.Namespace) -> int:
     journal = Journal(options.journal)
     if options.write:
-        path = entries.write(clone, journal.answers, keep=not options.anew)
+        path = entries.write(journal.answers, keep=not options.anew)
         print(f"wrote {path}")
         return 0
     patches = [p._replace(sources=()) for p in SERIES] if options.anew else list(SERIES)

@@ -1,7 +1,11 @@
-"""The ledger: which source is known for each patch of the series, and what proved it.
+"""The ledger: which source is known for each patch of the series, and what upstream has had.
 
-``proofs.json`` beside the package's modules is made by ``tools/prove.py``, and by nothing else. It
-is read when the first patch is judged.
+``proofs.json`` says which source is known, and on which commit that was proved. It is made by
+``tools/prove.py``, and read when the first patch is judged. ``sources.json`` is made by
+``tools/survey.py``, and not read at run time. It says of each target which digests it has had
+upstream, and for each of them the releases that have it and, by branch, the first and the last
+first-parent commit that do. There is no last one while the head of the branch, as it was surveyed,
+has it.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from pathlib import Path
 from ..errors import LedgerError
 from ..model import Patch, Source
 
-#: Of the file's form. A ledger of another one is not read.
+#: The form of both files. One of another form is not read.
 FORMAT = 1
 FILE = Path(__file__).with_name("proofs.json")
 

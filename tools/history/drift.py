@@ -1,0 +1,133 @@
+"""What the patches are at each commit of a branch that touches their targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from megatron_patch.judge import Verdict, judge, trees_kept
+from megatron_patch.model import Judgement, Patch
+
+from .commits import Clone, Commit
+from .digests import History
+
+
+class Missed(NamedTuple):
+    """A target of a drifted patch, and the digest that was found, ``None`` without one."""
+
+    target: str
+    digest: str | None
+
+
+class Judged(NamedTuple):
+    """What the patches are at one commit."""
+
+    commit: Commit
+    verdicts: dict[str, Verdict]
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """The ids of the patches that are drifted."""
+        drifted = Judgement.DRIFTED
+        return tuple(id for id, found in self.verdicts.items() if found.judgement is drifted)
+
+
+@dataclass
+class Drift:
+    """The commits at which one patch is drifted, oldest first.
+
+    ``needed`` counts the commits at which it is drifted or would be applied. ``missed`` are the
+    targets whose source is not known, with the number of commits; ``others`` are reasons of those
+    verdicts that name no target.
+    """
+
+    id: str
+    needed: int = 0
+    commits: list[Commit] = field(default_factory=list)
+    missed: Counter[Missed] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+class Verdicts:
+    """The verdicts of patches on commits of a clone, each judged once for the same source."""
+
+    def __init__(self, clone: Clone, patches: Sequence[Patch]) -> None:
+        self.clone = clone
+        self.patches = patches
+        self.judged = 0
+        # By patch, the newest first: the blobs that the judge has asked for, and its verdict.
+        self._known: dict[str, list[tuple[dict[str, str | None], Verdict]]] = {}
+
+    def at(self, commit: Commit) -> Judged:
+        """What the patches are at ``commit``."""
+        with trees_kept():
+            return Judged(
+                commit, {patch.id: self._verdict(patch, commit) for patch in self.patches}
+            )
+
+    def _verdict(self, patch: Patch, commit: Commit) -> Verdict:
+        known = self._known.setdefault(patch.id, [])
+        for index, (asked, verdict) in enumerate(known):
+            if all(self._blob(commit, module) == blob for module, blob in asked.items()):
+                known.insert(0, known.pop(index))
+                return verdict
+        asked = {}
+        read = self.clone.reader(commit.id)
+
+        def ask(module: str) -> str | None:
+            asked[module] = self._blob(commit, module)
+            return read(module)
+
+        verdict = judge(patch, ask)
+        known.insert(0, (asked, verdict))
+        self.judged += 1
+        return verdict
+
+    def _blob(self, commit: Commit, module: str) -> str | None:
+        return self.clone.module_blob(commit.id, module)
+
+
+def touching(
+    clone: Clone, branch: str, targets: Sequence[str], since: str | None = None
+) -> list[Commit]:
+    """The first-parent commits of ``branch`` that touch the files of the targets, oldest first.
+
+    Raises ``CloneError``.
+    """
+    commits = clone.first_parent(branch, since)
+    changes = clone.changes(commits, History(clone, targets).paths)
+    return [commit for commit in commits if commit.id in changes]
+
+
+def judged(
+    clone: Clone,
+    commits: Sequence[Commit],
+    patches: Sequence[Patch],
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Judged]:
+    """What ``patches`` are at each of ``commits``. Raises ``CloneError``."""
+    verdicts = Verdicts(clone, patches)
+    found = []
+    for number, commit in enumerate(commits, 1):
+        progress(f"{number} of {len(commits)} commits, {verdicts.judged} verdicts")
+        found.append(verdicts.at(commit))
+    return found
+
+
+def drifts(rows: Iterable[Judged], patches: Iterable[Patch]) -> list[Drift]:
+    """For each patch, in order, where it is drifted and why."""
+    found = {patch.id: Drift(patch.id) for patch in patches}
+    for row in rows:
+        for id, verdict in row.verdicts.items():
+            drift = found[id]
+            drift.needed += verdict.judgement in (Judgement.DRIFTED, Judgement.APPLICABLE)
+            if verdict.judgement is not Judgement.DRIFTED:
+                continue
+            drift.commits.append(row.commit)
+            missed = {Missed(miss.target, miss.found) for miss in verdict.misses}
+            drift.missed.update(missed)
+            if not missed:
+                drift.others[verdict.reason] += 1
+    return list(found.values())

@@ -1,0 +1,134 @@
+"""Run git on a clone of somebody else's, without its network and without its user's settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, TypeVar
+
+Opened = TypeVar("Opened", bound="Git")
+
+
+class CloneError(Exception):
+    """The clone does not have what is asked for. The message names the next step."""
+
+
+class Git:
+    """The git repository at ``path``, a clone with a work tree or a bare one.
+
+    A context manager: the process that reads objects runs until the end of it. Raises
+    ``CloneError`` when there is no repository at ``path`` itself, or only part of a history.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader: subprocess.Popen[bytes] | None = None
+        if not path.is_dir():
+            raise CloneError(f"{path} is no directory: {_clone_into(path)}")
+        try:
+            shallow = self.run("rev-parse", "--is-shallow-repository")
+        except CloneError as error:
+            raise CloneError(f"{path} is no clone ({error}): {_clone_into(path)}") from error
+        if shallow.strip() == "true":
+            raise CloneError(
+                f"{path} is a shallow clone, without the history before some commit: "
+                f"git -C {path} fetch --unshallow"
+            )
+
+    def __enter__(self: Opened) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process that reads objects; the next read starts another one."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            for pipe in (reader.stdin, reader.stdout):
+                if pipe is not None:
+                    pipe.close()
+            reader.wait()
+
+    def run(self, *arguments: str, lines: Iterable[str] = ()) -> str:
+        """What git prints; ``lines`` is what it reads. Raises ``CloneError`` when it fails."""
+        return self.run_raw(*arguments, lines=lines).decode("utf-8", "surrogateescape")
+
+    def run_raw(self, *arguments: str, lines: Iterable[str] = ()) -> bytes:
+        """As :meth:`run`, undecoded."""
+        done = subprocess.run(
+            self._command(*arguments),
+            input="".join(f"{line}\n" for line in lines).encode(),
+            capture_output=True,
+            env=self._environment(),
+            check=False,
+        )
+        if done.returncode:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise CloneError(f"git {arguments[0]}: {said[-1] if said else done.returncode}")
+        return done.stdout
+
+    def blob(self, name: str) -> bytes:
+        """The content of the object with this full id. Raises ``CloneError`` when it is missing."""
+        stdin, stdout = self._pipes()
+        try:
+            stdin.write(f"{name}\n".encode())
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # which the next line sees
+        header = stdout.readline().split()
+        if len(header) != 3 or header[1] != b"blob":
+            self.close()
+            raise CloneError(self.incomplete(f"{name} is missing"))
+        content = stdout.read(int(header[2]))
+        stdout.read(1)  # a line end
+        return content
+
+    def incomplete(self, what: str) -> str:
+        """Say that the clone lacks something that its commits name, and what to do."""
+        return (
+            f"{self.path} is a partial clone, or a damaged one: {what}. "
+            f"Fetch the rest: git -C {self.path} fetch --refetch --no-filter origin"
+        )
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        if self._reader is None:
+            self._reader = subprocess.Popen(
+                self._command("cat-file", "--batch"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=self._environment(),
+            )
+        assert self._reader.stdin is not None
+        assert self._reader.stdout is not None
+        return self._reader.stdin, self._reader.stdout
+
+    def _command(self, *arguments: str) -> list[str]:
+        return ["git", "-C", str(self.path), *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        """That of git here: this repository and no other one, as it is, and no network."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        return environment | {
+            # A directory inside of another repository is no clone.
+            "GIT_CEILING_DIRECTORIES": str(self.path.resolve().parent),
+            # What a partial clone lacks is not fetched one by one, behind the user's back.
+            "GIT_NO_LAZY_FETCH": "1",
+            "GIT_ALLOW_PROTOCOL": "none",
+            "GIT_NO_REPLACE_OBJECTS": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "LC_ALL": "C",
+        }
+
+
+def _clone_into(path: Path) -> str:
+    return (
+        "name a clone of Megatron-LM, such as one made by "
+        f"git clone --bare https://github.com/NVIDIA/Megatron-LM {path}"
+        if not path.exists()
+        else "name the root of a clone of Megatron-LM, such as one made by "
+        "git clone --bare https://github.com/NVIDIA/Megatron-LM"
+    )

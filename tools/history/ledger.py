@@ -1,0 +1,119 @@
+"""Make the ledger of known source: which digests each target has had, where and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from megatron_patch.ledger import FORMAT
+
+from .commits import Clone, Commit
+from .digests import History, State
+from .git import CloneError
+
+MAIN, DEV = "main", "dev"
+#: Target -> digest -> ``releases`` or a branch -> names of releases, or short ids of commits.
+Entries = dict[str, dict[str, dict[str, list[str]]]]
+
+
+class Ledger(NamedTuple):
+    """What ``megatron_patch/ledger/sources.json`` has.
+
+    ``surveyed`` are branches and the full ids of their heads. Of each digest of a target,
+    ``releases`` are those that have it, and a branch has the first commit and the last commit that
+    have it; the last one is left out where it is the head. A branch other than main begins with
+    the commit in which it left main.
+    """
+
+    surveyed: dict[str, str]
+    targets: Entries
+    format: int = FORMAT
+
+
+def survey(
+    clone: Clone,
+    targets: Sequence[str],
+    progress: Callable[[str], None] = lambda _: None,
+    problem: Callable[[str], None] = lambda _: None,
+) -> Ledger:
+    """Walk the history of the branches and the releases of ``clone``.
+
+    ``progress`` is told where the walk is, ``problem``, once, what source could not be read: it is
+    left out. Raises ``CloneError``.
+    """
+    return _Survey(clone, targets, progress, problem).run()
+
+
+class _Survey:
+    def __init__(
+        self,
+        clone: Clone,
+        targets: Sequence[str],
+        progress: Callable[[str], None],
+        problem: Callable[[str], None],
+    ) -> None:
+        self.clone = clone
+        self.history = History(clone, targets)
+        self.progress = progress
+        self.problem = problem
+        self.told: set[str] = set()
+        self.entries: Entries = {target: {} for target in sorted(targets)}
+
+    def run(self) -> Ledger:
+        heads = self._heads()
+        main = self.clone.first_parent(MAIN)
+        self._walk(MAIN, main)
+        shared = {commit.id for commit in main}
+        for branch in heads:
+            if branch == MAIN:
+                continue
+            commits = self.clone.first_parent(branch)
+            own = [commit for commit in commits if commit.id not in shared]
+            if len(own) < len(commits):
+                self._add(branch, self.history.at(commits[-len(own) - 1]))
+            self._walk(branch, own)
+        for release, commit in self.clone.releases().items():
+            self.progress(f"release {release}")
+            state = self.history.at(Commit(commit, None, ""))
+            self._tell(state)
+            for target in state.changed:
+                self._entry(target, state.digests[target]).setdefault("releases", []).append(
+                    release
+                )
+        return Ledger(heads, self.entries)
+
+    def _heads(self) -> dict[str, str]:
+        lines = self.clone.release_branches()
+        heads = {branch: self.clone.head(branch) for branch in (MAIN, DEV, *lines)}
+        missing = "branch core_r..." if not lines else "release, which are tags core_v..."
+        if not lines or not self.clone.releases():
+            raise CloneError(
+                f"{self.clone.path} has no {missing}: "
+                f"git -C {self.clone.path} fetch --tags origin '{self.clone.refspec('*')}'"
+            )
+        return heads
+
+    def _walk(self, branch: str, commits: Sequence[Commit]) -> None:
+        for state in self.history.states(commits):
+            self.progress(f"{branch} {state.commit.date}, {self.history.blobs_read} files read")
+            self._tell(state)
+            self._add(branch, state)
+
+    def _add(self, branch: str, state: State) -> None:
+        for target, before in state.changed.items():
+            if before is not None and state.commit.parent is not None:
+                self._entry(target, before)[branch][1:] = [state.commit.parent[:12]]
+            after = state.digests[target]
+            if after is not None:
+                # One that comes back has been there from its first commit on.
+                del self._entry(target, after).setdefault(branch, [state.commit.short])[1:]
+
+    def _entry(self, target: str, digest: str | None) -> dict[str, list[str]]:
+        assert digest is not None
+        return self.entries[target].setdefault(digest, {})
+
+    def _tell(self, state: State) -> None:
+        for said in state.problems:
+            if said not in self.told:
+                self.told.add(said)
+                self.problem(f"{state.commit.short}: {said}; left out")

@@ -1,0 +1,98 @@
+"""The entries of the ledger: the answers, with the releases that have such source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from packaging.version import Version
+
+from megatron_patch import ledger
+from megatron_patch.backports import SERIES
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch
+from tools.history import ledger_file
+from tools.history.ledger import Ledger
+
+from .answers import UNKNOWN, Answer
+
+SOURCES = ledger.FILE.with_name("sources.json")
+Entry = Mapping[str, object]
+
+
+def entries_of(
+    patch: Patch, answers: Iterable[Answer], surveyed: Ledger, kept: Sequence[Entry]
+) -> list[Entry]:
+    """The entries of one patch: what needs nothing first, then each variant, oldest source first.
+
+    ``kept`` are entries that stay.
+    """
+    known: dict[str, Entry] = {json.dumps(entry["digests"]): entry for entry in kept}
+    for answer in answers:
+        if answer.question.patch != patch.id or answer.proved == UNKNOWN:
+            continue
+        digests = dict(answer.question.digests)
+        known.setdefault(
+            json.dumps(digests),
+            {
+                "proved": answer.proved,
+                "digests": digests,
+                "releases": where(digests, answer.commit, surveyed),
+                "commit": answer.commit,
+            },
+        )
+    names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
+    return sorted(known.values(), key=lambda entry: names.index(str(entry["proved"])))
+
+
+def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
+    """In words, the releases that have all of ``digests``; or else the branch of ``commit``."""
+    spans = [surveyed.targets[target][digest] for target, digest in digests.items()]
+    lists = [set(span.get("releases", ())) for span in spans]
+    releases = sorted(set.intersection(*lists), key=Version) if lists else []
+    if releases:
+        return in_words(releases, surveyed)
+    branches = [set(span) - {"releases"} for span in spans]
+    shared = sorted(set.intersection(*branches)) if branches else []
+    branch = "main" if "main" in shared else (shared or ["a branch"])[0]
+    return f"{branch} at {commit[:10]}"
+
+
+def in_words(releases: Sequence[str], surveyed: Ledger) -> str:
+    """Releases, oldest first, with those that follow each other as a span."""
+    every = {
+        release
+        for digests in surveyed.targets.values()
+        for span in digests.values()
+        for release in span.get("releases", ())
+    }
+    order = sorted(every, key=Version)
+    spans: list[list[str]] = []
+    for release in releases:
+        if spans and order.index(release) == order.index(spans[-1][-1]) + 1:
+            spans[-1].append(release)
+        else:
+            spans.append([release])
+    words = {1: "{0}", 2: "{0} and {1}"}
+    return ", ".join(words.get(len(s), "{0} to {1}").format(s[0], s[-1]) for s in spans)
+
+
+def write(answers: Sequence[Answer], *, keep: bool) -> Path:
+    """Write the ledger of ``answers``, and with ``keep`` of the present one; returns its path."""
+    surveyed = ledger_file.load(SOURCES)
+    present = json.loads(ledger.FILE.read_text(encoding="utf-8"))["patches"] if keep else {}
+    patches = {
+        patch.id: entries_of(patch, answers, surveyed, present.get(patch.id, ()))
+        for patch in SERIES
+    }
+    ledger_file.replace(ledger.FILE, as_text(patches))
+    return ledger.FILE
+
+
+def as_text(patches: Mapping[str, Sequence[Entry]]) -> str:
+    """The file, an entry a line."""
+    parts = []
+    for id, entries in patches.items():
+        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        parts.append(f"{json.dumps(id)}: [\n{lines}\n]")
+    return f'{{\n"format": {ledger.FORMAT},\n"patches": {{\n' + ",\n".join(parts) + "\n}\n}\n"
