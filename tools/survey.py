@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -95,10 +95,8 @@ def make_report(
 
 
 def day(text: str) -> str:
-    """A day as it is. Raises ``ValueError`` on another form."""
-    if not re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-        raise ValueError(text)
-    return text
+    """A day in the form ``YYYY-MM-DD``. Raises ``ValueError`` on another form."""
+    return datetime.strptime(text, "%Y-%m-%d").strftime("%Y-%m-%d")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,21 +107,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "ledger cannot be used",
     )
     parser.add_argument("--megatron", metavar="CLONE", type=Path, required=True)
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=SOURCES, help="default: that of the package"
-    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: that of the package")
     parser.add_argument("--check", action="store_true", help="say what is different, write nothing")
     parser.add_argument("--report", action="store_true", help="report where patches are drifted")
-    parser.add_argument("--branch", default=ledger.MAIN, help="for --report; default: main")
+    parser.add_argument("--branch", help="for --report; default: main")
     parser.add_argument("--since", metavar="YYYY-MM-DD", type=day, help="for --report")
     parser.add_argument("--json", metavar="FILE", type=Path, help="for --report: write JSON, too")
     options = parser.parse_args(arguments)
+    if options.report and (options.check or options.output):
+        parser.error("--report makes no ledger: leave out --check and --output")
+    if not options.report and (options.branch or options.since or options.json):
+        parser.error("--branch, --since and --json are for --report")
+    branch, output = options.branch or ledger.MAIN, options.output or SOURCES
     progress = Progress()
     try:
         with Clone(options.megatron) as clone:
             if options.report:
-                return make_report(clone, options.branch, options.since, options.json, progress)
-            return make_survey(clone, options.output, options.check, progress)
+                return make_report(clone, branch, options.since, options.json, progress)
+            return make_survey(clone, output, options.check, progress)
     except (CloneError, LedgerError) as error:
         progress.say(str(error))
         return 2

@@ -42,7 +42,7 @@ class Clone(Git):
         may be old, or the user's. Where there are none of these, it is the other ones.
         """
         found: dict[str, str] = {}
-        for place in self._places():  # the last one has its way
+        for place in self.places():  # the last one has its way
             found.update(self._refs(place))
         found.pop("HEAD", None)
         return dict(sorted(found.items(), key=lambda item: natural(item[0])))
@@ -66,10 +66,6 @@ class Clone(Git):
                 f"git -C {self.path} fetch origin {self.refspec(branch)}"
             )
         return found
-
-    def refspec(self, branch: str) -> str:
-        """What to name to ``git fetch`` for ``branch``, or for all of them (``*``)."""
-        return f"+refs/heads/{branch}:{self._places()[-1]}{branch}"
 
     def first_parent(self, branch: str, since: str | None = None) -> list[Commit]:
         """The commits of ``branch``, oldest first: from its head, each one's first parent.
@@ -174,12 +170,6 @@ class Clone(Git):
             return self.run(*arguments, lines=lines)
         except CloneError as error:
             raise CloneError(self.incomplete(str(error))) from error
-
-    def _places(self) -> tuple[str, str]:
-        """Where branches are; the last one is where upstream's are, as they were fetched."""
-        bare = self.run("rev-parse", "--is-bare-repository").strip() == "true"
-        heads, remotes = "refs/heads/", "refs/remotes/origin/"
-        return (remotes, heads) if bare else (heads, remotes)
 
     def _refs(self, place: str) -> dict[str, str]:
         """The refs below ``place``, and the full ids of their commits."""

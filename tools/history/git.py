@@ -58,13 +58,16 @@ class Git:
 
     def run_raw(self, *arguments: str, lines: Iterable[str] = ()) -> bytes:
         """As :meth:`run`, undecoded."""
-        done = subprocess.run(
-            self._command(*arguments),
-            input="".join(f"{line}\n" for line in lines).encode(),
-            capture_output=True,
-            env=self._environment(),
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                self._command(*arguments),
+                input="".join(f"{line}\n" for line in lines).encode(),
+                capture_output=True,
+                env=self._environment(),
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise CloneError("git is not on PATH: install it") from error
         if done.returncode:
             said = done.stderr.decode("utf-8", "replace").strip().splitlines()
             raise CloneError(f"git {arguments[0]}: {said[-1] if said else done.returncode}")
@@ -90,8 +93,19 @@ class Git:
         """Say that the clone lacks something that its commits name, and what to do."""
         return (
             f"{self.path} is a partial clone, or a damaged one: {what}. "
-            f"Fetch the rest: git -C {self.path} fetch --refetch --no-filter origin"
+            f"Fetch the rest: git -C {self.path} fetch --refetch --no-filter --tags origin "
+            f"'{self.refspec('*')}'"
         )
+
+    def places(self) -> tuple[str, str]:
+        """Where branches are; the last one is where upstream's are, as they were fetched."""
+        bare = self.run("rev-parse", "--is-bare-repository").strip() == "true"
+        heads, remotes = "refs/heads/", "refs/remotes/origin/"
+        return (remotes, heads) if bare else (heads, remotes)
+
+    def refspec(self, branch: str) -> str:
+        """What to name to ``git fetch`` for ``branch``, or for all of them (``*``)."""
+        return f"+refs/heads/{branch}:{self.places()[-1]}{branch}"
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         if self._reader is None:
