@@ -1,8 +1,8 @@
 """Survey the history of Megatron-LM: which source have the targets of the series ever had?
 
-    git clone --bare https://github.com/NVIDIA/Megatron-LM
-    python tools/survey.py --megatron Megatron-LM.git
-    python tools/survey.py --megatron Megatron-LM.git --report --branch dev --since 2025-08-18
+    git clone --no-checkout https://github.com/NVIDIA/Megatron-LM
+    python tools/survey.py --megatron Megatron-LM
+    python tools/survey.py --megatron Megatron-LM --report --branch dev --since 2025-08-18
 
 Writes the ledger, `megatron_patch/ledger/sources.json`: target -> digest -> the releases, and the
 first and the last first-parent commit of main, dev and each release branch that have it. Its diff

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ from tools.history import ledger_file
 from tools.history.commits import Clone, Commit
 from tools.history.digests import History, targets_of
 from tools.history.git import CloneError
+
+#: What takes the line of progress away.
+ERASED = "\r\x1b[K"
 
 
 def reset(self):  # type: ignore[no-untyped-def]
@@ -205,7 +209,7 @@ def test_what_an_origin_has_goes_before_what_is_checked_out(made: Made, tmp_path
 def test_not_a_clone(made: Made, output: Path, tmp_path: Path) -> None:
     inside = made.upstream.root / "megatron"
     for path in (tmp_path / "absent", tmp_path, inside):
-        with pytest.raises(CloneError, match=r"git clone --bare https://"):
+        with pytest.raises(CloneError, match=r"git clone --no-checkout https://"):
             Clone(path)
         assert run(path, output) == 2
     assert not output.parent.exists()
@@ -296,6 +300,17 @@ def test_nothing_is_left_of_what_cannot_be_written(
 
     monkeypatch.setattr(os, "replace", replace)
     assert "No space left on device" in refused(made.upstream.root, output, capsys)
+
+
+def test_a_terminal_has_one_line_of_progress(
+    made: Made, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(made.upstream.root, output) == 0
+    shown = capsys.readouterr().err
+    assert f"{ERASED}main 2025-08-03, " in shown
+    assert shown.count("\n") == 1  # that of what does not parse
+    assert shown.endswith(ERASED)
 
 
 @pytest.mark.parametrize(

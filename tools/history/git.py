@@ -139,10 +139,8 @@ class Git:
 
 
 def _clone_into(path: Path) -> str:
-    return (
-        "name a clone of Megatron-LM, such as one made by "
-        f"git clone --bare https://github.com/NVIDIA/Megatron-LM {path}"
-        if not path.exists()
-        else "name the root of a clone of Megatron-LM, such as one made by "
-        "git clone --bare https://github.com/NVIDIA/Megatron-LM"
+    """What to do where ``path`` is no clone: make one there, or beside what is there."""
+    command = "git clone --no-checkout https://github.com/NVIDIA/Megatron-LM"
+    return f"name the root of a clone, such as one made by {command}" + (
+        "" if path.exists() else f" {path}"
     )
