@@ -95,10 +95,12 @@ def _bare(arguments: ast.arguments) -> ast.arguments:
 
 
 def takes(definition: Definition, edit: Before) -> bool:
-    """Whether a plain method is called with what the hook takes, and runs when it is called."""
+    """Whether a method is called with what the hook takes, and runs when it is called."""
     node = definition.node
     runs = isinstance(node, ast.FunctionDef) and not any(map(_suspends, _own_nodes(node)))
-    return runs and not node.decorator_list and _parameters(edit) == _first_parameter(definition)
+    decorators = {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
+    is_method = not decorators & {"staticmethod", "classmethod"}
+    return runs and is_method and _parameters(edit) == _first_parameter(definition)
 
 
 def _suspends(node: ast.AST) -> bool:

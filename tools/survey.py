@@ -61,10 +61,12 @@ class Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def make_survey(clone: Clone, output: Path, check: bool, progress: Progress) -> int:
+def make_survey(
+    clone: Clone, output: Path, check: bool, trees: dict[str, Path], progress: Progress
+) -> int:
     """Write the ledger, or say what is different in it; returns the exit status."""
     old = ledger_file.load(output) if check else None
-    made = ledger.survey(clone, targets_of(SERIES), progress, progress.say)
+    made = ledger.survey(clone, targets_of(SERIES), progress, progress.say, trees)
     progress.end()
     if old is None:
         ledger_file.write(made, output)
@@ -99,6 +101,14 @@ def day(text: str) -> str:
     return datetime.strptime(text, "%Y-%m-%d").strftime("%Y-%m-%d")
 
 
+def unpacked(text: str) -> tuple[str, Path]:
+    """A release and its folder. Raises ``ValueError`` on another form than ``VERSION=DIR``."""
+    version, equals, folder = text.partition("=")
+    if not equals or not Path(folder, "megatron").is_dir():
+        raise ValueError(f"{text!r}: expected VERSION=DIR, with `megatron` in the folder")
+    return version, Path(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -113,6 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--branch", help="for --report; default: main")
     parser.add_argument("--since", metavar="YYYY-MM-DD", type=day, help="for --report")
     parser.add_argument("--json", metavar="FILE", type=Path, help="for --report: write JSON, too")
+    parser.add_argument(
+        "--tree",
+        metavar="VERSION=DIR",
+        type=unpacked,
+        action="append",
+        default=[],
+        help="a release that has no tag, and where its wheel is unpacked; repeatable",
+    )
     options = parser.parse_args(arguments)
     if options.report and (options.check or options.output):
         parser.error("--report makes no ledger: leave out --check and --output")
@@ -124,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Clone(options.megatron) as clone:
             if options.report:
                 return make_report(clone, branch, options.since, options.json, progress)
-            return make_survey(clone, output, options.check, progress)
+            return make_survey(clone, output, options.check, dict(options.tree), progress)
     except (CloneError, LedgerError) as error:
         progress.say(str(error))
         return 2

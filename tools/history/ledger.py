@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from megatron_patch.judge import find_definition
 from megatron_patch.ledger import FORMAT
+from megatron_patch.source_tree import SourceTree
 
-from .commits import Clone, Commit
+from .commits import Clone, Commit, natural
 from .digests import History, State
 from .git import CloneError
 
@@ -35,13 +39,15 @@ def survey(
     targets: Sequence[str],
     progress: Callable[[str], None] = lambda _: None,
     problem: Callable[[str], None] = lambda _: None,
+    trees: Mapping[str, Path] = MappingProxyType({}),
 ) -> Ledger:
     """Walk the history of the branches and the releases of ``clone``.
 
+    ``trees`` are releases that have no tag there, and where their source is unpacked.
     ``progress`` is told where the walk is, ``problem``, once, what source could not be read: it is
     left out. Raises ``CloneError``.
     """
-    return _Survey(clone, targets, progress, problem).run()
+    return _Survey(clone, targets, progress, problem, trees).run()
 
 
 class _Survey:
@@ -51,11 +57,13 @@ class _Survey:
         targets: Sequence[str],
         progress: Callable[[str], None],
         problem: Callable[[str], None],
+        trees: Mapping[str, Path],
     ) -> None:
         self.clone = clone
         self.history = History(clone, targets)
         self.progress = progress
         self.problem = problem
+        self.trees = trees
         self.told: set[str] = set()
         self.entries: Entries = {target: {} for target in sorted(targets)}
 
@@ -77,10 +85,20 @@ class _Survey:
             state = self.history.at(Commit(commit, None, ""))
             self._tell(state)
             for target in state.changed:
-                self._entry(target, state.digests[target]).setdefault("releases", []).append(
-                    release
-                )
+                self._release(release, target, state.digests[target])
+        for release, folder in self.trees.items():
+            tree = SourceTree.at(folder)
+            for target in self.entries:
+                found = find_definition(target, tree.read)
+                if found is not None:
+                    self._release(release, target, found.digest)
         return Ledger(heads, self.entries)
+
+    def _release(self, release: str, target: str, digest: str | None) -> None:
+        releases = self._entry(target, digest).setdefault("releases", [])
+        if release not in releases:
+            releases.append(release)
+            releases.sort(key=natural)
 
     def _heads(self) -> dict[str, str]:
         lines = self.clone.release_branches()
