@@ -37,7 +37,13 @@ def parse(text: str) -> ast.Module:
             raise SyntaxError(str(error)) from error
 
 
-_parse_module = lru_cache(maxsize=16)(parse)
+@lru_cache(maxsize=16)
+def _parse_module(text: str) -> tuple[ast.Module, list[str], int, tuple[str, ...]]:
+    """The tree, the lines, and what the compiler looks at besides a definition."""
+    tree = parse(text)
+    # Not str.splitlines: the tokenizer does not take form feeds and the like for line ends.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return tree, lines, _future_flags(tree), tuple(_imported_names(tree.body))
 
 
 def lines_of(text: str) -> list[str]:
@@ -92,7 +98,7 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     Returns ``None`` when there is no such definition. Raises ``TargetError`` when there is more
     than one, or when it is not a function, and ``SyntaxError`` when the text does not parse.
     """
-    tree = _parse_module(text)
+    tree, lines, flags, names = _parse_module(text)
     body: list[ast.stmt] = tree.body
     *scopes, name = qualname.split(".")
     for depth, scope in enumerate(scopes):
@@ -113,12 +119,8 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     assert node.end_lineno is not None
-    # Not str.splitlines: the tokenizer does not take form feeds and the like for line ends.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     segment = "\n".join(lines[first - 1 : node.end_lineno]) + "\n"
-    return Definition(
-        module, qualname, segment, first, _future_flags(tree), tuple(_imported_names(tree.body))
-    )
+    return Definition(module, qualname, segment, first, flags, names)
 
 
 @lru_cache(maxsize=512)

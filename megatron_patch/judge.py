@@ -25,7 +25,7 @@ from .model import (
     Target,
     Variant,
 )
-from .sources import read_source
+from .sources import keep_texts, read_source
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
 Reader = Callable[[str], "str | None"]
@@ -163,9 +163,11 @@ def trees_kept() -> Iterator[None]:
     """
     collecting = gc.isenabled()
     gc.disable()
+    keep_texts(True)
     try:
         yield
     finally:
+        keep_texts(False)
         fingerprint.forget()
         recognising.forget()
         if collecting:

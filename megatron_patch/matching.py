@@ -39,16 +39,18 @@ def places(node: ast.AST, find: str, put: str) -> list[Place]:
     bare = not any(code.lstrip().startswith("#") for code in (find, put))
     single = bare and len(found) == len(new) == 1
     if single and isinstance(first, ast.Expr) and isinstance(new[0], ast.Expr):
+        kinds = ast.expr if _metavariable(first.value) else type(first.value)
         return [
             Place([child], bindings)
             for child in ast.walk(node)
-            if isinstance(child, ast.expr) and (bindings := match(first.value, child)) is not None
+            if isinstance(child, kinds) and (bindings := match(first.value, child)) is not None
         ]
     return [
         Place(body[index : index + len(found)], bindings, body, index)
         for body in _bodies(node)
         for index in range(len(body) - len(found) + 1)
-        if (bindings := match(found, body[index : index + len(found)])) is not None
+        if type(body[index]) is type(first)  # which most are not
+        and (bindings := match(found, body[index : index + len(found)])) is not None
     ]
 
 

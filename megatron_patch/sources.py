@@ -110,6 +110,24 @@ def read_source(name: str) -> str | None:
     Raises ``SourceMissingError`` when the module is there but its source is not, or cannot be read,
     and ``SyntaxError`` or ``UnicodeError`` when it is no text.
     """
+    if _kept is None:
+        return _read(name)
+    if name not in _kept:
+        _kept[name] = _read(name)
+    return _kept[name]
+
+
+# The texts that have been read, while they are kept.
+_kept: dict[str, str | None] | None = None
+
+
+def keep_texts(keep: bool) -> None:
+    """Read the text of each module once from now on, or forget what was read."""
+    global _kept
+    _kept = {} if keep else None
+
+
+def _read(name: str) -> str | None:
     try:
         spec = find_module_spec(name)
         if spec is None:
