@@ -14,9 +14,15 @@ import pytest
 
 import megatron_patch
 from megatron_patch import State, notices, testing
+from megatron_patch.testing.version import core_release
 
 # For `tools`. Last, so that the package itself is the installed one where there is one.
 sys.path.append(str(Path(__file__).parents[1]))
+
+#: What the tests compare: of 0.18.0rc0, 0.18.0.
+RELEASE = core_release()
+# For children that must not import the package to ask it: see `tests/lifecycle/suite.py`.
+os.environ["TESTED_MEGATRON_CORE"] = str(RELEASE)
 
 #: The imported Megatron is one of `tools/source_tree.py`, with the patches in its source.
 SOURCE = "MEGATRON_PATCH_TEST_SOURCE" in os.environ

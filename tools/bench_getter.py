@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports import input_position_view_cache as backport
+from megatron_patch.testing.version import core_version
 from tools.benchmarking import as_it_is
 
 
@@ -79,7 +80,7 @@ def main() -> int:
     if "gpu_view" in result:
         ratios["gpu_view/upstream"] = result["gpu_view"] / result["upstream"]
     report: dict[str, Any] = {
-        "megatron_core": importlib.metadata.version("megatron-core"),
+        "megatron_core": core_version(),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "device": str(device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import time
@@ -16,6 +15,7 @@ from unittest import mock
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.places import Change
+from megatron_patch.testing.version import core_version
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +172,7 @@ def machine(device: Any) -> dict[str, str | None]:
     on_cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_cuda else f"CPU ({platform.machine()})",
-        "megatron_core": importlib.metadata.version("megatron-core"),
+        "megatron_core": core_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if on_cuda else None,
         "python": platform.python_version(),

@@ -7,7 +7,6 @@ Exit status 1 if a token differs.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import statistics
 import sys
 import timeit
@@ -16,6 +15,7 @@ from typing import Any
 
 import megatron_patch
 from megatron_patch import testing
+from megatron_patch.testing.version import core_version
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main() -> int:
     unpatched = decode("unpatched", spec, requests)
     megatron_patch.install()
 
-    print(f"megatron-core {importlib.metadata.version('megatron-core')} on {device}")
+    print(f"megatron-core {core_version()} on {device}")
     for entry in states:
         print(f"  {entry.id}: {entry.state} ({entry.reason})")
     print(f"{'':24}{'unpatched':>12}{'patched':>12}")

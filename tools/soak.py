@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import megatron_patch
 from megatron_patch import testing
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
+from megatron_patch.testing.version import core_release, core_version
 from tools.differential import blocks
 
 LONGEST_PROMPT = 40
@@ -59,7 +60,7 @@ BLOCK_GB = 2 * MODEL["num_layers"] * BLOCK * MODEL["hidden_size"] * 4 / 1024**3
 MARGIN = 1e-4
 TOLERANCE = 1e-4
 
-RELEASE = importlib.metadata.version("megatron-core")
+RELEASE = core_release()
 
 
 class SoakError(Exception):
@@ -120,7 +121,7 @@ class Limit:
 
     def excludes(self, features: Features) -> bool:
         """Whether the installed release cannot have these."""
-        return Version(RELEASE) in SpecifierSet(self.releases) and all(
+        return RELEASE in SpecifierSet(self.releases) and all(
             getattr(features, name) in values for name, values in self.together.items()
         )
 
@@ -150,7 +151,7 @@ def available() -> dict[str, list[Any]]:
     values["log_probs"].append("all")
     if _of_one_request():
         values["log_probs"].append("generated")
-    if Version(RELEASE) >= Version("0.17"):  # before, such a request gets one token all the same
+    if RELEASE >= Version("0.17"):  # before, such a request gets one token all the same
         values["scoring"].append(True)
     if "enable_chunked_prefill" in known:
         values["chunks"].append(True)
@@ -482,7 +483,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     playable = scenarios()
     for name in options.only or ():
         if name not in playable:
-            parser.error(f"megatron-core {RELEASE} can play {', '.join(playable)}; not {name!r}")
+            parser.error(
+                f"megatron-core {core_version()} can play {', '.join(playable)}; not {name!r}"
+            )
     # Half of the lives are mixed ones.
     only = options.only or [name for single in playable[:-1] for name in (single, MIXED)]
 
@@ -502,7 +505,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seed": options.seed,
         "seconds": round(seconds, 1),
         "versions": {
-            "megatron-core": RELEASE,
+            "megatron-core": core_version(),
             "torch": importlib.metadata.version("torch"),
             "python": platform.python_version(),
         },
@@ -513,7 +516,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"megatron-core {RELEASE}, seed {options.seed}, {seconds:.0f} s")
+    print(f"megatron-core {core_version()}, seed {options.seed}, {seconds:.0f} s")
     for name, counts in {**soak.counts, "total": soak.total()}.items():
         print(f"  {name:10} " + ", ".join(f"{number} {what}" for what, number in counts.items()))
     for failure in soak.failures:

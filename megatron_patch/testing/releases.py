@@ -10,6 +10,7 @@ from typing import Any
 
 from .runtime import running
 from .spec import EngineSpec, UnsupportedError
+from .version import core_version
 
 # Other names that releases have for a field of EngineSpec.
 ALIASES = {
@@ -40,9 +41,7 @@ INFERENCE_FIELDS = (
 
 def release() -> str:
     """The name and version that the installed Megatron-Core gives itself, for messages."""
-    from megatron.core import package_info
-
-    return f"Megatron-Core {package_info.__version__}"
+    return f"Megatron-Core {core_version()}"
 
 
 def context_class() -> Any:

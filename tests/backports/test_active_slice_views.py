@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 
 import pytest
@@ -16,7 +15,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, PAD
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from ..upstream import support
 from .checks import (
     SPECS,
@@ -28,7 +27,6 @@ from .checks import (
 )
 from .steps import CONTEXTS, Steps, decode_step, walks
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.18")
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from megatron_patch.backports.ours.attention_metadata_update import ATTENTION_ME
 from megatron_patch.judge import judge
 from tools.benchmarking import select, selected
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import (
     Operators,
     as_it_is,
@@ -25,7 +24,6 @@ from .checks import (
     with_one_token_changed,
 )
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import random
 
 import pytest
@@ -22,21 +21,20 @@ from megatron_patch.judge import find_definition, judge
 from megatron_patch.model import Target
 from megatron_patch.sources import read_source
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
 from .checks import assert_same_outputs, state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
 # What is wrong without the patch: up to 0.15 the reset does not fill the pool, later it makes a
 # new tensor for it.
-FILLS = VERSION >= Version("0.16")
-SHARES = VERSION >= Version("0.17")
+FILLS = RELEASE >= Version("0.16")
+SHARES = RELEASE >= Version("0.17")
 NO_WRITE = "Inplace update to inference tensor outside InferenceMode"
 
 pytestmark = pytest.mark.usefixtures("device")
-only_unfilled = pytest.mark.skipif(FILLS, reason=f"{VERSION} fills the pool in a reset")
-only_new_tensor = pytest.mark.skipif(not FILLS, reason=f"{VERSION} makes no new pool in a reset")
-only_sharing = pytest.mark.skipif(not SHARES, reason=f"{VERSION} has no prefix caching")
+only_unfilled = pytest.mark.skipif(FILLS, reason=f"{RELEASE} fills the pool in a reset")
+only_new_tensor = pytest.mark.skipif(not FILLS, reason=f"{RELEASE} makes no new pool in a reset")
+only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix caching")
 
 SMALL = testing.EngineSpec(max_requests=4, max_sequence_length=32)
 
@@ -79,7 +77,7 @@ def test_state():
 
 
 @not_in_source
-@pytest.mark.skipif(VERSION < Version("0.19"), reason=f"{VERSION} is older than the change")
+@pytest.mark.skipif(RELEASE < Version("0.19"), reason=f"{RELEASE} is older than the change")
 def test_source_with_the_fix_of_upstream_is_upstreamed():
     pools = {KV_BLOCKS: ("block_bag", "total_count"), MAMBA_SLOTS: ("free_slots", "max_slots")}
 

@@ -6,7 +6,6 @@ copy, waits for it, and writes to what is copied. On a GPU, it is tried.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,10 +19,9 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC, TRANSFER
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")

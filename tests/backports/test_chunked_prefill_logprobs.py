@@ -5,8 +5,6 @@ From 0.17 on these tests run upstream's own code.
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 from packaging.version import Version
 
@@ -14,19 +12,18 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from . import log_probs
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-SKIPS = VERSION >= Version("0.16")
-PATCHED = SKIPS and VERSION < Version("0.17")
+SKIPS = RELEASE >= Version("0.16")
+PATCHED = SKIPS and RELEASE < Version("0.17")
 
 pytestmark = pytest.mark.usefixtures("device")
 only_skipping = pytest.mark.skipif(
-    not SKIPS, reason=f"{VERSION} does not return log probs without those of the prompt"
+    not SKIPS, reason=f"{RELEASE} does not return log probs without those of the prompt"
 )
-only_patched = pytest.mark.skipif(not PATCHED, reason=f"{VERSION} has upstream's own change")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} has upstream's own change")
 
 # Three chunks, with a last one of one token and of many.
 LENGTHS = [128, 150]

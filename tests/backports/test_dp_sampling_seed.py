@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from types import SimpleNamespace
 
 import pytest
@@ -14,15 +13,15 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from megatron_patch.model import Target
 
+from ..conftest import RELEASE
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-SEEDED = VERSION >= Version("0.15")
-PATCHED = SEEDED and VERSION < Version("0.19")
+SEEDED = RELEASE >= Version("0.15")
+PATCHED = SEEDED and RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")
 only_patched = pytest.mark.skipif(
-    not PATCHED, reason=f"{VERSION} does not seed its sampling, or seeds it by rank"
+    not PATCHED, reason=f"{RELEASE} does not seed its sampling, or seeds it by rank"
 )
 
 REQUEST = testing.Request(prompt=(1, 2, 3), num_tokens=20)
@@ -100,8 +99,8 @@ def test_unpatched_all_ranks_draw_the_same(unpatched):
 
 @only_patched
 def test_the_rank_is_that_in_the_given_groups(opted_in):
-    if VERSION < Version("0.17"):
-        pytest.skip(f"{VERSION} takes no groups")
+    if RELEASE < Version("0.17"):
+        pytest.skip(f"{RELEASE} takes no groups")
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     groups = ProcessGroupCollection.use_mpu_process_groups()

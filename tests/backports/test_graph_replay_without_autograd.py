@@ -7,7 +7,6 @@ and in the place of the graph is an object that does what a captured kernel woul
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from typing import Any
 
 import pytest
@@ -26,11 +25,9 @@ from megatron_patch.backports.ours.graph_replay_without_autograd import (
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import as_it_is, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
-
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 
 pytestmark = pytest.mark.usefixtures("device")
 needs_training = pytest.mark.skipif(

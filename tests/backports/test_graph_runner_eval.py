@@ -5,8 +5,6 @@ No graph is captured on a CPU: Megatron's manager and runner are there, and what
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 import torch
 from packaging.version import Version
@@ -16,11 +14,10 @@ from megatron_patch import State
 from megatron_patch.backports.upstream.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
 from megatron_patch.judge import judge
 
-from ..conftest import SOURCE, expected_state, not_in_source
+from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.15") <= RELEASE < Version("0.17")
 
 pytestmark = pytest.mark.usefixtures("device")

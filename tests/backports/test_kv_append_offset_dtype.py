@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 import torch
 from packaging.version import Version
@@ -12,18 +10,17 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from ..upstream import support
 from .checks import assert_same_outputs, state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-HAS_VIEW = VERSION >= Version("0.18")
-PATCHED = HAS_VIEW and VERSION < Version("0.19")
+HAS_VIEW = RELEASE >= Version("0.18")
+PATCHED = HAS_VIEW and RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")
-only_patched = pytest.mark.skipif(not PATCHED, reason=f"{VERSION} has 64 bits for a block")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} has 64 bits for a block")
 only_view = pytest.mark.skipif(
-    not HAS_VIEW, reason=f"{VERSION} has no copy of the bookkeeping on the device"
+    not HAS_VIEW, reason=f"{RELEASE} has no copy of the bookkeeping on the device"
 )
 
 #: Blocks of 256 tokens with one head of 128 elements: this one begins at element 2**31.

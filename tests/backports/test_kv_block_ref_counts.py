@@ -5,7 +5,6 @@ From 0.19 on these tests run upstream's own code: it has to do the same.
 
 from __future__ import annotations
 
-import importlib.metadata
 import random
 from collections import Counter
 
@@ -19,18 +18,17 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from ..upstream import support
 from .checks import assert_same_outputs, state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-SHARES = VERSION >= Version("0.17")
-PATCHED = SHARES and VERSION < Version("0.19")
+SHARES = RELEASE >= Version("0.17")
+PATCHED = SHARES and RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")
-only_sharing = pytest.mark.skipif(not SHARES, reason=f"{VERSION} has no prefix caching")
+only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix caching")
 only_patched = pytest.mark.skipif(
-    not PATCHED, reason=f"{VERSION} has no prefix caching, or counts right"
+    not PATCHED, reason=f"{RELEASE} has no prefix caching, or counts right"
 )
 policies = pytest.mark.parametrize("policy", ["REF_ZERO", "LRU"])
 
@@ -88,7 +86,7 @@ def wave(context, number: int, rng: random.Random) -> None:  # type: ignore[no-u
 def test_state():
     testing.context_class()
     expected = State.NOT_APPLICABLE if not SHARES else State.APPLIED
-    expected = State.UPSTREAMED if VERSION >= Version("0.19") else expected
+    expected = State.UPSTREAMED if RELEASE >= Version("0.19") else expected
     assert state_of(KV_BLOCK_REF_COUNTS) is expected_state(expected)
 
 

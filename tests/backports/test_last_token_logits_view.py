@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from types import MethodType
 from typing import Any
@@ -18,7 +17,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW, TARGET
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from .checks import (
     REQUESTS,
     SPECS,
@@ -31,7 +30,6 @@ from .checks import (
 )
 from .steps import CONTEXTS, Steps, decode_step, walks
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 ON_HOST = RELEASE >= Version("0.18")
 
 pytestmark = pytest.mark.usefixtures("device")

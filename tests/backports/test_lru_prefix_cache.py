@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import random
 from itertools import dropwhile
 
@@ -17,20 +16,19 @@ from megatron_patch.judge import judge
 from megatron_patch.model import Target
 from megatron_patch.sources import read_source
 
-from ..conftest import SOURCE, expected_state
+from ..conftest import RELEASE, SOURCE, expected_state
 from ..upstream import support
 from . import log_probs
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-SHARES = VERSION >= Version("0.17")
-ORDERED = VERSION >= Version("0.19")
+SHARES = RELEASE >= Version("0.17")
+ORDERED = RELEASE >= Version("0.19")
 NO_ACTIVE = "active_request_count == 0"
 
 pytestmark = pytest.mark.usefixtures("device")
-only_sharing = pytest.mark.skipif(not SHARES, reason=f"{VERSION} has no prefix caching")
+only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix caching")
 only_unordered = pytest.mark.skipif(
-    not SHARES or ORDERED, reason=f"{VERSION} has no prefix caching, or evicts in the right order"
+    not SHARES or ORDERED, reason=f"{RELEASE} has no prefix caching, or evicts in the right order"
 )
 policies = pytest.mark.parametrize("policy", ["REF_ZERO", "LRU"])
 

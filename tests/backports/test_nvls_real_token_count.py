@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +12,14 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from megatron_patch.testing import engines
 
+from ..conftest import RELEASE
 from ..upstream import support
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-MASKS = VERSION >= Version("0.19")
+MASKS = RELEASE >= Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")
-only_masking = pytest.mark.skipif(not MASKS, reason=f"{VERSION} routes padding as any token")
+only_masking = pytest.mark.skipif(not MASKS, reason=f"{RELEASE} routes padding as any token")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 from packaging.version import Version
 
@@ -14,24 +12,23 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.one_token_prefill import ONE_TOKEN_PREFILL
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from .checks import assert_same_outputs, state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-CHUNKS = VERSION >= Version("0.15")
-SHARES = VERSION >= Version("0.17")
-PATCHED = Version("0.16") <= VERSION < Version("0.18")
+CHUNKS = RELEASE >= Version("0.15")
+SHARES = RELEASE >= Version("0.17")
+PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 
 # Half as many heads of keys as of queries, where flash-attn has its short cut. 0.18 and later still
 # run into it with prompts of one token.
-GROUPED = [None, 2] if VERSION < Version("0.18") else [None]
+GROUPED = [None, 2] if RELEASE < Version("0.18") else [None]
 # What goes wrong without the patch does so on 0.16 with grouped heads alone.
 FAILING = [None, 2] if SHARES else [2]
 
 pytestmark = pytest.mark.usefixtures("device")
-only_chunking = pytest.mark.skipif(not CHUNKS, reason=f"{VERSION} does not split prompts")
-only_sharing = pytest.mark.skipif(not SHARES, reason=f"{VERSION} has no prefix caching")
-only_patched = pytest.mark.skipif(not PATCHED, reason=f"{VERSION} does not get the patch")
+only_chunking = pytest.mark.skipif(not CHUNKS, reason=f"{RELEASE} does not split prompts")
+only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix caching")
+only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} does not get the patch")
 grouped = pytest.mark.parametrize("groups", GROUPED, ids=["heads", "grouped-heads"][: len(GROUPED)])
 
 BATCHES = {
@@ -57,7 +54,7 @@ def state() -> State:
 
 def test_state():
     testing.build_engine(testing.EngineSpec())
-    expected = State.NOT_APPLICABLE if VERSION < Version("0.16") else State.UPSTREAMED
+    expected = State.NOT_APPLICABLE if RELEASE < Version("0.16") else State.UPSTREAMED
     assert state() is expected_state(State.APPLIED if PATCHED else expected)
 
 
@@ -112,7 +109,7 @@ def test_a_last_chunk_of_one_token_joins_a_batch(groups):
     assert decode(requests, chunking(groups)) == expected
 
 
-@pytest.mark.skipif(VERSION.release[:2] != (0, 16), reason=f"{VERSION} leaves no such chunk")
+@pytest.mark.skipif(RELEASE.release[:2] != (0, 16), reason=f"{RELEASE} leaves no such chunk")
 def test_unpatched_a_last_chunk_of_one_token_raises(unpatched):
     for length in (65, 128, 191):
         with pytest.raises(RuntimeError, match="q must have shape"):

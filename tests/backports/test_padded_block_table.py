@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 
 import pytest
@@ -16,10 +15,9 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import assert_same_outputs, state_of, with_one_token_changed
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.16")
 ON_GPU = RELEASE < Version("0.18")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -18,10 +17,9 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.request_metadata_sync import GENERATE, REQUEST_METADATA_SYNC
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import state_of, with_one_token_changed
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 AFFECTED = Version("0.16") <= RELEASE < Version("0.18")
 affected = pytest.mark.skipif(not AFFECTED, reason=f"{RELEASE} reads no copy before it has ended")
 

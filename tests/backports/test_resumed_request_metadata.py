@@ -5,8 +5,6 @@ From 0.18 on these tests run upstream's own code: it has to do the same.
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 from packaging.version import Version
 
@@ -15,13 +13,12 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from megatron_patch.testing.releases import engine_class
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-SUSPENDS = VERSION >= Version("0.16")
-PATCHED = SUSPENDS and VERSION < Version("0.18")
-MODES = [None] if VERSION < Version("0.17") else ["persist", "offload", "recompute"]
+SUSPENDS = RELEASE >= Version("0.16")
+PATCHED = SUSPENDS and RELEASE < Version("0.18")
+MODES = [None] if RELEASE < Version("0.17") else ["persist", "offload", "recompute"]
 # The mode in which the context's tensors are new ones afterwards.
 FREEING = MODES[-1]
 
@@ -29,9 +26,9 @@ PROMPT = tuple(range(7, 27))
 NUM_TOKENS = 9
 
 pytestmark = pytest.mark.usefixtures("device")
-only_suspending = pytest.mark.skipif(not SUSPENDS, reason=f"{VERSION} has no suspend()")
+only_suspending = pytest.mark.skipif(not SUSPENDS, reason=f"{RELEASE} has no suspend()")
 only_patched = pytest.mark.skipif(
-    not PATCHED, reason=f"{VERSION} has no suspend(), or ends requests where it should"
+    not PATCHED, reason=f"{RELEASE} has no suspend(), or ends requests where it should"
 )
 
 
@@ -68,7 +65,7 @@ def all_tokens(device):  # type: ignore[no-untyped-def]
 def test_state():
     engine_class()
     expected = State.NOT_APPLICABLE if not SUSPENDS else State.APPLIED
-    expected = State.UPSTREAMED if VERSION >= Version("0.18") else expected
+    expected = State.UPSTREAMED if RELEASE >= Version("0.18") else expected
     assert state_of(RESUMED_REQUEST_METADATA) is expected_state(expected)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 import torch
 from packaging.version import Version
@@ -19,10 +17,9 @@ from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")

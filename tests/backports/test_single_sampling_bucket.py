@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from megatron_patch.backports.ours.single_sampling_bucket import COPY, SINGLE_SA
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
-from ..conftest import SOURCE, expected_state, not_in_source
+from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import (
     REQUESTS,
     SPECS,
@@ -32,7 +31,6 @@ from .checks import (
     with_one_token_changed,
 )
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.16")
 HAS_KERNEL = RELEASE >= Version("0.18")
 TAKES_OUTPUT = RELEASE >= Version("0.19")

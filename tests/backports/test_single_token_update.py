@@ -6,7 +6,6 @@ of its state has to be that of the other, bit for bit.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from types import MethodType
 
@@ -21,7 +20,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
 from .checks import (
     Operators,
@@ -32,7 +31,6 @@ from .checks import (
     with_one_token_changed,
 )
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = RELEASE >= Version("0.17")
 
 ON_GPU = RELEASE < Version("0.18")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import sys
 from collections import Counter
@@ -22,10 +21,9 @@ from megatron_patch.judge import judge
 from megatron_patch.testing.releases import engine_class
 from tools.benchmarking import selected
 
-from ..conftest import expected_state, not_in_source
+from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 ENGINE = FORWARD.partition(":")[0]
 

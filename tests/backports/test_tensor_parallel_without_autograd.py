@@ -6,7 +6,6 @@ runs on CPUs.
 
 from __future__ import annotations
 
-import importlib.metadata
 import pickle
 import warnings
 from collections import Counter
@@ -29,7 +28,7 @@ from megatron_patch.backports.ours.tensor_parallel_without_autograd import (
 )
 from megatron_patch.judge import judge
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from .checks import (
     REQUESTS,
     SPECS,
@@ -38,7 +37,6 @@ from .checks import (
     with_one_token_changed,
 )
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
 IN, OUT = 8, 6
 
 pytestmark = pytest.mark.usefixtures("device")

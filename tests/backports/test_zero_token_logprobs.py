@@ -5,8 +5,6 @@ From 0.19 on these tests run upstream's own code.
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 import torch
 from packaging.version import Version
@@ -15,20 +13,19 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
-from ..conftest import expected_state
+from ..conftest import RELEASE, expected_state
 from . import log_probs
 from .checks import state_of
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-ENDS_EARLY = VERSION >= Version("0.17")
-PATCHED = ENDS_EARLY and VERSION < Version("0.19")
+ENDS_EARLY = RELEASE >= Version("0.17")
+PATCHED = ENDS_EARLY and RELEASE < Version("0.19")
 
 pytestmark = pytest.mark.usefixtures("device")
 ending_early = pytest.mark.skipif(
-    not ENDS_EARLY, reason=f"{VERSION} generates one token where none is asked for"
+    not ENDS_EARLY, reason=f"{RELEASE} generates one token where none is asked for"
 )
 only_patched = pytest.mark.skipif(
-    not PATCHED, reason=f"{VERSION} does not cut off tokens, or does it right"
+    not PATCHED, reason=f"{RELEASE} does not cut off tokens, or does it right"
 )
 
 SPEC = testing.EngineSpec(materialize_only_last_token_logits=False)
@@ -166,7 +163,7 @@ def test_there_are_as_many_log_probs_as_tokens_in_speculative_decoding():
 
 
 @pytest.mark.skipif(
-    VERSION.release[:2] != (0, 17), reason=f"{VERSION} speculates on nothing, or cuts off"
+    RELEASE.release[:2] != (0, 17), reason=f"{RELEASE} speculates on nothing, or cuts off"
 )
 def test_unpatched_there_are_more_log_probs_than_tokens_in_speculative_decoding(unpatched):
     tokens, found = speculated()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 import pytest
+
+from megatron_patch.testing.version import core_version
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Census:
             sum(map(len, texts.values())) for texts in (self.changed, self.neutral, self.edited)
         )
         return (
-            f"fuzz: megatron-core {importlib.metadata.version('megatron-core')}: "
+            f"fuzz: megatron-core {core_version()}: "
             f"{changed} changed mutants refused; {neutral} neutral ones recognised, and "
             f"{edited} more edited and compiled; {self.equal} discarded as equal"
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from megatron_patch.judge import Verdict, judge
 from megatron_patch.model import Add, Known, Patch, Target
 from megatron_patch.rewrite import edited
 from megatron_patch.sources import read_source
+from megatron_patch.testing.version import core_version
 
 from .code import Code, Edit, functions, meaning, reduced
 from .conftest import Census
@@ -38,7 +38,7 @@ from .mutators import (
     join_statements,
 )
 
-RELEASE = f"megatron-core {importlib.metadata.version('megatron-core')}"
+RELEASE = f"megatron-core {core_version()}"
 EXAMPLES = settings().max_examples
 BYSTANDERS = 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 from collections import defaultdict
 
 import pytest
@@ -14,9 +13,7 @@ import megatron_patch
 from megatron_patch import testing
 
 from ..backports.test_input_position_view_cache import deallocating_modes, storage
-from ..conftest import SOURCE
-
-RELEASE = Version(importlib.metadata.version("megatron-core"))
+from ..conftest import RELEASE, SOURCE
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_device")]
 

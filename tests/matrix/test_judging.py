@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import replace
 
 import pytest
@@ -12,10 +11,10 @@ from tools.differential import comparing, defects, judging, oracles
 from tools.differential.configuration import Configuration, Happening, Plan
 from tools.differential.defects import Defect
 
+from ..conftest import RELEASE
 from .conftest import Planted
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
-PER_REQUEST = VERSION >= Version("0.16")
+PER_REQUEST = RELEASE >= Version("0.16")
 
 CONFIGURATION = Configuration(requests=(Plan(stem=1, length=9), Plan(stem=2, length=5, arrival=2)))
 
@@ -154,7 +153,7 @@ def test_weights_that_change_are_followed(device):
     assert not oracles.complaints(configuration, observation)
 
 
-@pytest.mark.skipif(not PER_REQUEST, reason=f"{VERSION} samples all requests alike")
+@pytest.mark.skipif(not PER_REQUEST, reason=f"{RELEASE} samples all requests alike")
 def test_a_patch_that_loses_a_log_prob_is_harm(engine_class):
     original = engine_class.post_process_requests
 

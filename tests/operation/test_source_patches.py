@@ -16,8 +16,9 @@ from megatron_patch.backports import SERIES
 from megatron_patch.model import Origin
 from megatron_patch.source_tree import SourceTree
 
+from ..conftest import RELEASE
 from ..unit.source_trees import git, repository
-from .test_command import RELEASE, megatron_patch_command
+from .test_command import megatron_patch_command
 
 CORE = Path("megatron", "core")
 ALL = [option for patch in SERIES for option in ("--only", patch.id)]

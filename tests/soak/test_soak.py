@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import pytest
 from packaging.version import Version
 
 from tools import soak
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
+from ..conftest import RELEASE
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("device")
 def run(scenario: str, *, seed: int, requests: int) -> soak.Soak:
     """A soak of one scenario; skips the test if the release cannot play it."""
     if scenario not in soak.scenarios():
-        pytest.skip(f"megatron-core {VERSION} lacks a feature of {scenario}")
+        pytest.skip(f"megatron-core {RELEASE} lacks a feature of {scenario}")
     ended = soak.Soak([scenario], seed)
     ended.run(requests)
     return ended
@@ -34,8 +32,8 @@ def test_requests_end_as_if_alone_and_leave_nothing_behind(scenario):
 
 
 @pytest.mark.skipif(
-    not Version("0.17") <= VERSION < Version("0.19"),
-    reason=f"{VERSION} has no prefix caching, or counts the holders of a block right",
+    not Version("0.17") <= RELEASE < Version("0.19"),
+    reason=f"{RELEASE} has no prefix caching, or counts the holders of a block right",
 )
 def test_unpatched_a_soak_finds_the_wrong_reference_counts(unpatched):
     found = [failure.error for failure in run("ref-zero", seed=0, requests=50).failures]

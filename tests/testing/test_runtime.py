@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import subprocess
 import sys
 
@@ -11,6 +10,8 @@ from packaging.version import Version
 
 from megatron_patch import testing
 from megatron_patch.testing import runtime
+
+from ..conftest import RELEASE
 
 DECODE = """
 request = testing.Request(prompt=(1, 2, 3), num_tokens=4)
@@ -66,7 +67,7 @@ testing.start()
 
 
 @pytest.mark.skipif(
-    Version(importlib.metadata.version("megatron-core")) < Version("0.16"),
+    RELEASE < Version("0.16"),
     reason="leaves captured CUDA graphs to the engine",
 )
 def test_stop_lets_go_of_cuda_graphs() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.testing.version import core_version
 from tools import upstream_tests
 from tools.upstream_suite import layout, outcomes, sessions
 from tools.upstream_suite.intended import INTENDED, Intended
@@ -25,9 +25,7 @@ B = "tests/unit_tests/inference/test_b.py"
 PACKAGE_INFO = "MAJOR = 0\nMINOR = 18\nPATCH = 2\nPRE_RELEASE = ''\n"
 
 #: They take minutes, and no Megatron is in the checkouts that they make up.
-pytestmark = pytest.mark.skipif(
-    importlib.metadata.version("megatron-core") != "0.16.1", reason="the same on each release"
-)
+pytestmark = pytest.mark.skipif(core_version() != "0.16.1", reason="the same on each release")
 
 
 @dataclass
@@ -580,4 +578,4 @@ def test_installed_megatron_is_tested_with_the_tests_of_a_checkout(checkout, tmp
     assert [d["test"] for d in result["differences"]] == [f"{A}::test_patched"]
     assert "applied" in result["sessions"]["patched"]["states"].values()
     assert set(result["sessions"]["unpatched"]["states"].values()) == {"disabled"}
-    assert result["megatron_core"] == importlib.metadata.version("megatron-core")
+    assert result["megatron_core"] == core_version()

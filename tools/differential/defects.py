@@ -5,18 +5,18 @@ Each has a predicate on what was observed. A complaint that none explains is a f
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+
+from megatron_patch.testing.version import core_release
 
 from .configuration import Plan
 from .oracles import Case, Complaint
 from .running import stop_words
 
-RELEASE = Version(importlib.metadata.version("megatron-core"))
+RELEASE = core_release()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of, release
+from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
+from megatron_patch.testing.version import core_release
 
 from .company import COMPANY
 from .configuration import GREEDY, LONGEST_PROMPT, Configuration, Happening, Plan
@@ -52,7 +53,7 @@ class Abilities:
         from megatron.core.inference.sampling_params import SamplingParams
         from megatron.core.transformer.moe import moe_utils
 
-        engine, version = engine_class(), Version(release().rpartition(" ")[2])
+        engine, version = engine_class(), core_release()
         known = {*parameters_of(engine), *context_parameters()}
         return cls(
             version=version,

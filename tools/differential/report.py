@@ -6,6 +6,8 @@ import importlib.metadata
 import platform
 from typing import Any
 
+from megatron_patch.testing.version import core_version
+
 from .configuration import as_dict
 from .searching import Search
 from .selections import ALL, Selections
@@ -19,7 +21,7 @@ def of(search: Search, selections: Selections, seed: int, seconds: float) -> Rep
         "seed": seed,
         "seconds": round(seconds, 1),
         "versions": {
-            "megatron-core": importlib.metadata.version("megatron-core"),
+            "megatron-core": core_version(),
             "torch": importlib.metadata.version("torch"),
             "hypothesis": importlib.metadata.version("hypothesis"),
             "python": platform.python_version(),
