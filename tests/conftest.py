@@ -76,6 +76,13 @@ def unpatched(device: Any) -> Iterator[None]:
 
 
 @pytest.fixture
+def opted_in_by_default(request: pytest.FixtureRequest) -> None:
+    """The patch that ``opted_in`` selects is on, unless MEGATRON_PATCH says which are."""
+    if "MEGATRON_PATCH" not in os.environ:
+        request.getfixturevalue("opted_in")
+
+
+@pytest.fixture
 def cuda_device(device: Any) -> Any:
     """The CUDA device; skips the test where there is none."""
     if device.type != "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
@@ -30,6 +31,18 @@ SPECS = {
         num_speculative_tokens=2, materialize_only_last_token_logits=False
     ),
 }
+
+
+#: Marks what shows the purpose of a patch, on whichever source is imported: it fails where the
+#: source needs the patch and the patch is not installed, and passes everywhere else. So it asks the
+#: source, never the release, and leaves the patches as `MEGATRON_PATCH` says.
+proof = pytest.mark.proof
+
+
+def needs(found: object, feature: str) -> None:
+    """Skip a proof on source that lacks what its patch is about: there is nothing to patch."""
+    if not found:
+        pytest.skip(f"has no such feature: {feature}")
 
 
 def state_of(patch: Patch) -> State:

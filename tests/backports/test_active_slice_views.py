@@ -22,6 +22,8 @@ from .checks import (
     Operators,
     as_it_is,
     assert_patches_change_no_output,
+    needs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -67,6 +69,18 @@ def test_a_decode_step_after_a_decode_step_refreshes_and_nothing_else():
     # Two slices for the prompts, of which there are none.
     assert counts.pop("aten::slice") == 2
     assert counts == {"aten::copy_": labels, "aten::cumsum": 1, "aten::sub_": 1}
+
+
+@proof
+def test_a_decode_step_slices_and_fills_nothing_again():
+    needs(hasattr(testing.context_class(), "build_active_slices"), "slices of the active requests")
+    counts = operators_of_a_decode_step()
+    assert counts["aten::slice"] <= 2
+    assert counts["aten::fill_"] == counts["aten::zero_"] == 0
+    context = decode_step().context
+    refresh(context)
+    assert context.active_logit_idxs[:4].tolist() == [0, 1, 2, 3]
+    assert context.active_request_last_token_idxs[:4].tolist() == [0, 1, 2, 3]
 
 
 @only_patched

@@ -22,6 +22,8 @@ from .checks import (
     Operators,
     as_it_is,
     assert_patches_change_no_output,
+    needs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -68,6 +70,17 @@ def test_a_decode_step_takes_an_operator_for_each_length(monkeypatch):
         "aten::clamp": 1,
         "aten::sub": 1,
     }
+
+
+@proof
+def test_a_decode_step_fills_and_copies_no_lengths(monkeypatch):
+    context = decode_step().context
+    needs(hasattr(context, "_cpu_mha_kv_seq_lengths"), "lengths that are made on the host")
+    assert context._cpu_mha_kv_seq_lengths[:4].tolist() == [3, 4, 5, 6]
+    assert context._cpu_mha_query_lengths[:4].tolist() == [1] * 4
+    counts = operators_of_a_decode_step(monkeypatch)
+    assert counts["aten::fill_"] == 0
+    assert counts["aten::copy_"] <= 2  # of the block table, too
 
 
 @only_patched

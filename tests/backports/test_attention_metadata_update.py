@@ -20,6 +20,8 @@ from .checks import (
     Operators,
     as_it_is,
     assert_patches_change_no_output,
+    needs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -136,10 +138,24 @@ def operators_in_a_step():
     return len(operators.names)
 
 
-@only_patched
-def test_a_step_takes_few_operators():
+def fills_on_the_gpu() -> bool:
+    """Whether the metadata copies into buffers of its own what a step has."""
     testing.context_class()
+    try:
+        from megatron.core.inference.contexts.attention_context import mha_metadata
+    except ImportError:
+        return False
+    methods = {"__init__", "update", "reset"}
+    return methods <= {*vars(mha_metadata.MHAMetadata)}
+
+
+@proof
+def test_a_step_takes_few_operators():
+    needs(fills_on_the_gpu(), "metadata that is filled on the GPU")
     assert operators_in_a_step() <= 6
+    seen = update(metadata(methods()), *FULL)
+    assert seen["cu_query_seq_lengths"][0] == [*range(MAX_REQUESTS + 1)]
+    assert seen["kv_seq_lengths"][0] == [6] * MAX_REQUESTS
 
 
 @only_patched

@@ -20,10 +20,11 @@ from megatron_patch.backports.upstream.block_allocator_reset import (
 from megatron_patch.judge import find_definition, judge
 from megatron_patch.model import Target
 from megatron_patch.sources import read_source
+from megatron_patch.testing.releases import context_parameters
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
-from .checks import assert_same_outputs, state_of
+from .checks import assert_same_outputs, needs, proof, state_of
 
 # What is wrong without the patch: up to 0.15 the reset does not fill the pool, later it makes a
 # new tensor for it.
@@ -135,6 +136,16 @@ def check(sequence: list[tuple[str, int]]) -> None:
         assert pool.free == len(pool.blocks) - sum(map(len, owned))
 
 
+@proof
+@pytest.mark.parametrize(
+    "sequence",
+    [[*LIVE, RESET, *LIVE], [RESET_UNDER_INFERENCE_MODE, *LIVE]],
+    ids=["in use", "under inference mode"],
+)
+def test_after_a_reset_each_block_is_handed_out_once_and_can_be_returned(sequence):
+    check(sequence)
+
+
 @only_unfilled
 def test_unpatched_a_block_has_two_owners_after_a_reset(unpatched):
     with pytest.raises(AssertionError):
@@ -233,6 +244,7 @@ def expected(device):  # type: ignore[no-untyped-def]
     return testing.reference_decode(testing.build_model(testing.EngineSpec()), REQUESTS)
 
 
+@proof
 def test_an_engine_that_was_reset_in_mid_flight_decodes_as_the_model_alone(expected):
     assert decode_after_interruption() == expected
 
@@ -249,7 +261,7 @@ def decode_with_evictions() -> int:
     one is evicted from the prefix cache.
     """
     fields: dict[str, object] = {}
-    if SHARES:
+    if "prefix_caching_eviction_policy" in context_parameters():
         from megatron.core.inference.config import PrefixCachingEvictionPolicy
 
         policy = PrefixCachingEvictionPolicy.LRU
@@ -267,6 +279,7 @@ def decode_with_evictions() -> int:
     return steps
 
 
+@proof
 def test_an_engine_that_was_reset_under_inference_mode_decodes_and_evicts():
     assert decode_with_evictions() == 8 * 3
 
@@ -292,8 +305,9 @@ def return_mamba_states() -> int:
     return slots.max_slots - slots.free_count
 
 
-@only_sharing
+@proof
 def test_mamba_states_can_be_returned_after_a_reset_under_inference_mode():
+    needs("prefix_caching_mamba_gb" in context_parameters(), "a cache of Mamba states")
     assert return_mamba_states() == 0
 
 

@@ -20,7 +20,7 @@ from megatron_patch.backports.upstream.bookkeeping_transfer_sync import BOOKKEEP
 from megatron_patch.judge import judge
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed
 
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
 
@@ -158,6 +158,14 @@ def events_of(write, mocker) -> list[str]:
         write(context)
     assert "written" in events[step:]
     return events
+
+
+@proof
+@pytest.mark.parametrize("name", ["transfer", "next step", "update_requests"])
+def test_the_next_write_comes_after_the_copy(name, mocker):
+    context = testing.build_context(testing.EngineSpec())
+    needs(hasattr(context, "_cpu_bookkeeping_buf"), "a buffer that is copied to the GPU")
+    assert written_in_flight(events_of(WRITERS[name], mocker)) == 0
 
 
 @with_transfer

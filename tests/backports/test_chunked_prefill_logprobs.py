@@ -11,10 +11,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
+from megatron_patch.testing.releases import parameters_of
 
 from ..conftest import RELEASE, expected_state
 from . import log_probs
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 SKIPS = RELEASE >= Version("0.16")
 PATCHED = SKIPS and RELEASE < Version("0.17")
@@ -48,7 +49,16 @@ def requests(length: int) -> list[testing.Request]:
 
 
 @pytest.fixture(scope="module")
-def model(device):  # type: ignore[no-untyped-def]
+def skipping(device) -> None:  # type: ignore[no-untyped-def]
+    testing.context_class()
+    from megatron.core.inference.sampling_params import SamplingParams
+
+    skips = "skip_prompt_log_probs" in parameters_of(SamplingParams)
+    needs(skips, "log probs without those of the prompt")
+
+
+@pytest.fixture(scope="module")
+def model(skipping):  # type: ignore[no-untyped-def]
     return testing.build_model(spec())
 
 
@@ -82,6 +92,12 @@ def test_generated_tokens_have_their_own_log_probs(model, length, only_last):
     parts = decode(length, only_last, skip_prompt_log_probs=True)
     check(model, parts, length)
     assert [part.prompt_log_probs for part in parts] == [[], [], []]
+
+
+@proof
+@pytest.mark.parametrize("only_last", [False, True])
+def test_each_generated_token_has_one_log_prob(model, only_last):
+    check(model, decode(LENGTHS[1], only_last, skip_prompt_log_probs=True), LENGTHS[1])
 
 
 @only_skipping

@@ -6,6 +6,7 @@ import importlib
 from types import SimpleNamespace
 
 import pytest
+import torch
 from packaging.version import Version
 
 import megatron_patch
@@ -14,7 +15,7 @@ from megatron_patch.backports.upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from megatron_patch.model import Target
 
 from ..conftest import RELEASE
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 SEEDED = RELEASE >= Version("0.15")
 PATCHED = SEEDED and RELEASE < Version("0.19")
@@ -83,6 +84,28 @@ def test_ranks_draw_different_samples_each_the_same_again(opted_in):
     first = [sample(rank) for rank in range(3)]
     assert len({*first}) == 3
     assert [sample(rank) for rank in range(3)] == first
+
+
+@proof
+@pytest.mark.usefixtures("opted_in_by_default")
+def test_each_rank_draws_samples_of_its_own_again(monkeypatch):
+    from megatron.core import parallel_state
+
+    # Upstream's own change asks the group, and not for Megatron's override.
+    ranks, of_data = torch.distributed.get_rank, parallel_state.get_data_parallel_group()
+    monkeypatch.setattr(
+        torch.distributed,
+        "get_rank",
+        lambda group=None: (
+            parallel_state.get_data_parallel_rank() if group is of_data else ranks(group)
+        ),
+    )
+    be(0)
+    engine = testing.build_engine(testing.EngineSpec())
+    needs(hasattr(engine.controller, "sampling_rng"), "a generator for samples that is seeded")
+    samples = [sample(rank) for rank in range(3)]
+    assert len({*samples}) == 3
+    assert sample(1) == samples[1]
 
 
 @only_patched

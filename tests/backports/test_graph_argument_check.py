@@ -21,7 +21,7 @@ from megatron_patch.backports.ours.graph_argument_check import ERRORS, GRAPH_ARG
 from megatron_patch.judge import judge
 
 from ..conftest import expected_state, not_in_source
-from .checks import as_it_is, state_of, with_one_token_changed
+from .checks import as_it_is, needs, proof, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, runner_of
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -66,6 +66,27 @@ def test_arguments_of_the_capture_match_and_so_do_other_tensors_like_them(graphs
     errors = runner.get_mismatch_errors((), kwargs)
     errors.append("callers get a list of their own")
     assert runner.get_mismatch_errors((), kwargs) == []
+
+
+@proof
+def test_arguments_that_match_are_not_described(graphs, monkeypatch):
+    """Nor are they any less compared for it."""
+    needs(hasattr(graphs._CudaGraphRunner, "get_mismatch_errors"), "a check of arguments")
+    described = []
+
+    class Described(graphs.ArgMetadata):  # type: ignore[misc]
+        def __init__(self, arg: Any) -> None:
+            described.append(arg)
+            super().__init__(arg)
+
+    monkeypatch.setattr(graphs, "ArgMetadata", Described)
+    kwargs = layer_arguments()
+    runner = runner_of((), kwargs)
+    described.clear()
+    assert runner.get_mismatch_errors((), {**kwargs, "hidden_states": torch.ones(8, 1, 16)}) == []
+    assert described == []
+    (error,) = runner.get_mismatch_errors((), {**kwargs, "context": "text"})
+    assert "Type mismatch" in error
 
 
 def test_keywords_in_another_order_match_too(graphs):

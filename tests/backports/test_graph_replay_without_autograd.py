@@ -26,7 +26,7 @@ from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import as_it_is, state_of, with_one_token_changed
+from .checks import as_it_is, proof, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -90,6 +90,7 @@ def applied(graphs, monkeypatch):
     return names
 
 
+@proof
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_without_gradients_autograd_is_left_out(graphs, applied, mode):
     with mode():

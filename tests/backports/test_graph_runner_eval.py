@@ -15,15 +15,13 @@ from megatron_patch.backports.upstream.graph_runner_eval import CALL, GRAPH_RUNN
 from megatron_patch.judge import judge
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
-from .checks import state_of, with_one_token_changed
+from .checks import needs, proof, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
 
 PATCHED = Version("0.15") <= RELEASE < Version("0.17")
 
 pytestmark = pytest.mark.usefixtures("device")
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} visits them once")
-#: 0.14 replays by another way, after the graphs of all layers have been made.
-not_in_014 = pytest.mark.skipif(RELEASE < Version("0.15"), reason=f"{RELEASE} records, and replays")
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +64,14 @@ def modes(*modules):
     return {part.training for module in modules for part in module.modules()}
 
 
-@not_in_014
-def test_a_replay_visits_no_module(captured, mocker):
+@proof
+def test_a_replay_visits_no_module(graphs, captured, mocker):
+    known = hasattr(graphs._CudagraphGlobalRecord, "cudagraph_inference_record")
+    needs(known, "graphs that are captured for inference")
     manager, layer, runner = captured
     runner.eval()
     assert visited(mocker, manager, layer) == 0
+    assert modes(layer, runner) == {False}
 
 
 @only_patched

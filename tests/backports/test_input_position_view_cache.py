@@ -26,7 +26,8 @@ from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import assert_same_outputs, state_of, with_one_token_changed
+from ..upstream import support
+from .checks import assert_same_outputs, proof, state_of, with_one_token_changed
 
 UNCACHED_018 = "MEGATRON_PATCH_TEST_UNCACHED_018" in os.environ
 PATCHED = RELEASE < Version("0.18") or UNCACHED_018
@@ -128,6 +129,7 @@ def test_each_token_count_has_its_own_views():
         context.current_input_and_position_ids(8)
 
 
+@proof
 def test_writes_to_the_storage_show_in_cached_views():
     context = context_of()
     views = context.current_input_and_position_ids()
@@ -140,6 +142,16 @@ def test_writes_to_the_storage_show_in_cached_views():
         assert set(again[1].flatten().tolist()) == {20 + step}
     views[0][0, 3] = 99
     assert storage(context).token_to_input_ids[3] == 99
+
+
+@proof
+def test_after_a_suspension_the_views_are_of_the_storage_of_now():
+    context = context_of(**support.deallocating())
+    context.current_input_and_position_ids()
+    support.deallocate(context)
+    support.allocate(context)
+    context.padded_active_token_count = 64
+    assert_fresh(context, context.current_input_and_position_ids())
 
 
 def test_reset_keeps_the_storage_and_shows_zeros():

@@ -12,7 +12,7 @@ from megatron_patch.backports.upstream.kv_append_offset_dtype import KV_APPEND_O
 
 from ..conftest import RELEASE, expected_state
 from ..upstream import support
-from .checks import assert_same_outputs, state_of
+from .checks import assert_same_outputs, proof, state_of
 
 HAS_VIEW = RELEASE >= Version("0.18")
 PATCHED = HAS_VIEW and RELEASE < Version("0.19")
@@ -45,6 +45,7 @@ def offset(context) -> int:  # type: ignore[no-untyped-def]
     return int(blocks_of_tokens(context).fill_(BLOCK)[0] * ELEMENTS)
 
 
+@proof
 def test_the_offset_of_a_block_does_not_overflow():
     assert offset(testing.build_context(testing.EngineSpec())) == 2**31
 

@@ -17,10 +17,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from megatron_patch.testing.releases import context_parameters
 
 from ..conftest import RELEASE, expected_state
 from ..upstream import support
-from .checks import assert_same_outputs, state_of
+from .checks import assert_same_outputs, needs, proof, state_of
 
 SHARES = RELEASE >= Version("0.17")
 PATCHED = SHARES and RELEASE < Version("0.19")
@@ -117,11 +118,20 @@ def test_unpatched_a_wave_loses_the_blocks_of_its_prefix(unpatched, policy):
         assert free(context) == start - 2 * (number + 1)
 
 
-@only_sharing
+@pytest.fixture
+def sharing(device) -> None:  # type: ignore[no-untyped-def]
+    """Source that counts the holders of a block, by which a policy says what becomes of it."""
+    known = {"enable_prefix_caching", "prefix_caching_eviction_policy"}
+    needs(known <= {*context_parameters()}, "prefix caching with a policy")
+
+
+@proof
+@pytest.mark.usefixtures("sharing")
 @policies
 def test_a_single_end_and_a_common_end_count_the_same(policy):
     """Three requests that share their first block: one ends alone, then two in one step."""
     context = testing.build_context(spec(policy))
+    start = free(context)
     size, counts = context.block_size_tokens, context.kv_block_allocator.block_ref_counts
     for index in range(3):
         add(context, index, [*range(size), 100 + index])
@@ -131,6 +141,7 @@ def test_a_single_end_and_a_common_end_count_the_same(policy):
     assert counts[shared] == 2
     end(context, [0, 0])
     assert counts[shared] == 0
+    assert free(context) == start
 
 
 @only_sharing

@@ -25,6 +25,7 @@ from .checks import (
     as_it_is,
     assert_patches_change_no_output,
     assert_same_outputs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -59,6 +60,7 @@ def is_part_of(rows: torch.Tensor, logits: torch.Tensor) -> bool:
     return rows.untyped_storage().data_ptr() == logits.untyped_storage().data_ptr()
 
 
+@proof
 def test_a_decode_step_copies_its_rows_once():
     steps = decode_step()
     with Operators(views=False) as operators:

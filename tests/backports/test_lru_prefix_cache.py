@@ -15,11 +15,12 @@ from megatron_patch.backports.upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from megatron_patch.judge import judge
 from megatron_patch.model import Target
 from megatron_patch.sources import read_source
+from megatron_patch.testing.releases import context_parameters
 
 from ..conftest import RELEASE, SOURCE, expected_state
 from ..upstream import support
 from . import log_probs
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 SHARES = RELEASE >= Version("0.17")
 ORDERED = RELEASE >= Version("0.19")
@@ -33,6 +34,12 @@ only_unordered = pytest.mark.skipif(
 policies = pytest.mark.parametrize("policy", ["REF_ZERO", "LRU"])
 
 SIZE = 4  # tokens in a block
+
+
+@pytest.fixture(scope="module")
+def sharing(device) -> None:  # type: ignore[no-untyped-def]
+    known = {"enable_prefix_caching", "prefix_caching_eviction_policy"}
+    needs(known <= {*context_parameters()}, "prefix caching with a policy")
 
 
 def spec(blocks: int, policy: str = "LRU", **fields) -> testing.EngineSpec:  # type: ignore[no-untyped-def]
@@ -72,7 +79,7 @@ def decode(engine, *requests: tuple[tuple[int, ...], int]) -> testing.Decoded:  
 
 
 @pytest.fixture(scope="module")
-def model(device):  # type: ignore[no-untyped-def]
+def model(sharing):  # type: ignore[no-untyped-def]
     return testing.build_model(spec(4))
 
 
@@ -111,7 +118,7 @@ def decode_when_all_other_blocks_are_cached() -> testing.Decoded:
     return decode(engine, (tokens(2, SIZE), 3))  # it needs a second block
 
 
-@only_sharing
+@proof
 def test_a_request_gets_the_block_of_one_that_has_ended(model):
     decoded = decode_when_all_other_blocks_are_cached()
     assert decoded.tokens == expected(model, (tokens(2, SIZE), 3))
@@ -130,7 +137,7 @@ def decode_what_is_cached_in_part() -> tuple[int, testing.Decoded]:
     return cached(engine, prompt), decode(engine, (prompt, 2))
 
 
-@only_sharing
+@proof
 def test_the_last_blocks_of_a_prompt_are_evicted_first(model):
     left, decoded = decode_what_is_cached_in_part()
     assert left == 2
@@ -151,7 +158,7 @@ def decode_with_what_would_be_evicted() -> testing.Decoded:
     return decode(engine, (prompt, 1))  # the oldest blocks are its own
 
 
-@only_sharing
+@proof
 def test_blocks_that_a_request_shares_are_not_evicted_for_it(model):
     assert decode_with_what_would_be_evicted().tokens == expected(
         model, (tokens(1, 4 * SIZE - 1), 1)
@@ -226,7 +233,7 @@ def test_unpatched_no_block_is_released_by_evicting_what_only_shares(unpatched, 
         fill_all_blocks(testing.build_context(spec(4, policy)))
 
 
-@only_sharing
+@proof
 @policies
 def test_requests_that_share_blocks_and_do_not_fit_together_all_end(model, policy):
     engine = testing.build_engine(spec(4, policy))

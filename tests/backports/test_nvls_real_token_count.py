@@ -14,7 +14,7 @@ from megatron_patch.testing import engines
 
 from ..conftest import RELEASE
 from ..upstream import support
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 MASKS = RELEASE >= Version("0.19")
 
@@ -95,6 +95,23 @@ def test_the_count_is_that_of_the_step(opted_in, dispatcher, mode):
         suspend_and_resume(context)
         step(context, prompt_length + 10)
         assert dispatcher._real_token_count_tensor.tolist() == [prompt_length + 10]
+
+
+@proof
+@pytest.mark.usefixtures("opted_in_by_default")
+def test_after_a_suspension_the_count_is_that_of_the_step(request):
+    try:
+        from megatron.core.transformer.moe import token_dispatcher_inference as module
+    except ImportError:
+        module = None
+    cls = getattr(module, "NVLSAllGatherVDispatcher", None)
+    needs(hasattr(cls, "set_real_token_count_tensor"), "a dispatcher that is told the count")
+    dispatcher = request.getfixturevalue("dispatcher")
+    context = build("recompute")
+    for prompt_length in (20, 33):
+        step(context, prompt_length)
+        assert dispatcher._real_token_count_tensor.tolist() == [prompt_length]
+        suspend_and_resume(context)
 
 
 @only_masking

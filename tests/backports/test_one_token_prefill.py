@@ -11,9 +11,10 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.one_token_prefill import ONE_TOKEN_PREFILL
+from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 
 from ..conftest import RELEASE, expected_state
-from .checks import assert_same_outputs, state_of
+from .checks import assert_same_outputs, needs, proof, state_of
 
 CHUNKS = RELEASE >= Version("0.15")
 SHARES = RELEASE >= Version("0.17")
@@ -48,6 +49,20 @@ def decode(requests, spec):  # type: ignore[no-untyped-def]
     return testing.decode(testing.build_engine(spec), requests, capture_logits=False).tokens
 
 
+def known_fields() -> set[str]:
+    """What the context and the engine can be given."""
+    return {*context_parameters(), *parameters_of(engine_class())}
+
+
+def computes_longest_query() -> bool:
+    """Whether metadata on the GPU says how long the longest query is, which the patch corrects."""
+    try:
+        from megatron.core.inference.contexts.attention_context import mha_metadata
+    except ImportError:
+        return False
+    return "update" in vars(mha_metadata.NonGraphedMHAMetadata)
+
+
 def state() -> State:
     return state_of(ONE_TOKEN_PREFILL)
 
@@ -65,6 +80,18 @@ def test_prompts_of_one_token_decode_as_with_the_model_alone(requests, graphs, g
     spec = testing.EngineSpec(num_query_groups=groups, num_cuda_graphs=graphs)
     expected = testing.reference_decode(testing.build_model(spec), requests)
     assert decode(requests, spec) == expected
+
+
+@proof
+@pytest.mark.parametrize("groups", [None, 2], ids=["heads", "grouped-heads"])
+@pytest.mark.parametrize("name", ["alone", "joining"])
+def test_the_longest_query_of_one_token_prefills_is_that_of_prefills(name, groups):
+    if groups:
+        # Where it is not, it is made on the host, and grouped heads are what is left to upstream.
+        needs(computes_longest_query(), "a longest query that the metadata computes")
+    spec = testing.EngineSpec(num_query_groups=groups)
+    expected = testing.reference_decode(testing.build_model(spec), BATCHES[name])
+    assert decode(BATCHES[name], spec) == expected
 
 
 @only_patched
@@ -109,6 +136,15 @@ def test_a_last_chunk_of_one_token_joins_a_batch(groups):
     assert decode(requests, chunking(groups)) == expected
 
 
+@proof
+def test_a_last_chunk_of_one_token_decodes_as_the_model_alone():
+    needs("enable_chunked_prefill" in known_fields(), "prompts in chunks")
+    requests = [testing.Request(prompt(length), 3) for length in (65, 128)]
+    expected = testing.reference_decode(testing.build_model(chunking(2)), requests)
+    for request, tokens in zip(requests, expected, strict=True):
+        assert decode([request], chunking(2)) == (tokens,)
+
+
 @pytest.mark.skipif(RELEASE.release[:2] != (0, 16), reason=f"{RELEASE} leaves no such chunk")
 def test_unpatched_a_last_chunk_of_one_token_raises(unpatched):
     for length in (65, 128, 191):
@@ -135,6 +171,14 @@ def test_a_prompt_that_is_all_cached_decodes_as_the_first_time(groups, length):
     assert tokens == testing.reference_decode(testing.build_model(caching(groups)), requests)
     if PATCHED:
         assert engine.context.lifetime_prefill_token_count == length + 1 + 1
+
+
+@proof
+@pytest.mark.parametrize("length", [32, 33])
+def test_a_prompt_that_is_all_cached_decodes_as_the_model_alone(length):
+    needs("enable_prefix_caching" in known_fields(), "prefix caching")
+    expected = testing.reference_decode(testing.build_model(caching(None)), repeated(length))
+    assert decode(repeated(length), caching(None)) == expected
 
 
 @only_sharing

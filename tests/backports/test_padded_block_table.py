@@ -16,7 +16,7 @@ from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TA
 from megatron_patch.judge import judge
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import assert_same_outputs, state_of, with_one_token_changed
+from .checks import assert_same_outputs, needs, proof, state_of, with_one_token_changed
 
 PATCHED = RELEASE >= Version("0.16")
 ON_GPU = RELEASE < Version("0.18")
@@ -94,6 +94,17 @@ def test_attention_gets_no_block_that_does_not_exist(spec, tables):
     # There were rows of padding, and unused columns of real rows.
     assert any((table == dummy).all(dim=1).any() for table in tables)
     assert any(((table == dummy).any(dim=1) & (table[:, 0] != dummy)).any() for table in tables)
+
+
+@proof
+@each_spec
+def test_attention_gets_no_row_or_entry_below_zero(spec, tables):
+    """Where no metadata is made for attention, it gets the context's table, in which there may be
+    entries of -1 behind the last block of a row, but no row of them."""
+    engine, _ = run(spec)
+    needs(tables, "a block table")
+    padded = hasattr(engine.context, "active_attn_metadata")
+    assert all(((table if padded else table[:, 0]) >= 0).all() for table in tables)
 
 
 @only_patched

@@ -18,7 +18,7 @@ from megatron_patch.backports.upstream.request_metadata_sync import GENERATE, RE
 from megatron_patch.judge import judge
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import state_of, with_one_token_changed
+from .checks import needs, proof, state_of, with_one_token_changed
 
 AFFECTED = Version("0.16") <= RELEASE < Version("0.18")
 affected = pytest.mark.skipif(not AFFECTED, reason=f"{RELEASE} reads no copy before it has ended")
@@ -122,6 +122,18 @@ def held_back(device):
     """A CPU, where the tests themselves hold the copies back."""
     if device.type != "cpu":
         pytest.skip("needs a CPU, on which the copies can be held back")
+
+
+@proof
+@pytest.mark.parametrize("name", SPECS)
+def test_the_parameters_of_the_step_are_there_before_they_are_read(held_back, name):
+    controller = testing.build_engine(SPECS["eager"]).controller
+    needs(hasattr(controller, "_torch_sampling_buckets"), "parameters that are copied to the host")
+    on_time: list[object] = []
+    late: list[object] = []
+    expected = decode(SPECS[name], on_time)
+    assert decode(SPECS[name], late, late=True) == expected
+    assert late == on_time
 
 
 @affected

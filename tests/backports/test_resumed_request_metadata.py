@@ -11,10 +11,10 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
-from megatron_patch.testing.releases import engine_class
+from megatron_patch.testing.releases import context_parameters, engine_class
 
 from ..conftest import RELEASE, expected_state
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 SUSPENDS = RELEASE >= Version("0.16")
 PATCHED = SUSPENDS and RELEASE < Version("0.18")
@@ -89,6 +89,21 @@ def test_a_request_does_not_end_at_that_of_another(all_tokens, mode, suspend_at)
     testing.suspend(engine)
     testing.resume(engine)
     assert decode(engine, suspend_at=suspend_at) == all_tokens
+
+
+@proof
+@pytest.mark.parametrize("first", [False, True], ids=["ends", "goes on"])
+def test_each_request_ends_at_its_own_termination_id(all_tokens, first):
+    """The one before a suspension, and the one after it, of which one has such an id."""
+    needs(hasattr(engine_class(), "suspend"), "suspend()")
+    frees = "kv_cache_management_mode" in context_parameters()
+    engine = build("recompute" if frees else None)
+    ends = [(all_tokens[4], all_tokens[:5]), (-1, all_tokens)]
+    for index, (termination_id, tokens) in enumerate(ends if first else reversed(ends)):
+        if index:
+            testing.suspend(engine)
+            testing.resume(engine)
+        assert decode(engine, termination_id) == tokens
 
 
 @only_patched

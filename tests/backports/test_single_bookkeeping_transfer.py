@@ -18,7 +18,7 @@ from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
 
 from ..conftest import RELEASE, expected_state, not_in_source
-from .checks import REQUESTS, assert_same_outputs, state_of, with_one_token_changed
+from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed
 
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
 
@@ -76,6 +76,15 @@ def dummy_steps(engine, transfers):
 
 USES = pytest.mark.parametrize("use", [decoding, dummy_steps])
 SPECS = pytest.mark.parametrize("fields", [{}, {"num_cuda_graphs": 2}], ids=["eager", "padded"])
+
+
+@proof
+@SPECS
+def test_a_decode_makes_one_transfer_a_step(fields):
+    has_one = hasattr(testing.context_class(), "transfer_bookkeeping_to_gpu")
+    needs(has_one, "a transfer of the bookkeeping to the GPU")
+    transfers = transfers_of(decoding, **fields)
+    assert len(transfers.buffers) == transfers.steps
 
 
 @with_transfer

@@ -19,6 +19,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_sampling_bucket import COPY, SINGLE_SAMPLING_BUCKET
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
+from megatron_patch.testing.releases import parameters_of
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import (
@@ -27,6 +28,8 @@ from .checks import (
     Operators,
     as_it_is,
     assert_same_outputs,
+    needs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -74,13 +77,14 @@ def controller(device):
     return testing.build_engine(testing.EngineSpec(vocab_size=VOCABULARY)).controller
 
 
+def kernel_of(controller) -> Any:
+    """The method that samples any rows of logits, None where the controller does it itself."""
+    return getattr(type(getattr(controller, "_sampling", None)), "sample_kernel", None)
+
+
 def sampling_of(controller) -> Any:
     """The method that the patch edits, as it is now."""
-    return type(controller._sampling).sample_kernel if HAS_KERNEL else sampling_step(controller)
-
-
-def sampling_step(controller) -> Any:
-    return type(controller)._dynamic_step_sample_logits
+    return kernel_of(controller) or type(controller)._dynamic_step_sample_logits
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Batch:
         # 0.18 has those of active requests alone, as others have those of all requests.
         metadata, first = (
             (context.active_request_metadata, 0)
-            if HAS_KERNEL
+            if kernel_of(controller)
             else (controller._request_metadata, self.paused)
         )
         for name, values in zip(
@@ -117,13 +121,13 @@ class Batch:
         ):
             metadata[name][first : first + count] = torch.tensor(values, dtype=metadata[name].dtype)
         try:
-            if not HAS_KERNEL:
+            if not kernel_of(controller):
                 controller._dynamic_step_sample_bookkeeping()
                 with watched or nullcontext():
                     function(controller, self.logits[None])
                 return controller._sampled_tokens_cuda[:count]
-            flags = {"no_top_k": False, "no_top_p": False} if TAKES_OUTPUT else {}
-            arguments = {**flags, **dict(self.options)}
+            flags = {"no_top_k", "no_top_p"} & {*parameters_of(kernel_of(controller))}
+            arguments = {**dict.fromkeys(flags, False), **dict(self.options)}
             with watched or nullcontext():
                 return function(controller._sampling, self.logits, n or count, context, **arguments)
         finally:
@@ -175,6 +179,18 @@ def test_one_bucket_is_sampled_without_an_index(both, controller, parameters):
     assert BY_INDEX.issubset(without)
     assert BY_INDEX.isdisjoint(patched)
     assert len(patched) <= len(without) - len(BY_INDEX)
+
+
+@proof
+@pytest.mark.parametrize("parameters", [GREEDY, (1.0, 5, 0.0)])
+def test_a_step_whose_requests_are_alike_has_no_index(controller, parameters):
+    buckets = hasattr(controller, "_torch_sampling_buckets") or kernel_of(controller)
+    needs(buckets, "buckets of requests that are sampled alike")
+    batch = Batch.of([parameters] * 5, padding=3)
+    assert BY_INDEX.isdisjoint(operators(batch, sampling_of(controller), controller))
+    tokens, _ = outcome(batch, sampling_of(controller), controller)
+    places = (batch.logits[:5] > batch.logits[:5].gather(1, tokens[:, None])).sum(-1)
+    assert places.max() < parameters[1]
 
 
 @only_patched

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from .checks import (
     as_it_is,
     assert_patches_change_no_output,
     assert_same_outputs,
+    needs,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -49,9 +52,10 @@ def test_state():
 # ------------------------------------------------------------------------ what it costs
 
 
-def operators_of_a_decode_step(count: int = 16) -> Counter[str]:
+def operators_of_a_decode_step(count: int = 16, context: Any = None) -> Counter[str]:
     """Those of ``update_requests()`` when no request ends or needs a block."""
-    context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
+    spec = testing.EngineSpec(max_requests=16, max_tokens=192)
+    context = context or testing.build_context(spec)
     for index in range(count):
         support.add(context, index, range(1, 3 + index % 5), num_tokens=20)
     for _ in range(2):
@@ -99,6 +103,18 @@ def test_a_mask_of_other_values_is_refused_as_ever(unpatched, value):
     megatron_patch.install()
     assert outcome() == without
     assert (without in (2, 3)) == (value in (0, 1))
+
+
+@proof
+def test_a_decode_step_repeats_nothing_and_writes_its_tokens():
+    context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
+    needs(hasattr(context, "num_speculative_tokens"), "speculative tokens in an update")
+    counts = operators_of_a_decode_step(context=context)
+    assert counts["aten::repeat"] == counts["aten::any"] == 0
+    active = slice(0, context.active_token_count)
+    assert context.token_to_input_ids[active].tolist() == [*range(16)]
+    # After prompts of 2 to 6 tokens, the third token of each request.
+    assert context.token_to_pos_ids[active].tolist() == [3 + index % 5 for index in range(16)]
 
 
 @only_patched

@@ -33,6 +33,7 @@ from .checks import (
     REQUESTS,
     SPECS,
     assert_patches_change_no_output,
+    proof,
     state_of,
     with_one_token_changed,
 )
@@ -140,6 +141,20 @@ def test_without_gradients_no_autograd_function_is_applied(
     assert applied() == {}
 
 
+@proof
+@pytest.mark.parametrize("frozen", [False, True])
+def test_no_layer_applies_an_autograd_function_in_inference(layers, device, applied, frozen):
+    for name in LAYERS:
+        layer, tensor = layer_and_input(name, layers, device)
+        layer.requires_grad_(not frozen)
+        expected = as_list(layer(tensor))[0].detach()
+        before = applied()
+        with torch.inference_mode():
+            output = as_list(layer(tensor))[0]
+        assert applied() == before, name
+        assert output.equal(expected)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_unpatched_they_are_applied_in_inference_too(unpatched, layers, device, applied, frozen):
     layer, tensor = layer_and_input("column", layers, device)
@@ -160,6 +175,7 @@ def test_with_gradients_the_same_functions_are_applied(unpatched, layers, device
     assert applied() == without + without
 
 
+@proof
 def test_a_step_of_the_engine_applies_none(layers, applied):
     engine = testing.build_engine(testing.EngineSpec())
     testing.decode(engine, REQUESTS, capture_logits=False)

@@ -12,10 +12,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
+from megatron_patch.testing.releases import context_parameters
 
 from ..conftest import RELEASE, expected_state
 from . import log_probs
-from .checks import state_of
+from .checks import needs, proof, state_of
 
 ENDS_EARLY = RELEASE >= Version("0.17")
 PATCHED = ENDS_EARLY and RELEASE < Version("0.19")
@@ -49,7 +50,8 @@ def decode(requests, spec=SPEC, **sampling):  # type: ignore[no-untyped-def]
     engine = testing.build_engine(spec)
     decoded = testing.decode(engine, requests, capture_logits=False, sampling=sampling)
     assert engine.context.total_request_count == 0
-    return [record[-1] for record in decoded.records]
+    # Older engines have no records, which is what a request comes back in.
+    return [getattr(record, "requests", [record])[-1] for record in decoded.records]
 
 
 def test_state():
@@ -72,6 +74,21 @@ def test_scored_prompts_get_their_log_probs_and_others_all_theirs(model, options
         assert part.status.name == "COMPLETED"
         assert (part.ttft is None) == (not tokens)
         assert len(part.tpot) <= len(tokens)
+
+
+@proof
+def test_scored_prompts_end_and_the_others_go_on(model):
+    """Older source generates one token for them."""
+    expected = testing.reference_decode(model, REQUESTS)
+    for request, tokens, part in zip(REQUESTS, expected, decode(REQUESTS), strict=True):
+        if request.num_tokens:
+            assert tuple(part.generated_tokens) == tokens
+        elif not part.generated_tokens:
+            of_prompt, _ = log_probs.of(model, request.prompt, ())
+            assert part.prompt_log_probs == pytest.approx(of_prompt, abs=1e-4)
+            assert part.generated_log_probs == []
+        else:
+            assert len(part.generated_tokens) == 1
 
 
 @ending_early
@@ -157,8 +174,9 @@ def speculated() -> tuple[int, int]:
     return len(part.generated_tokens), len(part.generated_log_probs)
 
 
-@ending_early
+@proof
 def test_there_are_as_many_log_probs_as_tokens_in_speculative_decoding():
+    needs("num_speculative_tokens" in context_parameters(), "speculative tokens")
     assert speculated() == (3, 3)
 
 
