@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from megatron_patch import State, testing
-from megatron_patch.backports.ours.attention_metadata_update import ATTENTION_METADATA_UPDATE, UPDATE
+from megatron_patch.backports.ours.attention_metadata_update import (
+    ATTENTION_METADATA_UPDATE,
+    UPDATE,
+)
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement
 from tools.benchmarking import select, selected
 
 from ..conftest import RELEASE, expected_state, not_in_source

@@ -18,7 +18,7 @@ from megatron_patch.backports.upstream.block_allocator_reset import (
     MAMBA_SLOTS,
 )
 from megatron_patch.judge import find_definition, judge
-from megatron_patch.model import Target
+from megatron_patch.model import Judgement, Target
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
 
@@ -94,7 +94,7 @@ def test_source_with_the_fix_of_upstream_is_upstreamed():
         return text
 
     verdict = judge(BLOCK_ALLOCATOR_RESET, read)
-    assert (verdict.state, verdict.family) == (State.UPSTREAMED, None)
+    assert (verdict.judgement, verdict.variant) == (Judgement.UPSTREAMED, None)
 
 
 LIVE = [("allocate", 2), ("allocate", 2), ("release", 0)]

@@ -16,8 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC, TRANSFER
+from megatron_patch.backports.upstream.bookkeeping_transfer_sync import (
+    BOOKKEEPING_TRANSFER_SYNC,
+    TRANSFER,
+)
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed

@@ -23,6 +23,7 @@ from megatron_patch.backports.ours.graph_replay_without_autograd import (
     TENSORS,
 )
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement
 from megatron_patch.sources import read_source
 
 from ..conftest import RELEASE, expected_state, not_in_source

@@ -22,6 +22,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement, is_known_by_digest
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
 
@@ -322,9 +323,9 @@ def test_suspend_and_resume(unpatched, fields):
 @only_patched
 @not_in_source
 def test_one_changed_token_in_any_target_is_drifted():
-    family = judge(INPUT_POSITION_VIEW_CACHE, read_source).family
-    assert family is not None
-    for target in {edit.target for edit in family.edits if edit.digest}:
+    variant = judge(INPUT_POSITION_VIEW_CACHE, read_source).variant
+    assert variant is not None
+    for target in {edit.target for edit in variant.edits if is_known_by_digest(edit)}:
         verdict = judge(INPUT_POSITION_VIEW_CACHE, with_one_token_changed(target))
         assert verdict.judgement is Judgement.DRIFTED
         assert target in verdict.reason

@@ -13,7 +13,8 @@ from megatron_patch import State, source_edits, testing
 from megatron_patch.backports import SERIES
 from megatron_patch.backports.upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from megatron_patch.judge import judge
-from megatron_patch.model import Target
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import Judgement, Patch, Requires, Target, Variant
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
 
@@ -336,26 +337,35 @@ def test_a_request_that_comes_back_is_decoded_on_the_weights_of_now(change):
         assert part.kv_cache_epoch == [(0, 1)]
 
 
+def with_variant(variant: Variant) -> Patch:
+    """The patch with one of its variants alone."""
+    sources = sources_of(LRU_PREFIX_CACHE)
+    known = tuple(source for source in sources if source.proved == variant.name)
+    return LRU_PREFIX_CACHE._replace(variants=(variant,), sources=known)
+
+
 @only_sharing
 def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_this_patch():
     verdicts = [
-        (family, judge(LRU_PREFIX_CACHE._replace(families=(family,)), series=SERIES))
-        for family in LRU_PREFIX_CACHE.families
+        (variant, judge(with_variant(variant), series=SERIES))
+        for variant in LRU_PREFIX_CACHE.variants
     ]
-    (family,) = [family for family, found in verdicts if found.state is not State.DRIFTED]
-    modules = {Target.parse(edit.target).module for edit in family.edits}
+    (variant,) = [v for v, found in verdicts if found.judgement is not Judgement.DRIFTED]
+    modules = {Target.parse(edit.target).module for edit in variant.edits}
     texts = {module: read_source(module) or "" for module in modules}
-    for edit in () if SOURCE else family.edits:
+    for edit in () if SOURCE else variant.edits:
+        if isinstance(edit, Requires):
+            continue
         module = Target.parse(edit.target).module
         texts[module] = source_edits.with_edit(module, texts[module], edit)
 
-    def verdict() -> State:
+    def verdict() -> Judgement:
         def read(module: str) -> str | None:
             return texts.get(module) or read_source(module)
 
-        return judge(LRU_PREFIX_CACHE, read, series=SERIES).state
+        return judge(LRU_PREFIX_CACHE, read, series=SERIES).judgement
 
-    assert verdict() is State.UPSTREAMED
+    assert verdict() is Judgement.UPSTREAMED
     (module,) = [module for module in texts if module.endswith("inference_request")]
     old = "            kv_cache_epoch=kv_cache_epoch,\n        )\n        # Preserve"
     assert texts[module].count(old) == 1
@@ -365,7 +375,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         "            enable_prefix_caching=old_request.enable_prefix_caching,\n        )",
     )
     texts[module] = texts[module].replace(old, new)
-    assert verdict() is State.DRIFTED
+    assert verdict() is Judgement.DRIFTED
 
 
 # All together.

@@ -14,6 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import assert_same_outputs, needs, proof, state_of, with_one_token_changed
@@ -266,9 +267,9 @@ def test_no_constant_is_built_and_copied_in_each_step(unpatched, installed, mock
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    family = judge(PADDED_BLOCK_TABLE).family
-    assert family is not None
-    (edit,) = family.edits
+    variant = judge(PADDED_BLOCK_TABLE).variant
+    assert variant is not None
+    (edit,) = variant.edits
     verdict = judge(PADDED_BLOCK_TABLE, with_one_token_changed(edit.target))
     assert verdict.judgement is Judgement.DRIFTED
     assert edit.target in verdict.reason

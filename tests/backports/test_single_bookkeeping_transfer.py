@@ -14,6 +14,7 @@ from megatron_patch.backports.upstream.single_bookkeeping_transfer import (
     SINGLE_BOOKKEEPING_TRANSFER,
 )
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
 

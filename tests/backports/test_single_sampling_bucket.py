@@ -18,6 +18,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_sampling_bucket import COPY, SINGLE_SAMPLING_BUCKET
 from megatron_patch.judge import judge
+from megatron_patch.model import Judgement, is_known_by_digest
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import parameters_of
 
@@ -440,9 +441,9 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 
 
 def targets() -> list[str]:
-    family = judge(SINGLE_SAMPLING_BUCKET).family
-    assert family is not None
-    return list(dict.fromkeys(edit.target for edit in family.edits if edit.digest))
+    variant = judge(SINGLE_SAMPLING_BUCKET).variant
+    assert variant is not None
+    return list(dict.fromkeys(e.target for e in variant.edits if is_known_by_digest(e)))
 
 
 @only_patched
