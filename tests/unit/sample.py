@@ -5,15 +5,26 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from megatron_patch.engine import Engine
-from megatron_patch.fingerprint import locate
-from megatron_patch.model import Edit, Family, Kind, Known, Patch, PatchStatus
+from megatron_patch.judge import find_definition
+from megatron_patch.model import (
+    HAS_IT,
+    Edit,
+    Kind,
+    Patch,
+    PatchStatus,
+    Source,
+    Target,
+    Variant,
+    is_known_by_digest,
+)
 from megatron_patch.settings import Settings
 
 
@@ -37,11 +48,13 @@ class Workshop:
         return importlib.import_module(name)
 
     def digest(self, target: str) -> str:
-        module, qualname = target.split(":")
-        text = (self.directory / f"{module}.py").read_text(encoding="utf-8")
-        found = locate(module, text, qualname)
-        assert found is not None
-        return found.digest
+        """That of a target as it is written now."""
+        path = self.directory / f"{Target.parse(target).module}.py"
+        return digest_in(path.read_text(encoding="utf-8"))(target)
+
+    def patch(self, *edits: Edit, **options: Any) -> Patch:
+        """As :func:`make_patch`, for source as it is written now."""
+        return make_patch(*edits, known=self.digest, **options)
 
     def engine(self, *patches: Patch, strict: bool = False) -> Engine:
         engine = Engine(patches)
@@ -50,8 +63,32 @@ class Workshop:
         return engine
 
 
-def make_patch(*edits: Edit, id: str = "sample", upstreamed: tuple[Known, ...] = ()) -> Patch:
-    main = next((e for e in edits if e.digest is not None), edits[0])
+def digest_in(text: str) -> Callable[[str], str]:
+    """Gives the digest of a target whose module has this text."""
+
+    def digest(target: str) -> str:
+        found = find_definition(target, lambda _: text)
+        assert found is not None
+        return found.digest
+
+    return digest
+
+
+def make_patch(
+    *edits: Edit,
+    known: Callable[[str], str],
+    id: str = "sample",
+    has_it: Mapping[str, str] | None = None,
+) -> Patch:
+    """A patch of one variant, for targets of the digests that ``known`` gives.
+
+    ``has_it`` are the digests of source that has the change.
+    """
+    targets = [edit.target for edit in edits if is_known_by_digest(edit)]
+    digests = tuple((target, known(target)) for target in dict.fromkeys(targets))
+    sources = [Source("the sample", digests, "the sample")]
+    if has_it is not None:
+        sources.append(Source(HAS_IT, tuple(has_it.items()), "9.9 and later"))
     return Patch(
         id=id,
         kind=Kind.CORRECTNESS,
@@ -65,9 +102,10 @@ def make_patch(*edits: Edit, id: str = "sample", upstreamed: tuple[Known, ...] =
         releases=">=1",
         removal="never",
         updated="2026-01-02",
-        target=main.target,
-        families=(Family("the sample", edits),),
-        upstreamed=upstreamed,
+        target=[*targets, edits[0].target][0],
+        variants=(Variant("the sample", edits),),
+        told_by=tuple(has_it or ()),
+        sources=tuple(sources),
     )
 
 

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from megatron_patch.fingerprint import locate
 from megatron_patch.model import Patch
 from megatron_patch.source_edits import SourcePatch, source_patches
 from megatron_patch.source_tree import SourceTree
@@ -24,13 +23,6 @@ def write(root: Path, text: str | bytes, module: str = MODULE) -> SourceTree:
     content = text.encode() if isinstance(text, str) else text
     root.joinpath(*module.split(".")).with_suffix(".py").write_bytes(content)
     return SourceTree.at(root)
-
-
-def target(qualname: str, text: str) -> tuple[str, str]:
-    """The dotted name of a definition of ``MODULE``, and its digest."""
-    found = locate(MODULE, text, qualname)
-    assert found is not None
-    return f"{MODULE}:{qualname}", found.digest
 
 
 def made(

@@ -14,7 +14,7 @@ import pytest
 from megatron_patch import fingerprint
 from megatron_patch.engine import Engine
 from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
-from megatron_patch.model import Add, Known, State, Substitute
+from megatron_patch.model import NEEDS_NONE, Add, Requires, Source, State, Substitute
 from megatron_patch.settings import Settings
 
 from .sample import Workshop, make_patch, only
@@ -36,15 +36,11 @@ ONE = "target_module:Thing.one"
 TWO = "target_module:Thing.two"
 
 
-def substitute(workshop: Workshop, target: str, find: str, put: str) -> Substitute:
-    return Substitute(target, find, put, workshop.digest(target))
-
-
 @pytest.fixture
 def both(workshop: Workshop):  # type: ignore[no-untyped-def]
     """A patch of two targets, on a module that is written but not imported."""
     workshop.write("target_module", MODULE)
-    return make_patch(substitute(workshop, ONE, "1", "10"), substitute(workshop, TWO, "2", "20"))
+    return workshop.patch(Substitute(ONE, "1", "10"), Substitute(TWO, "2", "20"))
 
 
 def thing():  # type: ignore[no-untyped-def]
@@ -107,7 +103,7 @@ def stacked(workshop):
     importlib.import_module("target_module")
 
     def patch(name, target, find, put):
-        return make_patch(substitute(workshop, target, find, put))._replace(id=name)
+        return workshop.patch(Substitute(target, find, put))._replace(id=name)
 
     return workshop.engine(
         patch("lower", ONE, "1", "10"),
@@ -153,8 +149,8 @@ def test_reload_takes_back_what_is_on_top_of_a_change_in_another_module(workshop
     importlib.import_module("target_module")
     another = importlib.import_module("another_module")
     get = "another_module:Box.get"
-    lower = make_patch(substitute(workshop, get, "5", "50"), substitute(workshop, ONE, "1", "10"))
-    upper = make_patch(substitute(workshop, ONE, "2", "20"))
+    lower = workshop.patch(Substitute(get, "5", "50"), Substitute(ONE, "1", "10"))
+    upper = workshop.patch(Substitute(ONE, "2", "20"))
     engine = workshop.engine(lower._replace(id="lower"), upper._replace(id="upper"))
     assert (another.Box().get(), thing().one()) == (50, 30)
     importlib.reload(another)
@@ -189,7 +185,7 @@ def test_reload_of_changed_source_is_drifted(workshop, both):
 def test_a_half_imported_module_is_patched_at_the_end_of_its_import(workshop, monkeypatch):
     workshop.write("target_module", "import trigger_module\n" + MODULE)
     workshop.write("trigger_module", "import builtins\nbuiltins.install_sample()\n")
-    patch = make_patch(substitute(workshop, ONE, "1", "10"))
+    patch = workshop.patch(Substitute(ONE, "1", "10"))
     engines: list[Engine] = []
 
     def install_sample():  # type: ignore[no-untyped-def]
@@ -206,7 +202,7 @@ def test_a_half_imported_module_is_patched_at_the_end_of_its_import(workshop, mo
 def test_a_half_imported_module_that_raises_stays_pending(workshop, monkeypatch):
     workshop.write("target_module", "import trigger_module\n" + MODULE + "raise OSError('no')\n")
     workshop.write("trigger_module", "import builtins\nbuiltins.install_sample()\n")
-    patch = make_patch(substitute(workshop, ONE, "1", "10"))
+    patch = workshop.patch(Substitute(ONE, "1", "10"))
     engines: list[Engine] = []
     monkeypatch.setattr(
         "builtins.install_sample", lambda: engines.append(workshop.engine(patch)), raising=False
@@ -218,7 +214,7 @@ def test_a_half_imported_module_that_raises_stays_pending(workshop, monkeypatch)
 
 def test_a_module_that_raises_while_importing_stays_pending(workshop):
     workshop.write("target_module", MODULE + "raise OSError('no')\n")
-    engine = workshop.engine(make_patch(substitute(workshop, ONE, "1", "10")))
+    engine = workshop.engine(workshop.patch(Substitute(ONE, "1", "10")))
     with pytest.raises(OSError, match="no"):
         importlib.import_module("target_module")
     assert only(engine).state is State.PENDING
@@ -247,9 +243,9 @@ def test_one_changed_token_in_one_target_leaves_all_targets_alone(workshop, both
 
 
 def test_known_fixed_source_is_upstreamed(workshop, both):
-    known = Known(TWO, workshop.digest(TWO), "9.9 and later")
     workshop.load("target_module", MODULE)
-    engine = workshop.engine(make_patch(*both.families[0].edits, upstreamed=(known,)))
+    has_it = {TWO: workshop.digest(TWO)}
+    engine = workshop.engine(workshop.patch(*both.variants[0].edits, has_it=has_it))
     assert only(engine).state is State.UPSTREAMED
     assert "9.9 and later" in only(engine).reason
     assert thing().one() == 1
@@ -265,8 +261,8 @@ def test_a_release_without_the_target_is_not_applicable(workshop, both):
 @pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
 def test_an_inherited_method_is_not_patched_and_the_place_to_patch_is_named(workshop):
     workshop.load("target_module", MODULE)
-    edit = Substitute("target_module:Child.one", "1", "10", workshop.digest(ONE))
-    engine = workshop.engine(make_patch(edit))
+    edit = Substitute("target_module:Child.one", "1", "10")
+    engine = workshop.engine(make_patch(edit, known=lambda _: workshop.digest(ONE)))
     assert only(engine).state is State.DRIFTED
     assert "patch target_module:Thing.one" in only(engine).reason
 
@@ -276,9 +272,9 @@ def test_a_method_that_never_needed_the_change_may_override_another(workshop):
         "target_module", MODULE.replace("    pass", "    def one(self):\n        return 4")
     )
     child = "target_module:Child.one"
-    patch = make_patch(Substitute(child, "1", "10", workshop.digest(ONE)))
-    unaffected = (Known(child, workshop.digest(child), "the sample"),)
-    engine = workshop.engine(patch._replace(unaffected=unaffected))
+    patch = make_patch(Substitute(child, "1", "10"), known=lambda _: workshop.digest(ONE))
+    source = Source(NEEDS_NONE, ((child, workshop.digest(child)),), "the sample")
+    engine = workshop.engine(patch._replace(sources=(source, *patch.sources)))
     assert only(engine).state is State.NOT_APPLICABLE
 
 
@@ -367,8 +363,8 @@ def test_a_failure_half_way_rolls_everything_back(workshop, caplog):
                 return 2
         """,
     )
-    patch = make_patch(
-        substitute(workshop, ONE, "1", "10"), Add("target_module:Thing.extra", "extra = 1")
+    patch = workshop.patch(
+        Substitute(ONE, "1", "10"), Add("target_module:Thing.extra", "extra = 1")
     )
     original = vars(sys.modules["target_module"].Thing)["one"]
     engine = workshop.engine(patch)
@@ -389,22 +385,20 @@ def test_strict_raises_out_of_the_import(workshop, both):
 def test_strict_raises_out_of_install_and_takes_everything_back(workshop, both):
     workshop.write("other_module", MODULE)
     workshop.write("target_module", MODULE.replace("return 2", "return 3"))
-    good = Substitute(
-        "other_module:Thing.one", "1", "10", workshop.digest("other_module:Thing.one")
-    )
+    good = Substitute("other_module:Thing.one", "1", "10")
     for name in ("target_module", "other_module"):
         importlib.import_module(name)
     with pytest.raises(StrictModeError):
-        workshop.engine(make_patch(good, id="good"), both, strict=True)
+        workshop.engine(workshop.patch(good, id="good"), both, strict=True)
     assert sys.modules["other_module"].Thing().one() == 1
 
 
 def test_a_patch_of_two_modules_waits_for_both(workshop):
     workshop.write("target_module", MODULE)
     workshop.write("other_module", MODULE)
-    patch = make_patch(
-        substitute(workshop, ONE, "1", "10"),
-        substitute(workshop, "other_module:Thing.one", "1", "100"),
+    patch = workshop.patch(
+        Substitute(ONE, "1", "10"),
+        Substitute("other_module:Thing.one", "1", "100"),
     )
     engine = workshop.engine(patch)
     importlib.import_module("target_module")
@@ -425,9 +419,10 @@ def test_a_module_without_the_class_is_imported_as_it_is(workshop, both, text):
 def test_a_target_that_is_only_a_condition_is_left_as_it_is(workshop):
     module = workshop.load("target_module", MODULE)
     two = module.Thing.two
-    patch = make_patch(
-        substitute(workshop, ONE, "1", "10"),
-        substitute(workshop, TWO, "return 2", "# why\nreturn 2"),
+    patch = workshop.patch(
+        Substitute(ONE, "1", "10"),
+        Substitute(TWO, "return 2", "# why\nreturn 2"),
+        Requires(TWO, "it is two"),
     )
     assert only(workshop.engine(patch)).state is State.APPLIED
     assert thing().one() == 10
@@ -492,10 +487,9 @@ def test_one_summary_a_process_when_all_are_settled(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     workshop.write("other_module", MODULE)
-    known = Known(ONE, workshop.digest(ONE), "9.9")
-    other = "other_module:Thing.one"
-    late = make_patch(Substitute(other, "1", "10", workshop.digest(other)), id="late")
-    upstreamed = make_patch(*both.families[0].edits, id="upstreamed", upstreamed=(known,))
+    has_it = {ONE: workshop.digest(ONE)}
+    late = workshop.patch(Substitute("other_module:Thing.one", "1", "10"), id="late")
+    upstreamed = workshop.patch(*both.variants[0].edits, id="upstreamed", has_it=has_it)
     engine = workshop.engine(both, late, upstreamed)
     importlib.import_module("target_module")
     assert caplog.messages == []

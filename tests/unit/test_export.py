@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import export
-from megatron_patch.model import Before, Substitute
+from megatron_patch.model import Before, Edit, Patch, Substitute
 
-from .sample import make_patch
-from .source_trees import PATH, git, made, repository, target, write
+from .sample import digest_in, make_patch
+from .source_trees import MODULE, PATH, git, made, repository, write
 from .trees import python
 
 TEXT = '''\
@@ -46,12 +46,18 @@ def hook(self) -> None:  # type: ignore[no-untyped-def]
     self.log = 1
 
 
-ONE, TWO, THREE = (target(f"Thing.{name}", TEXT) for name in ("one", "two", "three"))
+ONE, TWO, THREE = (f"{MODULE}:Thing.{name}" for name in ("one", "two", "three"))
+
+
+def patch_of(*edits: Edit, id: str = "sample") -> Patch:
+    return make_patch(*edits, known=digest_in(TEXT), id=id)
+
+
 SERIES = (
-    make_patch(Substitute(ONE[0], "total = 1", "total = 10", ONE[1]), id="ten"),
-    make_patch(Substitute(TWO[0], "2", "20", TWO[1]), id="twenty"),
-    make_patch(Substitute(THREE[0], "return 3", "return 30", THREE[1]), id="thirty"),
-    make_patch(Before(ONE[0], hook, ONE[1]), id="hook"),
+    patch_of(Substitute(ONE, "total = 1", "total = 10"), id="ten"),
+    patch_of(Substitute(TWO, "2", "20"), id="twenty"),
+    patch_of(Substitute(THREE, "return 3", "return 30"), id="thirty"),
+    patch_of(Before(ONE, hook), id="hook"),
 )
 RECORD = SERIES[0]._replace(
     summary="Make it ten",
@@ -205,8 +211,8 @@ def test_each_patch_can_be_taken_alone(tmp_path):
 def test_a_patch_of_several_files(tmp_path):
     root = tmp_path / "tree"
     write(root, TEXT, "megatron.core.other")
-    other = Substitute("megatron.core.other:Thing.two", "2", "20", TWO[1])
-    (path,) = exported(tmp_path, series=[make_patch(Substitute(TWO[0], "2", "20", TWO[1]), other)])
+    other = Substitute("megatron.core.other:Thing.two", "2", "20")
+    (path,) = exported(tmp_path, series=[patch_of(Substitute(TWO, "2", "20"), other)])
     repository(root)
     git("am", "-q", str(path), cwd=root)
     changed = git("show", "--format=", "--name-only", cwd=root).split()

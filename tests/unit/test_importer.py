@@ -16,11 +16,11 @@ import pytest
 
 from megatron_patch import notices
 from megatron_patch.errors import MegatronPatchWarning, StrictModeError
-from megatron_patch.model import State
+from megatron_patch.model import State, Substitute
 from megatron_patch.settings import Settings
 
 from .sample import only
-from .test_engine import MODULE, ONE, both, make_patch, substitute, thing
+from .test_engine import MODULE, ONE, both, thing
 
 __all__ = ["both"]
 
@@ -97,8 +97,8 @@ def test_a_module_whose_import_is_forbidden_is_pending(workshop, both, monkeypat
 def test_a_second_module_that_is_forbidden_or_a_stand_in(workshop, monkeypatch, stand_in):
     workshop.write("target_module", MODULE)
     workshop.write("other_module", MODULE)
-    other = substitute(workshop, "other_module:Thing.one", "1", "100")
-    patch = make_patch(substitute(workshop, ONE, "1", "10"), other)
+    other = Substitute("other_module:Thing.one", "1", "100")
+    patch = workshop.patch(Substitute(ONE, "1", "10"), other)
     monkeypatch.setitem(sys.modules, "other_module", stand_in)
     engine = workshop.engine(patch)
     importlib.import_module("target_module")

@@ -14,12 +14,12 @@ import pytest
 from megatron_patch import in_place
 from megatron_patch.errors import TreeError
 from megatron_patch.inspection import inspect
-from megatron_patch.model import State, Substitute
+from megatron_patch.model import Judgement, Substitute
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
 
-from .sample import make_patch
-from .source_trees import PATH, git, made, repository, target, write
+from .sample import digest_in, make_patch
+from .source_trees import MODULE, PATH, git, made, repository, write
 
 TEXT = """\
 class Thing:
@@ -31,15 +31,15 @@ class Thing:
 """
 OTHER = "megatron.core.other"
 OTHER_PATH = "megatron/core/other.py"
-ONE, TWO = target("Thing.one", TEXT), target("Thing.two", TEXT)
 SERIES = (
     make_patch(
-        Substitute(ONE[0], "1", "10", ONE[1]),
-        Substitute(f"{OTHER}:Thing.one", "1", "10", ONE[1]),
+        Substitute(f"{MODULE}:Thing.one", "1", "10"),
+        Substitute(f"{OTHER}:Thing.one", "1", "10"),
+        known=digest_in(TEXT),
         id="ten",
     ),
-    make_patch(Substitute(TWO[0], "2", "20", TWO[1]), id="twenty"),
-    make_patch(Substitute(f"{OTHER}:Thing.two", "2", "20", TWO[1]), id="other"),
+    make_patch(Substitute(f"{MODULE}:Thing.two", "2", "20"), known=digest_in(TEXT), id="twenty"),
+    make_patch(Substitute(f"{OTHER}:Thing.two", "2", "20"), known=digest_in(TEXT), id="other"),
 )
 
 
@@ -100,7 +100,7 @@ def test_afterwards_check_says_upstreamed_and_there_is_nothing_to_do(tree):
     assert [finding.verdict for finding in findings] == ["upstreamed"] * 3
     patches, skipped = source_patches(tree, SERIES, [patch.id for patch in SERIES])
     assert patches == []
-    assert [entry.state for entry in skipped] == [State.UPSTREAMED] * 3
+    assert [entry.judgement for entry in skipped] == [Judgement.UPSTREAMED] * 3
     before = snapshot(tree)
     assert in_place.apply(tree, patches) == []
     assert snapshot(tree) == before

@@ -15,7 +15,7 @@ import pytest
 
 from megatron_patch.model import Add, State, Substitute
 
-from .sample import Workshop, make_patch, only
+from .sample import Workshop, only
 from .trees import environment
 
 MODULE = """\
@@ -38,10 +38,11 @@ def last():
     return 1 / 0
 """
 
+TARGET = "target_module:Thing.method"
+
 
 def patch_of(workshop: Workshop, find: str, put: str):  # type: ignore[no-untyped-def]
-    target = "target_module:Thing.method"
-    return make_patch(Substitute(target, find, put, workshop.digest(target)))
+    return workshop.patch(Substitute(TARGET, find, put))
 
 
 @pytest.fixture
@@ -149,8 +150,8 @@ def helper(self):  # type: ignore # the target's own name
 
 def test_a_helper_of_ours_has_its_own_file_and_lines(workshop):
     workshop.write("target_module", MODULE)
-    edit = patch_of(workshop, "after = total", "after = self.helper()").families[0].edits[0]
-    workshop.engine(make_patch(edit, Add("target_module:Thing.helper", helper)))
+    edit = Substitute(TARGET, "after = total", "after = self.helper()")
+    workshop.engine(workshop.patch(edit, Add("target_module:Thing.helper", helper)))
     thing = importlib.import_module("target_module").Thing()
     with pytest.raises(TypeError) as caught:
         thing.method(1)
@@ -161,9 +162,9 @@ def test_a_helper_of_ours_has_its_own_file_and_lines(workshop):
 
 def test_a_helper_that_is_a_text_is_shown_too(workshop):
     workshop.write("target_module", MODULE)
-    edit = patch_of(workshop, "after = total", "after = helper(total)").families[0].edits[0]
+    edit = Substitute(TARGET, "after = total", "after = helper(total)")
     text = "helper = lambda value: value / 0\n"
-    workshop.engine(make_patch(edit, Add("target_module:helper", text)))
+    workshop.engine(workshop.patch(edit, Add("target_module:helper", text)))
     thing = importlib.import_module("target_module").Thing()
     with pytest.raises(ZeroDivisionError) as caught:
         thing.method(1)
@@ -190,14 +191,14 @@ print(json.dumps([state, value, statements, missing]))
 PATCH = """
 from megatron_patch.engine import Engine
 from megatron_patch.fingerprint import locate
-from megatron_patch.model import Family, Kind, Patch, Substitute
+from megatron_patch.model import Kind, Patch, Source, Substitute, Variant
 from megatron_patch.settings import Settings
 
 TARGET = "target_module:Thing.method"
-EDIT = Substitute(TARGET, "after = total", "after = total * 2", {digest!r})
+EDIT = Substitute(TARGET, "after = total", "after = total * 2")
 PATCH = Patch(
     "sample", Kind.CORRECTNESS, "", "", "", None, None, None, None, "", "", "", TARGET,
-    (Family("", (EDIT,)),), (),
+    (Variant("", (EDIT,)),), sources=(Source("", ((TARGET, {digest!r}),), ""),),
 )
 engine = Engine((PATCH,))
 engine.install(Settings(frozenset({{"sample"}})))
@@ -206,7 +207,7 @@ engine.install(Settings(frozenset({{"sample"}})))
 
 def test_coverage_counts_what_an_edit_leaves_alone(workshop):
     workshop.write("target_module", MODULE)
-    digest = workshop.digest("target_module:Thing.method")
+    digest = workshop.digest(TARGET)
     workshop.write("sample_patch", PATCH.format(digest=digest))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(workshop.directory)],

@@ -12,10 +12,10 @@ import types
 import pytest
 import wrapt
 
-from megatron_patch.model import Known, State, Substitute
+from megatron_patch.model import Requires, State, Substitute
 from megatron_patch.settings import Settings
 
-from .sample import Workshop, make_patch, only
+from .sample import only
 
 pytestmark = pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
 
@@ -58,9 +58,8 @@ class Thing:
 VALUES = {"one": "1", "three": "3", "four": "4", "five": "5"}
 
 
-def substitute(workshop: Workshop, qualname: str, find: str, put: str) -> Substitute:
-    target = f"target_module:{qualname}"
-    return Substitute(target, find, put, workshop.digest(target))
+def substitute(qualname: str, find: str, put: str) -> Substitute:
+    return Substitute(f"target_module:{qualname}", find, put)
 
 
 def called(thing: object, name: str) -> object:
@@ -86,7 +85,7 @@ def doubled(workshop):
     user.Holder = type("Holder", (), {"double": staticmethod(module.double)})
     workshop.names.add("user_module")
     sys.modules["user_module"] = user
-    return make_patch(substitute(workshop, "double", "x * 2", "x * 20"))
+    return workshop.patch(substitute("double", "x * 2", "x * 20"))
 
 
 def test_names_by_which_others_took_a_function_lead_to_the_patch_and_back(workshop, doubled):
@@ -114,7 +113,7 @@ def test_a_function_is_pickled_by_any_of_its_names(workshop, doubled):
 
 def test_a_bound_method_from_before_runs_the_patch(workshop):
     bound = workshop.load("target_module", MODULE).Thing().one
-    engine = workshop.engine(make_patch(substitute(workshop, "Thing.one", "1", "10")))
+    engine = workshop.engine(workshop.patch(substitute("Thing.one", "1", "10")))
     assert bound() == 10
     engine.uninstall()
     assert bound() == 1
@@ -130,7 +129,7 @@ def plus_thousand(wrapped, instance, args, kwargs):
 @pytest.mark.parametrize("name", VALUES)
 def test_a_wrapper_of_wrapt_from_before_stays_and_is_told(workshop, name):
     module = workshop.load("target_module", MODULE)
-    patch = make_patch(substitute(workshop, f"Thing.{name}", VALUES[name], "7"))
+    patch = workshop.patch(substitute(f"Thing.{name}", VALUES[name], "7"))
     if name == "four":
         getter = wrapt.FunctionWrapper(vars(module.Thing)["four"].fget, plus_thousand)
         module.Thing.four = property(getter)
@@ -148,7 +147,7 @@ def test_a_wrapper_of_wrapt_from_before_stays_and_is_told(workshop, name):
 @pytest.mark.parametrize("name", sorted(VALUES.keys() - {"four"}))  # wrapt wraps no property
 def test_a_wrapper_of_wrapt_from_later_stays_and_is_told(workshop, name):
     module = workshop.load("target_module", MODULE)
-    patch = make_patch(substitute(workshop, f"Thing.{name}", VALUES[name], "7"))
+    patch = workshop.patch(substitute(f"Thing.{name}", VALUES[name], "7"))
     engine = workshop.engine(patch)
     wrapt.wrap_function_wrapper(module, f"Thing.{name}", plus_thousand)
     theirs = vars(module.Thing)[name]
@@ -161,7 +160,7 @@ def test_a_wrapper_of_wrapt_from_later_stays_and_is_told(workshop, name):
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_a_post_import_hook_of_wrapt_and_ours_leave_each_other_alone(workshop, ours_first):
     workshop.write("target_module", MODULE)
-    patch = make_patch(substitute(workshop, "Thing.one", "1", "7"))
+    patch = workshop.patch(substitute("Thing.one", "1", "7"))
 
     def hook(module):
         wrapt.wrap_function_wrapper(module, "Thing.one", plus_thousand)
@@ -182,9 +181,9 @@ def test_a_post_import_hook_of_wrapt_and_ours_leave_each_other_alone(workshop, o
 def conditional(workshop):
     """A patch of one method that relies on another, which it leaves alone."""
     workshop.load("target_module", MODULE)
-    return make_patch(
-        substitute(workshop, "Thing.one", "1", "10"),
-        substitute(workshop, "Thing.two", "return 2", "return 2"),
+    return workshop.patch(
+        substitute("Thing.one", "1", "10"),
+        Requires("target_module:Thing.two", "it is two"),
     )
 
 
@@ -232,7 +231,7 @@ def test_other_code_in_a_function_that_a_patch_relies_on_is_told(workshop, condi
 
 
 def test_what_a_patch_relies_on_may_be_changed_by_another_of_the_series(workshop, conditional):
-    other = make_patch(substitute(workshop, "Thing.two", "2", "20"), id="other")
+    other = workshop.patch(substitute("Thing.two", "2", "20"), id="other")
     for series in ((other, conditional), (conditional, other)):
         engine = workshop.engine(*series)
         assert {entry.state for entry in engine.status()} == {State.APPLIED}
@@ -282,9 +281,9 @@ def fixed(workshop):
     """A patch whose upstream change is in the file, and the file as it was before that."""
     fixed = MODULE.replace("return 1", "return 10")
     workshop.write("target_module", fixed)
-    known = Known("target_module:Thing.one", workshop.digest("target_module:Thing.one"), "2.0")
+    has_it = {"target_module:Thing.one": workshop.digest("target_module:Thing.one")}
     workshop.write("target_module", MODULE)
-    return make_patch(substitute(workshop, "Thing.one", "1", "10"), upstreamed=(known,)), fixed
+    return workshop.patch(substitute("Thing.one", "1", "10"), has_it=has_it), fixed
 
 
 def test_source_that_was_changed_after_its_import_is_not_upstreamed(workshop, fixed):
@@ -309,7 +308,7 @@ def test_compiled_code_that_is_older_than_its_source_is_not_upstreamed(workshop,
 
 def test_source_with_the_patch_made_in_it_is_proved_too(workshop, fixed):
     patch, text = fixed
-    patch = patch._replace(upstreamed=())
+    patch = patch._replace(sources=patch.sources[:1])
     importlib.import_module("target_module")
     workshop.write("target_module", text)
     assert only(workshop.engine(patch)).state is State.SHADOWED

@@ -7,9 +7,9 @@ import inspect
 
 import pytest
 
-from megatron_patch.model import Add, Before, Edit, Replace, State, Substitute
+from megatron_patch.model import Add, Before, Edit, Replace, Requires, State, Substitute
 
-from .sample import Workshop, make_patch, only
+from .sample import Workshop, only
 
 pytestmark = pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
 
@@ -113,25 +113,19 @@ def sample(workshop: Workshop):  # type: ignore[no-untyped-def]
     return sample_module
 
 
-def digest(workshop: Workshop, name: str) -> tuple[str, str]:
-    target = f"sample_module:{name}"
-    return target, workshop.digest(target)
-
-
 def apply(workshop: Workshop, *edits: Edit) -> None:
-    entry = only(workshop.engine(make_patch(*edits)))
+    entry = only(workshop.engine(workshop.patch(*edits)))
     assert entry.state is State.APPLIED, entry.reason
 
 
 def refuse(workshop: Workshop, *edits: Edit) -> str:
-    entry = only(workshop.engine(make_patch(*edits)))
+    entry = only(workshop.engine(workshop.patch(*edits)))
     assert entry.state is State.FAILED
     return entry.reason
 
 
-def substitute(workshop: Workshop, name: str, find: str, put: str) -> Substitute:
-    target, found = digest(workshop, name)
-    return Substitute(target, find, put, found)
+def substitute(name: str, find: str, put: str) -> Substitute:
+    return Substitute(f"sample_module:{name}", find, put)
 
 
 def record_call(self) -> None:  # type: ignore[no-untyped-def]
@@ -148,8 +142,7 @@ def replacement(self, x: int, *, y: int = FACTOR) -> int:  # type: ignore[no-unt
 
 def test_replace_runs_in_the_target_module_and_keeps_what_describes_the_function(workshop, sample):
     original = vars(sample.Sample)["plain"]
-    target, found = digest(workshop, "Sample.plain")
-    apply(workshop, Replace(target, replacement, found))
+    apply(workshop, Replace("sample_module:Sample.plain", replacement))
     new = vars(sample.Sample)["plain"]
     assert sample.Sample().plain(4) == 6
     assert type(new) is type(original)
@@ -162,15 +155,14 @@ def test_replace_runs_in_the_target_module_and_keeps_what_describes_the_function
 
 
 def test_replace_refuses_another_signature(workshop, sample):
-    target, found = digest(workshop, "Sample.greet")
-    assert "the signature is (self)" in refuse(workshop, Replace(target, replacement, found))
+    edit = Replace("sample_module:Sample.greet", replacement)
+    assert "the signature is (self)" in refuse(workshop, edit)
 
 
 @pytest.mark.parametrize("name", ["plain", "one_line", "generator", "fetch", "greet", "decorated"])
 def test_before_runs_first(workshop, sample, name):
-    target, found = digest(workshop, f"Sample.{name}")
     expected = {"plain": 120 - 9, "one_line": 1, "generator": [5, 6], "fetch": 6, "decorated": 12}
-    apply(workshop, Before(target, record_call, found))
+    apply(workshop, Before(f"sample_module:Sample.{name}", record_call))
     instance = sample.Sample()
     method = getattr(instance, name)
     result = method() if name in ("one_line", "greet") else method(5)
@@ -184,8 +176,8 @@ def test_before_runs_first(workshop, sample, name):
 
 
 def test_before_refuses_a_hook_with_another_parameter(workshop, sample):
-    target, found = digest(workshop, "function")
-    assert "the hook takes ['self']" in refuse(workshop, Before(target, record_call, found))
+    edit = Before("sample_module:function", record_call)
+    assert "the hook takes ['self']" in refuse(workshop, edit)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +203,7 @@ def test_before_refuses_a_hook_with_another_parameter(workshop, sample):
 )  # fmt: skip
 def test_substitute(workshop, sample, name, find, put, call, expected):
     kind = type(vars(sample.Sample)[name])
-    edit = substitute(workshop, f"Sample.{name}", find, put)
+    edit = substitute(f"Sample.{name}", find, put)
     if name == "one_line":
         assert "shares its line" in refuse(workshop, edit)
         return
@@ -221,37 +213,35 @@ def test_substitute(workshop, sample, name, find, put, call, expected):
 
 
 def test_substitute_on_a_module_level_function(workshop, sample):
-    apply(workshop, substitute(workshop, "function", "x - 1", "x + FACTOR"))
+    apply(workshop, substitute("function", "x - 1", "x + FACTOR"))
     assert sample.function(1) == 11
 
 
 def test_substitute_puts_parentheses_where_they_are_needed(workshop, sample):
-    apply(workshop, substitute(workshop, "Sample.private", "self.__secret()", "1 if self else 2"))
+    apply(workshop, substitute("Sample.private", "self.__secret()", "1 if self else 2"))
     assert sample.Sample().private() == 2
 
 
 def test_substitute_refuses_no_match_and_two_matches(workshop, sample):
-    reason = refuse(workshop, substitute(workshop, "Sample.plain", "x + z", "x"))
+    reason = refuse(workshop, substitute("Sample.plain", "x + z", "x"))
     assert "expected `x + z` exactly once; not found" in reason
-    reason = refuse(workshop, substitute(workshop, "Sample.plain", "FACTOR * 1", "x"))
+    reason = refuse(workshop, substitute("Sample.plain", "FACTOR * 1", "x"))
     assert "sample_module:Sample.plain" in reason
 
 
 def test_two_edits_of_one_target_compose_in_order(workshop, sample):
     apply(
         workshop,
-        substitute(workshop, "Sample.plain", "x + y", "x - y"),
-        substitute(workshop, "Sample.plain", "x - y", "x * y"),
+        substitute("Sample.plain", "x + y", "x - y"),
+        substitute("Sample.plain", "x - y", "x * y"),
     )
     assert sample.Sample().plain(4) == 410
 
 
 def test_two_patches_of_one_target_stack_and_come_off_in_order(workshop, sample):
     original = vars(sample.Sample)["plain"]
-    first = make_patch(substitute(workshop, "Sample.plain", "x + y", "x - y"), id="first")
-    second = make_patch(
-        substitute(workshop, "Sample.plain", "total * FACTOR", "total"), id="second"
-    )
+    first = workshop.patch(substitute("Sample.plain", "x + y", "x - y"), id="first")
+    second = workshop.patch(substitute("Sample.plain", "total * FACTOR", "total"), id="second")
     engine = workshop.engine(first, second)
     assert [entry.state for entry in engine.status()] == [State.APPLIED, State.APPLIED]
     assert sample.Sample().plain(4) == -5
@@ -265,9 +255,9 @@ def helper(self, x: "Missing") -> int:  # type: ignore # noqa: F821, UP037
 
 
 def test_add_defines_a_helper_in_the_namespace_of_the_target(workshop, sample):
-    edit = substitute(workshop, "Sample.plain", "return total * FACTOR", "return self.helper(x)")
+    edit = substitute("Sample.plain", "return total * FACTOR", "return self.helper(x)")
     engine = workshop.engine(
-        make_patch(
+        workshop.patch(
             Add("sample_module:Sample.helper", helper),
             Add("sample_module:EXTRA", "EXTRA = 5"),
             edit,
@@ -285,8 +275,8 @@ def test_add_defines_a_helper_in_the_namespace_of_the_target(workshop, sample):
 def test_an_added_class_method_sees_the_names_of_the_class(workshop, sample):
     made = "@classmethod\ndef helper(cls, of=plain):\n    return cls, of\n"
     engine = workshop.engine(
-        make_patch(
-            substitute(workshop, "Sample.plain", "x + y", "x + y"),
+        workshop.patch(
+            Requires("sample_module:Sample.plain", "it is a default of the helper"),
             Add("sample_module:Sample.helper", made),
         )
     )
@@ -301,7 +291,7 @@ def test_add_refuses_a_name_that_is_taken_and_changes_nothing(workshop, sample):
     original = vars(sample.Sample)["plain"]
     reason = refuse(
         workshop,
-        substitute(workshop, "Sample.plain", "x + y", "x - y"),
+        substitute("Sample.plain", "x + y", "x - y"),
         Add("sample_module:FACTOR", "FACTOR = 5"),
     )
     assert "the name is taken" in reason

@@ -14,13 +14,13 @@ from megatron_patch.settings import Settings
 
 from .sample import make_patch
 
-EDIT = Substitute("m:f", "1", "2", "0")
+SAMPLE = make_patch(Substitute("m:f", "1", "2"), known=lambda _: "0")
 #: The newest release has what `a` brings, no release what `c` brings; `b` is ours.
 SERIES = (
-    make_patch(EDIT, id="a")._replace(fixed_in=NEWEST_RELEASE),
-    make_patch(EDIT, id="b")._replace(kind=Kind.PERFORMANCE, upstream_pr=None, fixed_in=None),
-    make_patch(EDIT, id="c")._replace(fixed_in="999.0.0"),
-    make_patch(EDIT, id="opt")._replace(default=False),
+    SAMPLE._replace(id="a", fixed_in=NEWEST_RELEASE),
+    SAMPLE._replace(id="b", kind=Kind.PERFORMANCE, upstream_pr=None, fixed_in=None),
+    SAMPLE._replace(id="c", fixed_in="999.0.0"),
+    SAMPLE._replace(id="opt", default=False),
 )
 
 

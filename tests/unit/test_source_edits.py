@@ -9,11 +9,11 @@ import pytest
 
 from megatron_patch.errors import DriftedError
 from megatron_patch.fingerprint import canonical
-from megatron_patch.model import Add, Before, Edit, Known, Replace, State, Substitute
+from megatron_patch.model import Add, Before, Edit, Judgement, Patch, Replace, Requires, Substitute
 from megatron_patch.source_edits import source_patches
 
-from .sample import make_patch
-from .source_trees import MODULE, PATH, made, target, write
+from .sample import digest_in, make_patch
+from .source_trees import MODULE, PATH, made, write
 
 TEXT = '''\
 # Copyright.
@@ -124,18 +124,24 @@ def add(name: str, definition) -> Add:  # type: ignore[no-untyped-def]
 
 
 def substitute(name: str, find: str, put: str) -> Substitute:
-    dotted, digest = target(name, TEXT)
-    return Substitute(dotted, find, put, digest)
+    return Substitute(f"{MODULE}:{name}", find, put)
 
 
 def prefix(name: str) -> Before:
-    dotted, digest = target(name, TEXT)
-    return Before(dotted, hook, digest)
+    return Before(f"{MODULE}:{name}", hook)
 
 
 def whole(name: str, function) -> Replace:  # type: ignore[no-untyped-def]
-    dotted, digest = target(name, TEXT)
-    return Replace(dotted, function, digest)
+    return Replace(f"{MODULE}:{name}", function)
+
+
+def requires(name: str) -> Requires:
+    return Requires(f"{MODULE}:{name}", "the helper stands next to it")
+
+
+def patch_of(*edits: Edit, **options) -> Patch:  # type: ignore[no-untyped-def]
+    """A patch for source as it is in ``TEXT``."""
+    return make_patch(*edits, known=digest_in(TEXT), **options)
 
 
 HELPER_TEXT = '''\
@@ -218,53 +224,53 @@ CASES = {
         "return 44",
     ),
     "add to a class, above the comment of the first target": (
-        [add("Thing._helper", _helper), substitute("Thing.one", "range(2)", "range(2)")],
+        [add("Thing._helper", _helper), requires("Thing.one")],
         "    # about one\n    def one(self, x, *, y: int = 3) -> int:  # on the signature\n",
         HELPER_TEXT
         + "    # about one\n    def one(self, x, *, y: int = 3) -> int:  # on the signature\n",
     ),
     "add to a class, above decorators": (
-        [add("Thing._helper", _helper), substitute("Thing.decorated", "7", "7")],
+        [add("Thing._helper", _helper), requires("Thing.decorated")],
         "    @property\n",
         HELPER_TEXT + "    @property\n",
     ),
     "add two helpers in their order": (
         [
             add("Thing._first", "_first = 1"),
-            substitute("Thing.fetch", "1", "1"),
+            requires("Thing.fetch"),
             add("Thing._helper", _helper),
         ],
         "    async def fetch(",
         f"    _first = 1\n\n{HELPER_TEXT}    async def fetch(",
     ),
     "add to a class in a class": (
-        [add("Thing.Inner._first", "_first = 1"), substitute("Thing.Inner.method", "2", "2")],
+        [add("Thing.Inner._first", "_first = 1"), requires("Thing.Inner.method")],
         "        def method(self):\n",
         "        _first = 1\n\n        def method(self):\n",
     ),
     "add to a class, below the target that a default names": (
-        [add("Thing._same", SAME), substitute("Thing.one_line", "1", "1")],
+        [add("Thing._same", SAME), requires("Thing.one_line")],
         "    def one_line(self): return 1  # on one line\n",
         "    def one_line(self): return 1  # on one line\n\n"
         "    @classmethod\n    def _same(cls, of=one_line):\n        return of\n",
     ),
     "add to the module, above the class of the first target": (
-        [add("_function", _function), substitute("Thing.fetch", "1", "1")],
+        [add("_function", _function), requires("Thing.fetch")],
         "# What a thing is.\n",
         "def _function(x: int) -> int:\n    return x\n\n\n# What a thing is.\n",
     ),
     "add to the module, above a function": (
-        [add("_function", _function), substitute("function", "1", "1")],
+        [add("_function", _function), requires("function")],
         "@functools.lru_cache(",
         "def _function(x: int) -> int:\n    return x\n\n\n@functools.lru_cache(",
     ),
     "add a class": (
-        [add("_Holder", _Holder), substitute("Other.last", "4", "4")],
+        [add("_Holder", _Holder), requires("Other.last")],
         "class Other:\n",
         'class _Holder:\n    """Holds."""\n\n    x = 1\n\n\nclass Other:\n',
     ),
     "add an assignment, below the imports": (
-        [add("_LIMIT", "_LIMIT: int = (\n    4\n)"), substitute("Thing.fetch", "1", "1")],
+        [add("_LIMIT", "_LIMIT: int = (\n    4\n)"), requires("Thing.fetch")],
         "import functools  # used below\n",
         "import functools  # used below\n\n_LIMIT: int = (\n    4\n)\n",
     ),
@@ -273,7 +279,7 @@ CASES = {
 
 def after(root, text: str | bytes, *edits: Edit) -> bytes:  # type: ignore[no-untyped-def]
     """What one patch of these edits makes of the module."""
-    (patch,) = made(write(root, text), [make_patch(*edits)])
+    (patch,) = made(write(root, text), [patch_of(*edits)])
     (file,) = patch.files
     assert file.path == PATH
     assert file.before == (text if isinstance(text, bytes) else text.encode())
@@ -380,16 +386,16 @@ def test_several_files_of_one_patch(tmp_path):
     other = substitute("Thing.one", "x + y", "x - y")._replace(
         target="megatron.core.other:Thing.one"
     )
-    (patch,) = made(tree, [make_patch(substitute("Thing.one", "x + y", "x - y"), other)])
+    (patch,) = made(tree, [patch_of(substitute("Thing.one", "x + y", "x - y"), other)])
     assert [file.path for file in patch.files] == [PATH, "megatron/core/other.py"]
     assert patch.files[0].after == patch.files[1].after != patch.files[0].before
 
 
 SERIES = (
-    make_patch(substitute("Thing.one", "x + y", "x - y"), id="minus"),
-    make_patch(prefix("Thing.one"), id="hook"),
-    make_patch(substitute("Thing.fetch", "x + 1", "x + 2"), id="plus"),
-    make_patch(substitute("Thing.one", "total += item", "total = item"), id="assign"),
+    patch_of(substitute("Thing.one", "x + y", "x - y"), id="minus"),
+    patch_of(prefix("Thing.one"), id="hook"),
+    patch_of(substitute("Thing.fetch", "x + 1", "x + 2"), id="plus"),
+    patch_of(substitute("Thing.one", "total += item", "total = item"), id="assign"),
 )
 
 
@@ -416,14 +422,14 @@ def test_what_is_selected_keeps_its_number_and_its_place(tmp_path):
 
 
 def test_what_is_not_needed_is_left_out_with_its_state_and_reason(tmp_path):
-    known = Known(*target("Thing.fetch", TEXT), "9.9 and later")
-    gone = make_patch(prefix("Thing.one")._replace(target=f"{MODULE}:Thing.gone"), id="gone")
-    fixed = make_patch(prefix("Thing.fetch"), id="fixed", upstreamed=(known,))
+    fetch = f"{MODULE}:Thing.fetch"
+    gone = patch_of(prefix("Thing.one"), id="gone")._replace(target=f"{MODULE}:Thing.gone")
+    fixed = patch_of(prefix("Thing.fetch"), id="fixed", has_it={fetch: digest_in(TEXT)(fetch)})
     series = (gone, fixed, *SERIES)
     patches, skipped = source_patches(write(tmp_path, TEXT), series, ["gone", "fixed", "minus"])
     assert [(p.number, p.patch.id) for p in patches] == [(3, "minus")]
-    assert [(s.patch.id, s.state) for s in skipped] == [
-        ("gone", State.NOT_APPLICABLE), ("fixed", State.UPSTREAMED),
+    assert [(s.patch.id, s.judgement) for s in skipped] == [
+        ("gone", Judgement.NOT_APPLICABLE), ("fixed", Judgement.UPSTREAMED),
     ]  # fmt: skip
     assert "Thing.gone does not exist" in skipped[0].reason
     assert "9.9 and later" in skipped[1].reason
@@ -463,7 +469,7 @@ def test_with_allow_drift_unknown_source_is_edited_where_the_edits_fit(tmp_path)
     ],
 )
 def test_allow_drift_says_why_an_edit_does_not_fit(tmp_path, edit, old, new, why):
-    patch = make_patch(edit, id="minus")
+    patch = patch_of(edit, id="minus")
     tree = write(tmp_path, TEXT.replace(old, new))
     with pytest.raises(DriftedError) as caught:
         source_patches(tree, [patch, *SERIES[1:]], ["minus", "plus"], allow_drift=True)
@@ -481,7 +487,7 @@ def test_a_file_that_does_not_parse_is_drifted(tmp_path, end, allow_drift):
 
 
 def test_patches_that_do_not_fit_on_top_of_each_other_are_told(tmp_path):
-    clash = make_patch(substitute("Thing.one", "x + y", "x * y"), id="clash")
+    clash = patch_of(substitute("Thing.one", "x + y", "x * y"), id="clash")
     with pytest.raises(DriftedError) as caught:
         made(write(tmp_path, TEXT), [*SERIES, clash])
     assert str(caught.value).startswith(f"clash: {MODULE}:Thing.one: expected `x + y` exactly once")
@@ -499,17 +505,17 @@ def test_patches_that_do_not_fit_on_top_of_each_other_are_told(tmp_path):
     ],
 )
 def test_a_helper_does_not_take_the_name_of_something_else(tmp_path, name, definition):
-    patch = make_patch(add(name, definition), substitute("Thing.one", "x + y", "x"))
+    patch = patch_of(add(name, definition), substitute("Thing.one", "x + y", "x"))
     with pytest.raises(DriftedError, match=f"sample: {MODULE}:{name}: the name is taken"):
         made(write(tmp_path, TEXT), [patch])
 
 
 def test_a_helper_needs_a_target_or_imports_to_stand_next_to(tmp_path):
-    alone = make_patch(add("Other._helper", _helper), substitute("Thing.one", "x + y", "x"))
+    alone = patch_of(add("Other._helper", _helper), substitute("Thing.one", "x + y", "x"))
     with pytest.raises(DriftedError, match="no edit of Other to put a helper next to"):
         made(write(tmp_path, TEXT), [alone])
     text = TEXT[TEXT.index("class Thing") :] + "import os\n"
-    limit = make_patch(add("_LIMIT", "_LIMIT = 4"), substitute("Thing.one", "x + y", "x"))
+    limit = patch_of(add("_LIMIT", "_LIMIT = 4"), substitute("Thing.one", "x + y", "x"))
     with pytest.raises(DriftedError, match=f"{MODULE}: there are no imports to put a helper below"):
         made(write(tmp_path, text), [limit])
 

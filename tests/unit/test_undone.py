@@ -11,12 +11,22 @@ import pytest
 from megatron_patch.errors import DriftedError, MegatronPatchWarning
 from megatron_patch.fingerprint import canonical, locate
 from megatron_patch.judge import judge
-from megatron_patch.model import Add, Before, Family, Known, Replace, State, Substitute
-from megatron_patch.rewrite import edited, undone
+from megatron_patch.model import (
+    Add,
+    Before,
+    Edit,
+    Judgement,
+    Patch,
+    Replace,
+    State,
+    Substitute,
+    Variant,
+)
+from megatron_patch.rewrite import Gone, edited, undone
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
 
-from .sample import Workshop, make_patch
+from .sample import Workshop, digest_in, make_patch
 
 MODULE = "undone_module"
 TEXT = '''
@@ -64,21 +74,20 @@ def found(name: str, text: str = TEXT):  # type: ignore[no-untyped-def]
     return definition
 
 
-def on(name: str) -> tuple[str, str]:
-    return f"{MODULE}:Thing.{name}", found(name).digest
-
-
 def substitute(name: str, find: str, put: str) -> Substitute:
-    target, digest = on(name)
-    return Substitute(target, find, put, digest)
+    return Substitute(f"{MODULE}:Thing.{name}", find, put)
 
 
 def before(name: str, function) -> Before:  # type: ignore[no-untyped-def]
-    target, digest = on(name)
-    return Before(target, function, digest)
+    return Before(f"{MODULE}:Thing.{name}", function)
 
 
-TWO = Replace(on("two")[0], new_two, on("two")[1])
+def patch_of(*edits: Edit, **options) -> Patch:  # type: ignore[no-untyped-def]
+    """A patch for source as it is in ``TEXT``."""
+    return make_patch(*edits, known=digest_in(TEXT), **options)
+
+
+TWO = Replace(f"{MODULE}:Thing.two", new_two)
 HELPER = Add(f"{MODULE}:Thing._twenty", _twenty)
 
 EDITS = {
@@ -114,19 +123,19 @@ def test_edits_are_undone(name):
     assert undone(definition.node, edits) is None
 
 
-def test_a_replaced_target_gives_the_digest_of_what_it_was():
+def test_a_replaced_target_is_gone_as_a_whole():
     edits = [TWO, before("two", hook)]
     replaced = edited(found("two"), TWO)
-    assert undone(replaced.node, [TWO]) == TWO.digest
-    assert undone(edited(replaced, edits[1]).node, edits) == TWO.digest
+    assert undone(replaced.node, [TWO]) is Gone.WHOLE
+    assert undone(edited(replaced, edits[1]).node, edits) is Gone.WHOLE
     assert undone(replaced.node, edits) is None
     assert undone(found("two").node, [TWO]) is None
 
 
 SERIES = (
-    make_patch(substitute("one", "x + 1", "x + 10"), before("one", hook), id="ten"),
-    make_patch(TWO, HELPER, id="twenty"),
-    make_patch(
+    patch_of(substitute("one", "x + 1", "x + 10"), before("one", hook), id="ten"),
+    patch_of(TWO, HELPER, id="twenty"),
+    patch_of(
         before("one", other_hook),
         before("three", other_hook),
         substitute("one", "total += item", "total -= item"),
@@ -162,13 +171,13 @@ def change(directory, old: str, new: str) -> None:  # type: ignore[no-untyped-de
 
 
 def verdicts(directory, series=SERIES):  # type: ignore[no-untyped-def]
-    """The state of each patch in the source, and whether it is applicable there."""
+    """What each patch is judged to be, and whether it is applicable there."""
     found = [judge(patch, SourceTree(directory).read, series=series) for patch in series]
-    return {p.id: (v.state, v.family is not None) for p, v in zip(series, found, strict=True)}
+    return {p.id: (v.judgement, v.variant is not None) for p, v in zip(series, found, strict=True)}
 
 
-THERE, TO_DO = (State.UPSTREAMED, False), (State.PENDING, True)
-NEITHER = (State.DRIFTED, False)
+THERE, TO_DO = (Judgement.UPSTREAMED, False), (Judgement.APPLICABLE, True)
+NEITHER = (Judgement.DRIFTED, False)
 
 
 @pytest.mark.parametrize("ids", SUBSETS, ids=" ".join)
@@ -211,7 +220,7 @@ def test_patches_may_be_made_one_by_one_in_any_order(directory, order):
 def test_without_the_series_edited_source_is_unknown(directory):
     make(directory, "ten")
     verdict = judge(SERIES[0], SourceTree(directory).read)
-    assert (verdict.state, verdict.family) == (State.DRIFTED, None)
+    assert (verdict.judgement, verdict.variant) == (Judgement.DRIFTED, None)
 
 
 def test_formatting_and_comments_of_edited_source_do_not_matter(directory):
@@ -237,7 +246,7 @@ def test_edited_source_that_somebody_has_changed_is_drifted(directory, old, new,
 
 
 def test_a_patch_in_one_of_its_targets_only_is_drifted(directory):
-    half = SERIES[2]._replace(families=(Family("a half", SERIES[2].families[0].edits[1:2]),))
+    half = SERIES[2]._replace(variants=(Variant("the sample", SERIES[2].variants[0].edits[1:2]),))
     make(directory, "other", series=[half])
     assert verdicts(directory)["other"] == NEITHER
     with pytest.raises(DriftedError, match=f"other: unknown source: {MODULE}:Thing.three: expect"):
@@ -257,16 +266,16 @@ def test_a_changed_helper_is_drifted(directory):
 
 
 def test_a_release_that_has_the_change_is_known_below_the_edits_of_others(directory):
-    fixed = make_patch(
-        substitute("one", "x + 2", "x + 1"), id="fixed", upstreamed=(Known(*on("one"), "9.9"),)
-    )
+    one = f"{MODULE}:Thing.one"
+    has_it = {one: digest_in(TEXT)(one)}
+    fixed = patch_of(substitute("one", "x + 2", "x + 1"), id="fixed", has_it=has_it)
     series = (fixed, *SERIES)
     make(directory, *IDS, series=series)
     assert verdicts(directory, series) == {"fixed": THERE, **dict.fromkeys(IDS, THERE)}
 
 
 def test_a_target_is_not_replaced_over_the_edits_of_others(directory, workshop):
-    series = (SERIES[1], make_patch(before("two", hook), id="hook"))
+    series = (SERIES[1], patch_of(before("two", hook), id="hook"))
     make(directory, "hook", series=series)
     assert verdicts(directory, series) == {"twenty": NEITHER, "hook": THERE}
     module = importlib.import_module(MODULE)
