@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports import input_position_view_cache as backport
+from megatron_patch.backports.upstream import input_position_view_cache as backport
 from megatron_patch.testing.version import core_version
 from tools.benchmarking import as_it_is
 

@@ -35,7 +35,8 @@ sys.path.insert(0, str(REPOSITORY))
 from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import TargetError  # noqa: E402
 from megatron_patch.fingerprint import digest, locate  # noqa: E402
-from megatron_patch.model import Add, Patch, Target  # noqa: E402
+from megatron_patch.ledger import sources_of  # noqa: E402
+from megatron_patch.model import HAS_IT, Add, Patch, Target  # noqa: E402
 
 TESTS = Path("tests/unit_tests")
 SEARCHED = TESTS / "inference"
@@ -152,10 +153,12 @@ def _names(function: ast.AST) -> set[str]:
 
 def target_names(series: Sequence[Patch]) -> frozenset[str]:
     """Last parts of the targets that the series edits, or that have its changes upstream."""
-    dotted = {known.target for patch in series for known in patch.upstreamed}
+    dotted: set[str] = set()
     for patch in series:
-        for family in patch.families:
-            dotted |= {edit.target for edit in family.edits if not isinstance(edit, Add)}
+        for source in sources_of(patch):
+            dotted |= {target for target, _ in source.digests if source.proved == HAS_IT}
+        for variant in patch.variants:
+            dotted |= {edit.target for edit in variant.edits if not isinstance(edit, Add)}
     names = {Target.parse(target).name for target in dotted}
     return frozenset(name for name in names if not name.startswith("__"))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import NotMegatronError, TargetError  # noqa: E402
 from megatron_patch.inspection import Finding  # noqa: E402
 from megatron_patch.judge import find_definition  # noqa: E402
-from megatron_patch.model import Add, Patch  # noqa: E402
+from megatron_patch.model import Patch  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from tools import pins  # noqa: E402
 
@@ -133,14 +133,7 @@ def _inspect(patch: Patch, tree: SourceTree, series: Sequence[Patch]) -> Finding
 
 def targets(series: Sequence[Patch]) -> list[str]:
     """The targets that the records look at, sorted; helpers that we add are none."""
-    return sorted({target for patch in series for target in _targets(patch)})
-
-
-def _targets(patch: Patch) -> Iterator[str]:
-    yield patch.target
-    yield from (known.target for known in (*patch.upstreamed, *patch.unaffected))
-    for family in patch.families:
-        yield from (edit.target for edit in family.edits if not isinstance(edit, Add))
+    return sorted({target for patch in series for target in patch.targets})
 
 
 def _target(target: str, old: SourceTree, new: SourceTree) -> TargetChange:

@@ -29,7 +29,7 @@ from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
 from megatron_patch.export import UPSTREAM  # noqa: E402
 from megatron_patch.judge import judge  # noqa: E402
-from megatron_patch.model import Patch, State  # noqa: E402
+from megatron_patch.model import Judgement, Patch  # noqa: E402
 from megatron_patch.source_edits import source_patches  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from tools import pins  # noqa: E402
@@ -54,10 +54,10 @@ class PinnedSeries:
 def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> PinnedSeries:
     """Make the files for a pin. Raises `DriftedError` when edits of known source do not fit it."""
     verdicts = {patch.id: judge(patch, tree.read, series=series) for patch in series}
-    applicable = {id for id, verdict in verdicts.items() if verdict.family is not None}
+    applicable = {id for id, verdict in verdicts.items() if verdict.variant is not None}
     selected = [patch.id for patch in series if patch.default and patch.id in applicable]
     made, _ = source_patches(tree, series, selected)
-    cells = {id: verdict.state.value for id, verdict in verdicts.items()}
+    cells = {id: verdict.judgement.value for id, verdict in verdicts.items()}
     cells |= {id: "opt-in" for id in applicable}
     for entry in made:
         name = export.file_name(entry)
@@ -69,7 +69,7 @@ def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> Pi
         tuple(
             f"{id} on {version}: {verdict.reason}"
             for id, verdict in verdicts.items()
-            if verdict.state is State.DRIFTED
+            if verdict.judgement is Judgement.DRIFTED
         ),
     )
 
@@ -117,7 +117,7 @@ def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> st
 
 def _short(cell: str) -> str:
     """A cell of `patches/README.md`, for a column of a wider table."""
-    words = {State.UPSTREAMED.value: "has it", State.NOT_APPLICABLE.value: ""}
+    words = {Judgement.UPSTREAMED.value: "has it", Judgement.NOT_APPLICABLE.value: ""}
     return "patched" if cell.startswith("[") else words.get(cell, cell)
 
 

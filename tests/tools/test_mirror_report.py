@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.fingerprint import digest
-from megatron_patch.model import Add, Before, Known, Replace
+from megatron_patch.model import Add, Before, Replace
 from tests.unit.sample import make_patch
 from tools import mirror_report
 
@@ -37,9 +37,10 @@ def get_views(self):  # type: ignore[no-untyped-def]
 SERIES = (
     make_patch(
         Add("package.module:Context._helper", get_views),
-        Replace("package.module:Context.get_views", get_views, "0" * 16),
-        Before("package.module:Context.__init__", get_views, "0" * 16),
-        upstreamed=(Known("package.module:Context.new_name", "0" * 16, "later"),),
+        Replace("package.module:Context.get_views", get_views),
+        Before("package.module:Context.__init__", get_views),
+        known=lambda _: "0" * 16,
+        has_it={"package.module:Context.new_name": "0" * 16},
     ),
 )
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.fingerprint import locate
-from megatron_patch.model import Add, Known, Replace
-from tests.unit.sample import make_patch
+from megatron_patch.model import Add, Replace
+from tests.unit.sample import digest_in, make_patch
 from tools import pin_report
 
 from .test_pins import Index
@@ -28,16 +27,15 @@ def count(self):  # type: ignore[no-untyped-def]
 
 
 def digest_of(text: str) -> str:
-    found = locate("thing", text, "Thing.count")
-    assert found is not None
-    return found.digest
+    return digest_in(text)(TARGET)
 
 
 SERIES = (
     make_patch(
         Add("megatron.core.thing:Thing._helper", count),
-        Replace(TARGET, count, digest_of(ORIGINAL)),
-        upstreamed=(Known(TARGET, digest_of(FIXED), "9.9 and later"),),
+        Replace(TARGET, count),
+        known=digest_in(ORIGINAL),
+        has_it={TARGET: digest_of(FIXED)},
     ),
 )
 

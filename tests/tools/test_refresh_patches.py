@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Known, Patch, Replace
-from tests.unit.sample import make_patch
+from megatron_patch.model import Patch, Replace
+from tests.unit.sample import digest_in, make_patch
 from tools import add_pin, pins, refresh_patches
 
 from .test_pin_report import FIXED, ORIGINAL, OTHER, TARGET, WITHOUT, count, digest_of
@@ -40,9 +40,10 @@ README = f"# Title\n\n{refresh_patches.BEGIN}\nold\n{refresh_patches.END}\n\nThe
 
 def sample(id: str = "sample", target: str = TARGET) -> Patch:
     return make_patch(
-        Replace(target, count, digest_of(ORIGINAL)),
+        Replace(target, count),
+        known=digest_in(ORIGINAL),
         id=id,
-        upstreamed=(Known(target, digest_of(FIXED), "9.9 and later"),),
+        has_it={target: digest_of(FIXED)},
     )
 
 
@@ -260,7 +261,7 @@ def test_edits_that_do_not_fit_known_source(project, capsys):
     def count(self, more):  # type: ignore[no-untyped-def]
         return 2
 
-    project.set_series(make_patch(Replace(TARGET, count, digest_of(ORIGINAL))))
+    project.set_series(make_patch(Replace(TARGET, count), known=digest_in(ORIGINAL)))
     project.index.add("1.1.0", thing=ORIGINAL)
     before = project.files()
     assert project.refresh() == 1

@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Add, Target, is_condition
+from megatron_patch.model import Add, Target, changes_code
 
 BANNED = 7
 """The token that guests ban."""
@@ -169,13 +169,13 @@ def _setup_context() -> Iterator[None]:
 def _targets() -> tuple[tuple[Any, str], ...]:
     """Owner and name of the plain functions that the default patches change."""
     found: dict[tuple[int, str], tuple[Any, str]] = {}
-    edits = [edit for patch in SERIES if patch.default for f in patch.families for edit in f.edits]
+    edits = [edit for patch in SERIES if patch.default for v in patch.variants for edit in v.edits]
     for edit in edits:
         target = Target.parse(edit.target)
         owner: Any = sys.modules.get(target.module)
         for name in filter(None, target.scope.split(".")):
             owner = None if owner is None else vars(owner).get(name)
-        if owner is None or isinstance(edit, Add) or is_condition(edit):
+        if owner is None or isinstance(edit, Add) or not changes_code(edit):
             continue
         if isinstance(vars(owner).get(target.name), FunctionType):
             found[id(owner), target.name] = (owner, target.name)
