@@ -117,10 +117,23 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     node = found[0]
     if isinstance(node, ast.ClassDef):
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
-    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    assert node.end_lineno is not None
-    segment = "\n".join(lines[first - 1 : node.end_lineno]) + "\n"
+    first = first_line(node)
+    segment = "
+".join(lines[first - 1 : last_line(node)]) + "
+"
     return Definition(module, qualname, segment, first, flags, names)
+
+
+def first_line(node: ast.stmt) -> int:
+    """The number of the statement's first line, decorators included."""
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+
+
+def last_line(node: ast.stmt) -> int:
+    """The number of the statement's last line."""
+    assert node.end_lineno is not None
+    return node.end_lineno
 
 
 @lru_cache(maxsize=512)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .judge import Miss, judge
+from .judge import ANY_METHOD, Miss, judge
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Target
 from .source_tree import SourceTree
@@ -20,14 +20,14 @@ class Drift:
     file: str | None  #: ``None`` when the tree has no such module
     line: int | None  #: of the definition, from 1; ``None`` when there is none
     found: str | None  #: digest of what is there
-    expected: str | None  #: digest for the closest known source
+    expected: str | None  #: that of the closest known source; ``None`` where any method will do
     anchors: tuple[str, ...]  #: what is wrong with the code that each ``Substitute`` looks for
 
     def __str__(self) -> str:
         where = self.target if self.file is None else f"{self.file}:{self.line or 1}: {self.target}"
         found = f"digest {self.found}" if self.found else "is not there"
         anchors = "".join(f"\n        {anchor}" for anchor in self.anchors)
-        return f"    {where}\n        {found}, expected {self.expected}{anchors}"
+        return f"    {where}\n        {found}, expected {self.expected or ANY_METHOD}{anchors}"
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ def inspect(
         everything = frozenset(filter(None, digests))
         if judge(patch, tree.read, everything).variant is not None:
             accept = ",".join(f"{patch.id}@{digest}" for digest in dict.fromkeys(digests))
+    known = sorted(sources_of(patch), key=lambda source: source.proved in NOTES)
     return Finding(
         id=patch.id,
         verdict=verdict.judgement.value,
         reason=verdict.reason,
         drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in verdict.misses)),
-        known=tuple(source.releases + NOTES.get(source.proved, "") for source in sources_of(patch)),
+        known=tuple(source.releases + NOTES.get(source.proved, "") for source in known),
         accept=accept,
     )
 

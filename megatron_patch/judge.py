@@ -24,6 +24,7 @@ from .model import (
     Substitute,
     Target,
     Variant,
+    is_known_by_digest,
 )
 from .sources import keep_texts, read_source
 
@@ -31,6 +32,10 @@ from .sources import keep_texts, read_source
 Reader = Callable[[str], "str | None"]
 #: Gives the definition of a target, ``None`` if there is none.
 Finder = Callable[[str], "Definition | None"]
+
+
+#: What an independent hook needs, in words.
+ANY_METHOD = "a plain method with the hook's parameter, and not yet with the hook"
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,7 @@ class Miss:
 
     def __str__(self) -> str:
         found = f"found {self.found}" if self.found else "not found"
-        expected = self.expected or "a method that takes the hook's argument"
-        return f"{self.target}: expected {expected}, {found}"
+        return f"{self.target}: expected {self.expected or ANY_METHOD}, {found}"
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,19 @@ TOLD = {HAS_IT: Judgement.UPSTREAMED, NEEDS_NONE: Judgement.NOT_APPLICABLE}
 
 
 def variant_of(patch: Patch, source: Source) -> Variant:
-    """The variant that ``source`` needs. Raises ``ValueError`` if the record has none so named."""
+    """The variant that ``source`` needs.
+
+    Raises ``ValueError`` if the record has none so named, or if it says nothing of a target that
+    has to be known.
+    """
     for variant in patch.variants:
         if variant.name == source.proved:
+            digests = dict(source.digests)
+            for edit in variant.edits:
+                if is_known_by_digest(edit) and edit.target not in digests:
+                    raise ValueError(
+                        f"{source.releases} is known without a digest of {edit.target}"
+                    )
             return variant
     names = ", ".join(variant.name for variant in patch.variants)
     raise ValueError(f"{patch.id} has no variant {source.proved!r}; expected one of {names}")

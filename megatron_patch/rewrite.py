@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace as dataclass_replace
 from enum import Enum
 from typing import Any, cast
@@ -20,6 +20,8 @@ from .fingerprint import (
     FunctionNode,
     FunctionTree,
     equal,
+    first_line,
+    last_line,
     lines_of,
     statements_of,
     without_docstring,
@@ -97,22 +99,31 @@ def _bare(arguments: ast.arguments) -> ast.arguments:
 def takes(definition: Definition, edit: Before) -> bool:
     """Whether a method is called with what the hook takes, and runs when it is called."""
     node = definition.node
-    runs = isinstance(node, ast.FunctionDef) and not any(map(_suspends, _own_nodes(node)))
     decorators = {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
-    is_method = not decorators & {"staticmethod", "classmethod"}
-    return runs and is_method and _parameters(edit) == _first_parameter(definition)
+    return (
+        isinstance(node, ast.FunctionDef)
+        and not decorators & {"staticmethod", "classmethod"}
+        and _parameters(edit) == _first_parameter(definition)
+        and _has_room(node)
+        and not any(map(_suspends, node.body))
+    )
 
 
 def _suspends(node: ast.AST) -> bool:
-    return isinstance(node, (ast.Yield, ast.YieldFrom))
+    """Whether the function that has ``node`` in its body is a generator for that."""
+    if isinstance(node, (ast.Yield, ast.YieldFrom)):
+        return True
+    # What is in the body of a function in it is of that one; its defaults and decorators are not.
+    inside = node.body if isinstance(node, (*FunctionNode, ast.Lambda)) else None
+    bodies = inside if isinstance(inside, list) else [inside]
+    return any(_suspends(child) for child in ast.iter_child_nodes(node) if child not in bodies)
 
 
-def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """What is in a function, but not in the functions and classes in it."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (*FunctionNode, ast.ClassDef, ast.Lambda)):
-            yield child
-            yield from _own_nodes(child)
+def _has_room(node: FunctionTree) -> bool:
+    """Whether there is a statement to put a hook in front of, and it begins a line of its own."""
+    body = without_docstring(node)
+    doc = node.body[: len(node.body) - len(body)]
+    return bool(body) and all(d.end_lineno != body[0].lineno for d in doc)
 
 
 def _first_parameter(definition: Definition) -> list[str]:
@@ -135,14 +146,18 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
     if len(node.body) == skip:
         raise _fail(definition, "there is no statement to put the hook in front of")
     lines = lines_of(definition.segment)
-    row = node.body[skip].lineno - definition.first_line
-    column = len(lines[row].encode()[: node.body[skip].col_offset].decode())
+    first_statement = node.body[skip]
+    row = first_statement.lineno - definition.first_line
+    column = len(lines[row].encode()[: first_statement.col_offset].decode())
     before, after = lines[row][:column], lines[row][column:]
     if before.strip():  # `def f(self): return 1`: open a suite of its own
-        margin = _margin(lines[row]) + "    "
+        margin = _margin(lines[node.lineno - definition.first_line]) + "    "
         lines[row] = before.rstrip() + "\n" + indented(edit.statements, margin) + margin + after
     else:
-        while lines[row - 1].lstrip().startswith("#"):
+        row = first_line(first_statement) - definition.first_line
+        # The lines of a docstring may begin in any way.
+        top = last_line(node.body[0]) - definition.first_line + 1 if skip else 0
+        while row > top and lines[row - 1].lstrip().startswith("#"):
             row -= 1  # a comment above the first statement belongs to that statement
         lines.insert(row, indented(edit.statements, before))
     return _checked(definition, "".join(lines), expected)

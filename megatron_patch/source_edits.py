@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from . import fingerprint, rewrite
 from .errors import DriftedError, RewriteError, TargetError
-from .fingerprint import Definition, equal
+from .fingerprint import Definition, equal, first_line, last_line
 from .judge import judge
 from .model import Add, Edit, Judgement, Patch, Requires, Target, Variant
 from .source_tree import SourceTree
@@ -176,10 +176,10 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
             margin = anchor.segment[: -len(anchor.segment.lstrip())]
             source = rewrite.indented(source, margin) + "\n"
             if anchor.node.name in _evaluated_names(source):
-                row = _last_line(anchor.node)
+                row = last_line(anchor.node)
                 source = "\n" + source.removesuffix("\n")
         else:
-            row = _first_line(next(n for n in tree.body if _last_line(n) >= anchor.first_line)) - 1
+            row = first_line(next(n for n in tree.body if last_line(n) >= anchor.first_line)) - 1
             source += "\n\n"
         while row and lines[row - 1].lstrip().startswith("#"):
             row -= 1  # a comment above a definition belongs to it
@@ -191,7 +191,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
         body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == scope).body
     if target.name in _bound(body):
         raise TargetError(f"{target}: the name is taken; expected it to be free")
-    index = sum(_first_line(node) <= row for node in body)
+    index = sum(first_line(node) <= row for node in body)
     body[index:index] = ast.parse(edit.source).body
     if not equal(ast.parse(result), tree):
         raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
@@ -214,7 +214,7 @@ def _below_imports(module: str, tree: ast.Module) -> int:
     imports = [node for node in top if isinstance(node, (ast.Import, ast.ImportFrom))]
     if not imports:
         raise TargetError(f"{module}: there are no imports to put a helper below")
-    return _last_line(imports[-1])
+    return last_line(imports[-1])
 
 
 def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
@@ -228,16 +228,6 @@ def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
             yield node.id
         else:
             yield from _bound(ast.iter_child_nodes(node))
-
-
-def _last_line(node: ast.stmt) -> int:
-    assert node.end_lineno is not None
-    return node.end_lineno
-
-
-def _first_line(node: ast.stmt) -> int:
-    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def _first_target(variant: Variant, module: str, scope: str) -> str:
