@@ -12,8 +12,8 @@ of line numbers, and, where not all variants of the record have it, which varian
 
 The lines without ``+`` are searched for by syntax tree, and those without ``-`` are put in their
 place. Two sides that are one expression each are an expression. ``$name`` is any expression, the
-same wherever it stands in the hunk. A hunk of nothing but ``+`` defines what its header names.
-Lines above the first ``---`` and lines that begin with ``#`` are prose.
+same wherever it stands in the hunk, on both sides. A hunk of nothing but ``+`` defines what its
+header names. Lines above the first ``---`` and lines that begin with ``#`` are prose.
 """
 
 from __future__ import annotations
@@ -96,10 +96,19 @@ def _hunk(where: str, module: str, header: re.Match[str], lines: list[str]) -> H
     if not find.strip():
         if not put.strip():
             raise ValueError(f"{where}: the hunk is empty")
+        if _names(put):
+            raise ValueError(f"{where}: what is added is code as it is, without `$`")
         return Hunk(Add(target, put), variants)
     if find == put:
         raise ValueError(f"{where}: the hunk changes nothing; a condition is a `Requires`")
+    missing = {name[len(METAVARIABLE) :] for name in _names(find) ^ _names(put) if put.strip()}
+    if missing:
+        raise ValueError(f"{where}: ${min(missing)} is on one side of the hunk only")
     return Hunk(Substitute(target, find, put), variants)
+
+
+def _names(side: str) -> set[str]:
+    return set(re.findall(rf"\b{METAVARIABLE}\w+", side))
 
 
 def _side(lines: list[str], sign: str) -> str:

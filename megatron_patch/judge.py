@@ -218,16 +218,20 @@ def _misses(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
         edits = (edit for edit in variant.edits if edit.target == target)
         substitutes = tuple(edit for edit in edits if isinstance(edit, Substitute))
         yield Miss(target, expected, find(target), substitutes)
-    for edit in variant.edits:
-        if isinstance(edit, Before) and edit.independent:
-            found = find(edit.target)
-            # Where the hook is made already, something of the patch may be made already.
-            if (
-                found is None
-                or not rewrite.takes(found, edit)
-                or rewrite.undone(found.node, [edit])
-            ):
-                yield Miss(edit.target, None, found)
+    for edit in _independent_hooks(variant):
+        found = find(edit.target)
+        # Where the hook is made already, something of the patch may be made already.
+        if found is None or not _is_taken(edit, find) or rewrite.undone(found.node, [edit]):
+            yield Miss(edit.target, None, found)
+
+
+def _independent_hooks(variant: Variant) -> list[Before]:
+    return [edit for edit in variant.edits if isinstance(edit, Before) and edit.independent]
+
+
+def _is_taken(hook: Before, find: Finder) -> bool:
+    found = find(hook.target)
+    return found is not None and rewrite.takes(found, hook)
 
 
 def _verdict_on_told(source: Source, below: str = "") -> Verdict:
@@ -310,6 +314,8 @@ def _verdict_below_edits(
         if source.proved in TOLD:
             continue
         variant = variant_of(patch, source)
+        if not all(_is_taken(hook, find) for hook in _independent_hooks(variant)):
+            continue
         found = recognising.made(patch, variant, source, below, read)
         if found is recognising.Made.ALL:
             return _verdict_on_made(variant, source)

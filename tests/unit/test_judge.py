@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import gc
+import textwrap
 
 import pytest
 
 from megatron_patch.errors import SettingsError
-from megatron_patch.judge import judge, trees_kept
+from megatron_patch.judge import find_definition, judge, trees_kept
 from megatron_patch.model import (
     HAS_IT,
     NEEDS_NONE,
@@ -20,6 +23,7 @@ from megatron_patch.model import (
     Source,
     Substitute,
 )
+from megatron_patch.rewrite import edited
 
 from .sample import digest_in, make_patch
 
@@ -41,6 +45,10 @@ def digest(text: str, target: str) -> str:
 
 def hook(self) -> None:  # type: ignore[no-untyped-def]
     self.log = 1
+
+
+def other_hook(self) -> None:  # type: ignore[no-untyped-def]
+    self.others = 1
 
 
 def new_two(self):  # type: ignore[no-untyped-def]
@@ -219,3 +227,120 @@ def test_the_garbage_collector_rests_while_patches_are_judged_and_is_as_it_was(c
         assert gc.isenabled() is collecting
     finally:
         gc.enable()
+
+
+def test_source_that_no_variant_is_for_or_that_lacks_a_target_makes_a_patch_drifted():
+    """Both are faults of a ledger, and would edit what is not known."""
+    gone = PATCH.sources[0]._replace(digests=((TWO, digest(TEXT, TWO)),))
+    found = verdict(TEXT, patch=PATCH._replace(sources=(gone,)))
+    assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+    assert f"the sample is known without a digest of {ONE}" in found.reason
+
+
+LOG = Before(TWO, hook, "it sets an attribute that is ours")
+# The second target is not among those that are known by their digests.
+HOOKED = make_patch(Substitute(ONE, "total = 1", "total = 10"), LOG, known=digest_in(TEXT))
+
+
+def on_hooked(text: str) -> tuple[Judgement, bool]:
+    found = judge(HOOKED, {"m": text}.get, series=(HOOKED,))
+    return found.judgement, found.variant is not None
+
+
+def with_two(text: str) -> str:
+    return changed("    def two(self):\n        return 2\n", textwrap.indent(text, "    "))
+
+
+METHODS = {
+    "another body": "def two(self):\n    while self:\n        return 3\n",
+    "more parameters": "def two(self, x=1, *args: int, **more) -> int:\n    return 2\n",
+    "a position alone": "def two(self, /):\n    return 2\n",
+    "an annotation": "def two(self: object):\n    return 2\n",
+    "on one line": "def two(self): return 2\n",
+    "on the last line of the signature": "def two(self,\nx=1): return 2\n",
+    "a docstring": 'def two(self):\n    """Doc.\n\n    # more"""\n    return 2\n',
+    "a comment": "def two(self):\n    # why\n    return 2\n",
+    "a decorated function first": (
+        "def two(self):\n    # why\n    @self.wrap\n    @self\n    def f(): pass\n    return f\n"
+    ),
+    "a decorated class first": "def two(self):\n    @self.wrap\n    class A: pass\n    return A\n",
+    "a generator inside": "def two(self):\n    def f():\n        yield 1\n    return list(f())\n",
+    "a yield in a lambda": "def two(self):\n    return lambda: (yield)\n",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_independent_hook_goes_into_any_plain_method(name):
+    text = with_two(METHODS[name])
+    assert on_hooked(text) == (Judgement.APPLICABLE, True)
+    before = find_definition(TWO, lambda _: text)
+    assert before is not None
+    node = edited(before, LOG).node
+    skip = ast.get_docstring(node) is not None
+    assert ast.unparse(node.body[skip]) == "self.log = 1"
+    del node.body[skip]
+    assert ast.dump(node) == ast.dump(before.parse())
+
+
+OTHERS = {
+    "gone": "x = 1\n",
+    "another first parameter": "def two(this):\n    return 2\n",
+    "no parameter": "def two():\n    return 2\n",
+    "a keyword alone": "def two(*, self):\n    return 2\n",
+    "any arguments": "def two(*self):\n    return 2\n",
+    "a static method": "@staticmethod\ndef two(self):\n    return 2\n",
+    "a class method": "@classmethod\ndef two(self):\n    return 2\n",
+    "a property": "@property\ndef two(self):\n    return 2\n",
+    "a coroutine": "async def two(self):\n    return 2\n",
+    "a generator": "def two(self):\n    if self:\n        x = yield 2\n",
+    "a delegating generator": "def two(self):\n    yield from self\n",
+    "a generator by a default": "def two(self):\n    def f(x=(yield)):\n        pass\n",
+    "a generator by a decorator": "def two(self):\n    @(yield)\n    def f(): pass\n",
+    "a generator by a default of a lambda": "def two(self):\n    return lambda x=(yield): x\n",
+    "nothing but a docstring": 'def two(self):\n    """Doc."""\n',
+    "a statement where the docstring ends": 'def two(self):\n    """Doc."""; return 2\n',
+    "the hook already": "def two(self):\n    self.log = 1\n    return 2\n",
+    "the hook already, and a docstring": (
+        'def two(self):\n    """Doc."""\n    self.log = 1\n    return 2\n'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_method_that_an_independent_hook_is_not_for_is_drifted(name):
+    text = with_two(OTHERS[name])
+    for series in ((), (HOOKED,)):
+        found = judge(HOOKED, {"m": text}.get, series=series)
+        assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+        assert f"{TWO}: expected a plain method with the hook's parameter" in found.reason
+    for miss in found.misses:
+        with pytest.raises(SettingsError) if miss.found is None else contextlib.nullcontext():
+            accepted = judge(HOOKED, {"m": text}.get, {miss.found or digest(TEXT, TWO)})
+            assert accepted.judgement is Judgement.DRIFTED
+
+
+def test_a_method_that_is_there_twice_takes_no_independent_hook():
+    text = with_two("def two(self):\n    return 2\n\ndef two(self):\n    return 3\n")
+    assert on_hooked(text) == (Judgement.DRIFTED, False)
+
+
+def test_an_independent_hook_is_recognised_with_all_else_that_is_made():
+    made = changed("total = 1", "total = 10").replace(
+        "return 2", "self.log = 1\n        return other.than + it.was"
+    )
+    assert on_hooked(made) == (Judgement.UPSTREAMED, False)
+    assert on_hooked(made.replace("self.log = 1", "self.log = 2")) == (Judgement.DRIFTED, False)
+    assert on_hooked(made.replace("total = 10", "total = 1")) == (Judgement.DRIFTED, False)
+    assert on_hooked(made.replace("return total", "return -total")) == (Judgement.DRIFTED, False)
+
+
+def test_an_independent_hook_goes_below_one_of_another_patch():
+    other = make_patch(Before(TWO, other_hook), known=digest_in(TEXT), id="other")
+    series = (other, HOOKED)
+    text = changed("return 2", "self.others = 1\n        return 2")
+    found = judge(HOOKED, {"m": text}.get, series=series)
+    assert (found.judgement, found.variant) == (Judgement.APPLICABLE, HOOKED.variants[0])
+    both = text.replace("self.others", "self.log = 1\n        self.others")
+    assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.DRIFTED
+    both = both.replace("total = 1", "total = 10")
+    assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.UPSTREAMED
