@@ -118,9 +118,7 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     if isinstance(node, ast.ClassDef):
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
     first = first_line(node)
-    segment = "
-".join(lines[first - 1 : last_line(node)]) + "
-"
+    segment = "\n".join(lines[first - 1 : last_line(node)]) + "\n"
     return Definition(module, qualname, segment, first, flags, names)
 
 

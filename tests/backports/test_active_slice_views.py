@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.ours.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, PAD
+from megatron_patch.backports.ours.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, CONTEXT
 from megatron_patch.judge import judge
 from megatron_patch.model import Judgement
 
@@ -29,6 +29,8 @@ from .checks import (
     with_one_token_changed,
 )
 from .steps import CONTEXTS, Steps, decode_step, walks
+
+PAD = f"{CONTEXT}.pad_active_slices"
 
 PATCHED = RELEASE >= Version("0.18")
 

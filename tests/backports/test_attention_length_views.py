@@ -12,7 +12,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.ours.attention_length_views import ATTENTION_LENGTH_VIEWS, INITIALIZE
+from megatron_patch.backports.ours.attention_length_views import ATTENTION_LENGTH_VIEWS, CONTEXT
 from megatron_patch.judge import judge
 from megatron_patch.model import Judgement
 
@@ -29,6 +29,8 @@ from .checks import (
     with_one_token_changed,
 )
 from .steps import CONTEXTS, Steps, decode_step, walks
+
+INITIALIZE = f"{CONTEXT}.initialize_attention_state"
 
 PATCHED = RELEASE >= Version("0.18")
 

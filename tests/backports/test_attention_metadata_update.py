@@ -13,7 +13,6 @@ from packaging.version import Version
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.attention_metadata_update import (
     ATTENTION_METADATA_UPDATE,
-    UPDATE,
 )
 from megatron_patch.judge import judge
 from megatron_patch.model import Judgement
@@ -30,6 +29,7 @@ from .checks import (
     with_one_token_changed,
 )
 
+UPDATE = ATTENTION_METADATA_UPDATE.variants[0].edits[0].target
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 
 pytestmark = pytest.mark.usefixtures("device")

@@ -14,8 +14,8 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.block_allocator_reset import (
     BLOCK_ALLOCATOR_RESET,
+    CONTEXTS,
     KV_BLOCKS,
-    MAMBA_SLOTS,
 )
 from megatron_patch.judge import find_definition, judge
 from megatron_patch.model import Judgement, Target
@@ -25,6 +25,8 @@ from megatron_patch.testing.releases import context_parameters
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
 from .checks import assert_same_outputs, needs, proof, state_of
+
+MAMBA_SLOTS = f"{CONTEXTS}.mamba_slot_allocator:MambaSlotAllocator.reset"
 
 # What is wrong without the patch: up to 0.15 the reset does not fill the pool, later it makes a
 # new tensor for it.

@@ -20,7 +20,6 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.graph_replay_without_autograd import (
     FORWARD,
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
-    TENSORS,
 )
 from megatron_patch.judge import judge
 from megatron_patch.model import Judgement
@@ -29,6 +28,8 @@ from megatron_patch.sources import read_source
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import as_it_is, proof, state_of, with_one_token_changed
 from .graph_runners import cuda_graphs, manager_of, replay, runner_of
+
+TENSORS = "megatron.core.transformer.cuda_graphs:_CudaGraphRunner.get_tensors"
 
 pytestmark = pytest.mark.usefixtures("device")
 needs_training = pytest.mark.skipif(

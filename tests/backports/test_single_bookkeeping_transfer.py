@@ -9,8 +9,6 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.single_bookkeeping_transfer import (
-    INITIALIZE,
-    INITIALIZE_STEP,
     SINGLE_BOOKKEEPING_TRANSFER,
 )
 from megatron_patch.judge import judge
@@ -20,6 +18,10 @@ from megatron_patch.testing.releases import engine_class
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed
+
+INITIALIZE_STEP, INITIALIZE = (
+    edit.target for edit in SINGLE_BOOKKEEPING_TRANSFER.variants[0].edits[:2]
+)
 
 PATCHED = Version("0.18") <= RELEASE < Version("0.19")
 

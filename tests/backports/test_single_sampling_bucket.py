@@ -16,7 +16,7 @@ from packaging.version import Version
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.backports.ours.single_sampling_bucket import COPY, SINGLE_SAMPLING_BUCKET
+from megatron_patch.backports.ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from megatron_patch.judge import judge
 from megatron_patch.model import Judgement, is_known_by_digest
 from megatron_patch.sources import read_source
@@ -35,6 +35,8 @@ from .checks import (
     with_one_token_changed,
 )
 
+#: What a sampling function does before it changes logits.
+COPY = "last_token_logits = last_token_logits.clone()"
 PATCHED = RELEASE >= Version("0.16")
 HAS_KERNEL = RELEASE >= Version("0.18")
 TAKES_OUTPUT = RELEASE >= Version("0.19")
