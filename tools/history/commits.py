@@ -158,8 +158,8 @@ class Clone(Git):
         return read
 
     def archive(self, commit: str) -> bytes:
-        """The package at ``commit``, as a tar file."""
-        return self.run_raw("archive", commit, "--", PACKAGE)
+        """Megatron-Core at ``commit``, as a tar file."""
+        return self.run_raw("archive", commit, "--", f"{PACKAGE}/core")
 
     def is_ancestor(self, commit: str, other: str) -> bool:
         """Whether ``other`` comes after ``commit``, or is it."""

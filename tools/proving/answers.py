@@ -107,6 +107,7 @@ class Journal:
 
 def _question(item: Sequence[object]) -> Question:
     patch, variant, digests = item
-    assert isinstance(patch, str) and isinstance(digests, list)
+    assert isinstance(patch, str)
+    assert isinstance(digests, list)
     pairs = tuple((str(target), str(digest)) for target, digest in digests)
     return Question(patch, None if variant is None else str(variant), pairs)
