@@ -89,6 +89,8 @@ class Bench:
             "MEGATRON_PATCH": selection,
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
+            # Some commits build an extension on import, and PyTorch asks a GPU what to build for.
+            "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         try:
