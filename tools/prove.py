@@ -61,7 +61,8 @@ def has_change(clone: Clone, patch: Patch, commit: str) -> bool:
 def told_by(clone: Clone, patch: Patch, commit: str) -> tuple[tuple[str, str], ...]:
     """The digests of the targets that tell source which needs no edits."""
     read = clone.reader(commit)
-    found = ((target, find_definition(target, read)) for target in patch.told_by)
+    targets = patch.told_by or (patch.target,)
+    found = ((target, find_definition(target, read)) for target in targets)
     return tuple((target, there.digest) for target, there in found if there is not None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -178,7 +179,10 @@ def _parallel_state(tensor_size: int, expert_size: int) -> Iterator[None]:
     parallel_state.initialize_model_parallel(tensor_size, expert_model_parallel_size=expert_size)
     try:
         # The tracker for inference: it can be captured in a CUDA graph, and needs no CUDA device.
-        model_parallel_cuda_manual_seed(0, inference_rng_tracker=True, force_reset_rng=True)
+        # Older source makes it anew each time.
+        options = {"inference_rng_tracker": True, "force_reset_rng": True}
+        taken = inspect.signature(model_parallel_cuda_manual_seed).parameters
+        model_parallel_cuda_manual_seed(0, **{k: v for k, v in options.items() if k in taken})
         yield
     finally:
         parallel_state.destroy_model_parallel()
