@@ -67,7 +67,24 @@ SHOWN = [
         '{"requests":[{"length":8,"num_tokens":8}],"happenings":[{"step":3,"steps":2}],'
         '"suspension":"recompute","scheduling":"async"}',
     ),
+    (
+        "log probs by the wishes of another request",
+        ">=0.19",
+        '{"requests":[{"num_tokens":4},{"stem":1,"num_tokens":10,"log_probs":"generated","top_n":1}'
+        ',{"stem":2,"arrival":5}],"scheduling":"async"}',
+    ),
+    (
+        "log probs by the wishes of another request",
+        ">=0.19",
+        '{"requests":[{"num_tokens":4,"log_probs":"generated"},{"stem":1,"num_tokens":10,'
+        '"log_probs":"generated","top_n":1}],"scheduling":"async","speculative":1,'
+        '"only_last":false}',
+    ),
 ]
+
+needs_async = pytest.mark.skipif(
+    VERSION not in SpecifierSet(">=0.19"), reason=f"{VERSION} has no asynchronous scheduling"
+)
 
 
 @pytest.mark.parametrize(("name", "releases", "text"), SHOWN)
@@ -112,3 +129,46 @@ def test_what_has_another_cause_is_not_known(device, complaint):
     observation = Planted().runner()(configuration, "none")
     case = oracles.Case(configuration, observation)
     assert defects.recognise(case, complaint) is None
+
+
+WISHES = (
+    '{"requests":[{"num_tokens":4,"log_probs":"generated"%s},{"stem":1,"num_tokens":10,'
+    '"log_probs":"generated","top_n":1},{"stem":2,"arrival":%d}],"scheduling":"async"}'
+)
+
+
+def _lose_a_top_n(case: oracles.Case, consumed: int) -> Complaint:
+    """Have a run lose the top-n log probs of a step, and the complaint of that."""
+    (filed,) = (item for item in case.observation.filed[1] if item.consumed == consumed)
+    filed.grown["generated_top_n_logprobs"] -= 1
+    return Complaint("count", 1, "fewer", {"list": "generated_top_n_logprobs", "off": -1})
+
+
+@needs_async
+@pytest.mark.parametrize(
+    ("wanted", "arrival", "step", "known"),
+    [
+        ("", 5, 0, True),  # the one that it is lost in
+        ("", 5, 1, False),  # the one after it
+        ("", 5, -1, False),
+        (',"top_n":1', 5, 0, False),  # the row was of one that wants them
+        ("", 12, 0, False),  # the rows are made anew first
+    ],
+)
+def test_log_probs_are_lost_where_the_rows_are_of_others(device, wanted, arrival, step, known):
+    configuration = decode(WISHES % (wanted, arrival))
+    case = oracles.Case(configuration, Planted().runner()(configuration, "none"))
+    complaints = oracles.complaints(configuration, case.observation)
+    # Request 0 ends in the step that launches forward pass 4.
+    lost = 4
+    ends = case.observation.forwards[lost]
+    assert ends.ahead
+    assert ([row for row, *_ in ends.rows], ends.stayed) == ([0, 1], [1])
+    if step == 0 and known:
+        (complaint,) = complaints
+        assert complaint.facts["list"] == "generated_top_n_logprobs"
+    else:
+        for filed in case.observation.filed[1]:
+            filed.grown["generated_top_n_logprobs"] = filed.grown["generated_tokens"]
+        complaint = _lose_a_top_n(case, lost + step)
+    assert (defects.recognise(case, complaint) is not None) is known

@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from megatron_patch.testing.version import core_release
 
 from .configuration import Plan
+from .observing import Filed
 from .oracles import Case, Complaint
 from .running import stop_words
 
@@ -189,10 +190,43 @@ def _padded_single_tokens(case: Case, complaint: Complaint) -> bool:
     )
 
 
-def _top_n_of_async_step(case: Case, complaint: Complaint) -> bool:
-    if case.configuration.scheduling != "async" or not _is_list(complaint, *TOP_N):
+def _wishes_of_another(case: Case, complaint: Complaint) -> bool:
+    """What is missing was lost in steps that took the wishes of other requests for this one's."""
+    index, plan = complaint.request, _plan(case, complaint)
+    if index is None or plan is None or not _is_list(complaint, LOG_PROBS[0], TOP_N[0]):
         return False
-    return int(complaint.facts["off"]) == -1
+    name, missing = str(complaint.facts["list"]), -int(complaint.facts["off"])
+    word, _ = stop_words(case.configuration, plan)
+    for filed in case.observation.filed[index]:
+        less = filed.grown["generated_tokens"] - filed.grown[name]
+        if less > 0 and not _not_wanted(case, index, name, filed):
+            return False
+        if less < 0 and -less > len(word):  # a stop word is taken from the answer
+            return False
+        missing -= less
+    return missing == 0
+
+
+def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:
+    """Whether a step asked others than a request whether to keep log probs.
+
+    After a step that launches the next forward pass before it knows which requests go on, the rows
+    of those that have ended are filled with others, and what each wants stays in its old row.
+    """
+    configuration, forwards = case.configuration, case.observation.forwards
+    if filed.consumed < 0 or not forwards[filed.consumed].ahead:
+        return False
+    if not configuration.speculative and filed.launched is not None:
+        if forwards[filed.launched].ahead:
+            return False  # such a step makes the rows anew first
+    forward = forwards[filed.consumed]
+    asked = [configuration.requests[row] for row, *_ in forward.rows[: len(forward.stayed)]]
+    if name == LOG_PROBS[0]:
+        return not any(plan.log_probs for plan in asked)
+    if not any(plan.log_probs for plan in asked):
+        return True
+    row = forward.stayed.index(index) if index in forward.stayed else None
+    return row is not None and row < len(asked) and not asked[row].top_n
 
 
 def _evicted_with_drafts(case: Case, complaint: Complaint) -> bool:
@@ -297,10 +331,12 @@ DEFECTS: tuple[Defect, ...] = (
         _padded_single_tokens,
     ),
     Defect(
-        "the top-n log probs of an asynchronous step",
+        "log probs by the wishes of another request",
         ">=0.19",
-        "with asynchronous scheduling, those of one step are lost",
-        _top_n_of_async_step,
+        "with asynchronous scheduling, a step after one in which a request ended moves the logits "
+        "of others into its row and not what they want of log probs: a request whose row was one "
+        "that wants none, or no top-n, gets none of that step",
+        _wishes_of_another,
     ),
     Defect(
         "speculative tokens beyond the last block",

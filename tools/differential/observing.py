@@ -31,6 +31,9 @@ FIELDS = (
     "routing_indices",
 )
 
+#: What a step adds to.
+LISTS = ("generated_tokens", "generated_log_probs", "generated_top_n_logprobs")
+
 Record = dict[str, Any]
 
 
@@ -43,6 +46,23 @@ class Forward:
     rows: list[tuple[int, int, int, int]] = field(default_factory=list)
     """Of each request with tokens in it: its index, the part of its record, the position of its
     first token and the number of its tokens."""
+    ahead: bool = False
+    """It was launched before it was known which requests go on, as with asynchronous scheduling."""
+    stayed: list[int] = field(default_factory=list)
+    """The requests that the engine had when its step was over, in its order."""
+
+
+@dataclass
+class Filed:
+    """What a step added to what a part of a request has."""
+
+    part: int
+    consumed: int
+    """The number of the forward pass that the tokens came from. -1: there is none."""
+    launched: int | None
+    """That of the step's own one, if it is another."""
+    grown: dict[str, int]
+    """By how much each of :data:`LISTS` grew."""
 
 
 @dataclass
@@ -55,6 +75,8 @@ class Observation:
     generated: list[list[tuple[int, int, int]]] = field(default_factory=list)
     """Of each request, for each generated token: the part of its record, its place there, and the
     number of the forward pass that it came from."""
+    filed: list[list[Filed]] = field(default_factory=list)
+    """Of each request, what each step added."""
     invariants: list[str] = field(default_factory=list)
     """What was inconsistent in the context between steps."""
     error: BaseException | None = None

@@ -15,7 +15,7 @@ from megatron_patch.testing.runtime import settle
 from . import blocks, building, observing, training
 from .company import COMPANY, Guest
 from .configuration import LONGEST, Configuration, Plan
-from .observing import Forward, Observation
+from .observing import Filed, Forward, Observation
 
 NOBODY = Guest("there is nobody else")
 
@@ -86,6 +86,7 @@ class Run:
         self.steps: list[Any] = []
         self.training: list[Any] = []
         self._places: dict[tuple[int, int, int], int] = {}
+        self._lengths: dict[tuple[int, int], dict[str, int]] = {}
 
     def run(self) -> Observation:
         """Build the engine, run it, and note the end."""
@@ -93,6 +94,7 @@ class Run:
 
         configuration = self.configuration
         self.requests = [self._request(plan) for plan in configuration.requests]
+        self.seen.filed = [[] for _ in self.requests]
         guest = COMPANY.get(configuration.company or "", NOBODY)
         torch.manual_seed(configuration.seed)
         record = self.seen.record
@@ -165,8 +167,9 @@ class Run:
                 during[0] = f"step {step}"
                 if self.peers.any(busy):
                     if busy:
+                        before = len(self.seen.forwards)
                         self.steps.append(self._step(make_step))
-                        self._note_progress()
+                        self._note_progress(before)
                     else:  # others need the experts of this rank
                         engine.controller.dummy_forward()
                 elif self.peers.all(self._is_over(step)):
@@ -219,7 +222,7 @@ class Run:
                 return  # the trainer's
             first, end = context.paused_request_count, context.total_request_count
             indices = {number: index for index, number in self.ids.items()}
-            forward = Forward(self.version)
+            forward = Forward(self.version, ahead=_pending(engine))
             for number, offset, count in zip(
                 context.request_ids[first:end].tolist(),
                 context.request_kv_length_offsets[first:end].tolist(),
@@ -248,13 +251,30 @@ class Run:
             for handle in handles:
                 handle.remove()
 
-    def _note_progress(self) -> None:
-        """Which forward pass each new token came from, and whether the context is in order."""
+    def _note_progress(self, before: int) -> None:
+        """Which forward pass each new token came from, and whether the context is in order.
+
+        ``before``: how many forward passes there had been when the step began.
+        """
+        forwards, context = self.seen.forwards, self.engine.context
+        launched = len(forwards) - 1 if len(forwards) > before else None
+        consumed = before - 1 if _is_async(self.engine) or launched is None else launched
+        if launched is not None:
+            indices = {number: index for index, number in self.ids.items()}
+            ids = context.request_ids[: context.total_request_count].tolist()
+            forwards[launched].stayed = [indices[number] for number in ids if number in indices]
         for index, record in self.records.items():
             for number, part in enumerate(observing.parts_of(record)):
                 for place in range(len(part.generated_tokens)):
-                    self._places.setdefault((index, number, place), len(self.seen.forwards) - 1)
-        for text in blocks.inconsistencies(self.engine.context):
+                    self._places.setdefault((index, number, place), consumed)
+                lengths = {n: len(getattr(part, n, None) or ()) for n in observing.LISTS}
+                known = self._lengths.get((index, number), dict.fromkeys(lengths, 0))
+                if lengths != known:
+                    self._lengths[index, number] = lengths
+                    grown = {name: lengths[name] - known[name] for name in lengths}
+                    filed = Filed(number, consumed, launched, grown)
+                    self.seen.filed[index].append(filed)
+        for text in blocks.inconsistencies(context):
             if text not in self.seen.invariants:
                 self.seen.invariants.append(text)
 
@@ -320,6 +340,18 @@ class Run:
 def _ids(requests: Any) -> list[int]:
     """The ids of requests, records or ids."""
     return [int(getattr(item, "request_id", item)) for item in requests]
+
+
+def _is_async(engine: Any) -> bool:
+    """Whether a step takes its tokens from the forward pass of the step before."""
+    mode = getattr(getattr(engine.context, "config", None), "async_sched_mode", None)
+    return getattr(mode, "name", "LEGACY") == "ASYNC"
+
+
+def _pending(engine: Any) -> bool:
+    """Whether the tokens of the last forward pass are still to be taken when one begins."""
+    logits = getattr(engine.controller, "_async_sched_logits", None)
+    return bool(getattr(logits, "is_valid", False))
 
 
 def _per_request(engine: Any) -> bool:
