@@ -36,6 +36,35 @@ def held(context: Any) -> list[list[int]]:
     return [[block for block in row if block != -1] for row in rows]
 
 
+def tables(context: Any) -> list[list[int]]:
+    """The table of blocks of each request in the next forward pass; -1 where there is none."""
+    name = "request_to_kv_block_ids"
+    found = getattr(context, name if hasattr(context, name) else name.replace("block", "chunk"))
+    rows: list[list[int]] = found[
+        context.paused_request_count : context.total_request_count
+    ].tolist()
+    return rows
+
+
+def astray(context: Any, size: int) -> list[tuple[int, int, int]]:
+    """Tokens of the next forward pass whose keys and values go elsewhere than their request's table
+    says: the row, the position in the request and the block. ``size``: tokens of a block.
+    """
+    rows, first, found = tables(context), context.paused_request_count, []
+    name = "token_to_block_idx"
+    goes = getattr(context, name if hasattr(context, name) else name.replace("block", "chunk"))
+    tokens = slice(0, context.active_token_count)
+    for row, position, block in zip(
+        context.token_to_request_idx[tokens].tolist(),
+        context.token_to_pos_ids[tokens].tolist(),
+        goes[tokens].tolist(),
+        strict=True,
+    ):
+        if rows[row - first][position // size] != block:
+            found.append((row - first, position, block))
+    return found
+
+
 def inconsistencies(context: Any) -> list[str]:
     """Requests that hold a block twice, or the same one although it is no common prefix."""
     found = []

@@ -12,6 +12,7 @@ from packaging.specifiers import SpecifierSet
 
 from megatron_patch.testing.version import core_release
 
+from . import slots
 from .configuration import Plan
 from .observing import Filed
 from .oracles import Case, Complaint
@@ -216,9 +217,9 @@ def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:
     configuration, forwards = case.configuration, case.observation.forwards
     if filed.consumed < 0 or not forwards[filed.consumed].ahead:
         return False
-    if not configuration.speculative and filed.launched is not None:
-        if forwards[filed.launched].ahead:
-            return False  # such a step makes the rows anew first
+    anew = filed.launched is not None and forwards[filed.launched].ahead
+    if anew and not configuration.speculative:
+        return False  # such a step makes the rows anew first
     forward = forwards[filed.consumed]
     asked = [configuration.requests[row] for row, *_ in forward.rows[: len(forward.stayed)]]
     if name == LOG_PROBS[0]:
@@ -229,29 +230,29 @@ def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:
     return row is not None and row < len(asked) and not asked[row].top_n
 
 
-def _evicted_with_drafts(case: Case, complaint: Complaint) -> bool:
-    configuration = case.configuration
-    if complaint.request is None or complaint.kind not in ("token", "log prob", "count"):
-        return False
-    several = len(case.parts(complaint.request)) > 1
-    return configuration.scheduling == "async" and configuration.speculative > 0 and several
+def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
+    """The token comes from keys or values in whose place those of such a draft are, or should be.
 
-
-def _drafts_beyond_the_block(case: Case, complaint: Complaint) -> bool:
-    """Speculative tokens of some step began in one block and ended in the next."""
-    configuration, index = case.configuration, complaint.request
+    Only drafts that begin in one block and end in the next can go astray by that.
+    """
+    index, forwards = complaint.request, case.observation.forwards
     if index is None or complaint.kind not in ("token", "log prob"):
         return False
-    if not configuration.speculative or configuration.spare_blocks is None:
+    size = case.configuration.block_size
+    for number, forward in enumerate(forwards):
+        for row, position, _ in forward.astray:
+            _, _, offset, count = forward.rows[row]
+            if count != case.configuration.speculative + 1 or position // size != offset // size:
+                return False
+            if position // size == (offset + count - 1) // size:
+                return False
+        if not slots.went_to_another(forwards, number):
+            return False
+    origin = case.origin(index, int(complaint.facts["place"]))
+    if origin is None:
         return False
-    size = configuration.block_size
-    return any(
-        count > 1
-        and offset >= len(item["prompt_tokens"])
-        and offset // size < (offset + count - 1) // size
-        for part, item in enumerate(case.parts(index))
-        for offset, count, _ in case.rows(index, part)
-    )
+    part, consumed = origin
+    return slots.spoilt(forwards, size).get((index, part), len(forwards)) <= consumed
 
 
 DEFECTS: tuple[Defect, ...] = (
@@ -339,18 +340,12 @@ DEFECTS: tuple[Defect, ...] = (
         _wishes_of_another,
     ),
     Defect(
-        "speculative tokens beyond the last block",
+        "speculative tokens in the block of another request",
         ">=0.17",
-        "where blocks are scarce, the drafts of a request can begin in its last block and end in "
-        "one that it has not got: their keys and values go where nobody else's should be",
-        _drafts_beyond_the_block,
-    ),
-    Defect(
-        "evicted with speculative tokens",
-        ">=0.19",
-        "with asynchronous scheduling, a request that is evicted with speculative tokens under way "
-        "comes back with other tokens than it had",
-        _evicted_with_drafts,
+        "update_requests() notes the last block of each row and then moves requests to other rows, "
+        "as when it evicts one: where the speculative tokens of such a request begin in its last "
+        "block and end in a new one, the first of them go to the block of who had the row",
+        _drafts_in_the_block_of_another,
     ),
     Defect(
         "a model with CUDA graphs alone",

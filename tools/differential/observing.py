@@ -46,6 +46,10 @@ class Forward:
     rows: list[tuple[int, int, int, int]] = field(default_factory=list)
     """Of each request with tokens in it: its index, the part of its record, the position of its
     first token and the number of its tokens."""
+    tables: list[list[int]] = field(default_factory=list)
+    """Of each of them, its KV blocks; -1 where there is none."""
+    astray: list[tuple[int, int, int]] = field(default_factory=list)
+    """Tokens whose keys and values go elsewhere: which of them, the position and the block."""
     ahead: bool = False
     """It was launched before it was known which requests go on, as with asynchronous scheduling."""
     stayed: list[int] = field(default_factory=list)

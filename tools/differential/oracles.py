@@ -77,6 +77,22 @@ class Case:
             if (row, of) == (index, part)
         ]
 
+    def origin(self, index: int, place: int) -> tuple[int, int] | None:
+        """The part of a generated token, and the forward pass that it came from."""
+        parts = self.parts(index)
+        places = [
+            (number, at)
+            for number, part in enumerate(parts)
+            for at in range(len(part["generated_tokens"]))
+        ]
+        if not 0 <= place < len(places):
+            return None
+        number, at = places[place]
+        for part, of, forward in self.observation.generated[index]:
+            if (part, of) == (number, at):
+                return number, forward
+        return None
+
     def skipped(self, index: int, part: int) -> int:
         """Tokens at the beginning of a part that the model was not given: they were cached."""
         rows = self.rows(index, part)

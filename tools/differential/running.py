@@ -233,6 +233,9 @@ class Run:
                     index = indices[number]
                     part = len(observing.parts_of(self.records[index])) - 1
                     forward.rows.append((index, part, offset, count))
+            if len(forward.rows) == end - first:  # else they are nobody's, as when warming up
+                forward.tables = blocks.tables(context)
+                forward.astray = blocks.astray(context, self.configuration.block_size)
             self.seen.forwards.append(forward)
 
         def after(module: Any, args: Any, output: Any) -> None:

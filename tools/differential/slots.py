@@ -1,0 +1,60 @@
+"""Which slots of the KV cache hold something else than they should, and who has read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .observing import Forward
+
+Slot = tuple[int, int]
+"""A block, and a place in it."""
+
+
+def _slots(forward: Forward, row: int, first: int, size: int) -> Iterator[tuple[int, Slot]]:
+    """The positions of a row's request from one on to the last that it has, with their slots."""
+    _, _, offset, count = forward.rows[row]
+    table = forward.tables[row]
+    for position in range(first, offset + count):
+        if position // size < len(table):
+            yield position, (table[position // size], position % size)
+
+
+def spoilt(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
+    """Of parts of requests: the first forward pass in which they read what is not theirs.
+
+    Keys and values of a token that went astray are missing where they belong, until the position
+    is written again, and are in the way of those that own the slot where they went. What is
+    computed from them is as wrong as they are. ``size``: tokens of a block.
+    """
+    found: dict[tuple[int, int], int] = {}
+    bad: set[Slot] = set()
+    for number, forward in enumerate(forwards):
+        astray = {(row, position): block for row, position, block in forward.astray}
+        wrong: set[Slot] = set()
+        for row, (_, _, offset, _) in enumerate(forward.rows):
+            for position, slot in _slots(forward, row, offset, size):
+                if (row, position) in astray:
+                    wrong |= {slot, (astray[row, position], position % size)}
+                else:
+                    bad.discard(slot)
+        bad |= wrong
+        for row, (index, part, offset, _) in enumerate(forward.rows):
+            if any(slot in bad for _, slot in _slots(forward, row, 0, size)):
+                found.setdefault((index, part), number)
+                bad.update(slot for _, slot in _slots(forward, row, offset, size))
+    return found
+
+
+def went_to_another(forwards: list[Forward], number: int) -> bool:
+    """Whether all that went astray in a forward pass went to a block of another request.
+
+    That is one that had the block when it was last in a forward pass, and has been evicted.
+    """
+    forward = forwards[number]
+    present = {(index, part) for index, part, *_ in forward.rows}
+    others: dict[tuple[int, int], list[int]] = {}
+    for before in forwards[:number]:
+        for (index, part, *_), table in zip(before.rows, before.tables, strict=True):
+            others[index, part] = table
+    held = {block for of, table in others.items() if of not in present for block in table}
+    return all(block in held for _, _, block in forward.astray)
