@@ -230,6 +230,72 @@ def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:
     return row is not None and row < len(asked) and not asked[row].top_n
 
 
+def _accepted_in_the_row(case: Case, index: int, filed: Filed) -> bool:
+    """Whether a step began the tokens of a prompt with those accepted last in the same row."""
+    forwards = case.observation.forwards
+    if filed.consumed < 0 or not filed.tokens:
+        return False
+    forward = forwards[filed.consumed]
+    if index not in forward.stayed or not _decodes(case, filed.consumed, forward.stayed[0]):
+        return False  # without any draft nothing is accepted
+    row = forward.stayed.index(index)
+    if _decodes(case, filed.consumed, index):
+        return False
+    for number in range(filed.consumed - 1, -1, -1):
+        stayed = forwards[number].stayed
+        if row < len(stayed) and _decodes(case, number, stayed[row]):
+            break
+    else:
+        return False
+    items = case.observation.filed[stayed[row]]
+    position, before = next(
+        (entry for entry in enumerate(items) if entry[1].consumed == number), (0, None)
+    )
+    if before is None:
+        return False
+    # What a request has more than it wants is cut off, the token that was sampled first.
+    whole = position + 1 < len(items)
+    accepted = before.tokens[:-1] if whole else before.tokens
+    return bool(accepted) and all(
+        one == other for one, other in zip(accepted, filed.tokens, strict=False)
+    )
+
+
+def _decodes(case: Case, number: int, index: int) -> bool:
+    """Whether a forward pass has drafts of a request."""
+    for of, part, offset, _ in case.observation.forwards[number].rows:
+        if of == index:
+            return offset >= len(case.parts(of)[part]["prompt_tokens"])
+    return False
+
+
+def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
+    """The tokens of some prompt's step begin with drafts that were another's, and it shows there.
+
+    They have no log probs, and what comes after them in the same part has the wrong position.
+    """
+    index, configuration = complaint.request, case.configuration
+    if index is None or configuration.scheduling != "async" or not configuration.speculative:
+        return False
+    all_filed = case.observation.filed[index]
+    strange = [filed for filed in all_filed if _accepted_in_the_row(case, index, filed)]
+    if complaint.kind in ("token", "log prob"):
+        origin = case.origin(index, int(complaint.facts["place"]))
+        if origin is None:
+            return False
+        part, consumed = origin
+        return any(filed.part == part and filed.consumed <= consumed for filed in strange)
+    if not _is_list(complaint, LOG_PROBS[0], TOP_N[0]):
+        return False
+    name, missing = str(complaint.facts["list"]), -int(complaint.facts["off"])
+    for filed in all_filed:
+        less = filed.grown["generated_tokens"] - filed.grown[name]
+        if less and filed not in strange and not _not_wanted(case, index, name, filed):
+            return False
+        missing -= less
+    return bool(strange) and missing == 0
+
+
 def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
     """The token comes from keys or values in whose place those of such a draft are, or should be.
 
@@ -338,6 +404,14 @@ DEFECTS: tuple[Defect, ...] = (
         "of others into its row and not what they want of log probs: a request whose row was one "
         "that wants none, or no top-n, gets none of that step",
         _wishes_of_another,
+    ),
+    Defect(
+        "speculative tokens of who had the row",
+        ">=0.19",
+        "with asynchronous scheduling nothing clears the speculative tokens that were accepted in "
+        "a row: a prompt that is computed in that row, beside requests that generate, gets them in "
+        "front of its first token",
+        _drafts_of_the_row,
     ),
     Defect(
         "speculative tokens in the block of another request",

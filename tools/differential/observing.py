@@ -53,7 +53,7 @@ class Forward:
     ahead: bool = False
     """It was launched before it was known which requests go on, as with asynchronous scheduling."""
     stayed: list[int] = field(default_factory=list)
-    """The requests that the engine had when its step was over, in its order."""
+    """The requests that were not paused when its step was over, in the engine's order."""
 
 
 @dataclass
@@ -67,6 +67,8 @@ class Filed:
     """That of the step's own one, if it is another."""
     grown: dict[str, int]
     """By how much each of :data:`LISTS` grew."""
+    tokens: list[int] = field(default_factory=list)
+    """The tokens that it added."""
 
 
 @dataclass

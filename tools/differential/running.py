@@ -15,7 +15,7 @@ from megatron_patch.testing.runtime import settle
 from . import blocks, building, observing, training
 from .company import COMPANY, Guest
 from .configuration import LONGEST, Configuration, Plan
-from .observing import Filed, Forward, Observation
+from .observing import Filed, Forward, Observation, plain
 
 NOBODY = Guest("there is nobody else")
 
@@ -264,7 +264,8 @@ class Run:
         consumed = before - 1 if _is_async(self.engine) or launched is None else launched
         if launched is not None:
             indices = {number: index for index, number in self.ids.items()}
-            ids = context.request_ids[: context.total_request_count].tolist()
+            active = slice(context.paused_request_count, context.total_request_count)
+            ids = context.request_ids[active].tolist()
             forwards[launched].stayed = [indices[number] for number in ids if number in indices]
         for index, record in self.records.items():
             for number, part in enumerate(observing.parts_of(record)):
@@ -275,7 +276,8 @@ class Run:
                 if lengths != known:
                     self._lengths[index, number] = lengths
                     grown = {name: lengths[name] - known[name] for name in lengths}
-                    filed = Filed(number, consumed, launched, grown)
+                    tokens = plain(part.generated_tokens[known["generated_tokens"] :])
+                    filed = Filed(number, consumed, launched, grown, tokens)
                     self.seen.filed[index].append(filed)
         for text in blocks.inconsistencies(context):
             if text not in self.seen.invariants:
