@@ -159,14 +159,22 @@ def _graphs_without_context(case: Case, complaint: Complaint) -> bool:
     )
 
 
-def _first_without_gradients(case: Case, complaint: Complaint) -> bool:
-    """A model in training is called without gradients before its first step."""
-    return (
-        complaint.kind == "exception"
-        and "received a different number of tensors than what it was" in complaint.facts["text"]
-        and case.configuration.captured
-        and case.configuration.lessons[:1] != ("train",)
-    )
+def _recorded_without_gradients(case: Case, complaint: Complaint) -> bool:
+    """The lesson that failed has no gradients, and there was such a one before the first step.
+
+    In evaluation mode nothing is recorded, but once there are graphs they are replayed.
+    """
+    during = str(complaint.facts.get("during", "")).split()
+    if complaint.kind != "exception" or during[:1] != ["lesson"] or not case.configuration.captured:
+        return False
+    if "received a different number of tensors than what it was" not in complaint.facts["text"]:
+        return False
+    lessons = case.configuration.lessons[: int(during[1]) + 1]
+    if "train" not in lessons or lessons[-1] == "train":
+        return False
+    first = lessons.index("train")
+    # The first one after it fails.
+    return "look" in lessons[:first] and set(lessons[first:-1]) == {"train"}
 
 
 def _captured_again(case: Case, complaint: Complaint) -> bool:
@@ -431,9 +439,10 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "graphs of a layer first called without gradients",
         ">=0.18",
-        "a layer of a model in training that was first called without gradients is captured for "
-        "that call, and its graph then refuses the tensors of a call with them, or without",
-        _first_without_gradients,
+        "a layer in training that was recorded without gradients is captured when the first "
+        "training step ends, with them switched on: parameters then count among the inputs of its "
+        "graph, and no call without gradients, for which it is chosen, passes them",
+        _recorded_without_gradients,
     ),
     Defect(
         "graphs captured again",

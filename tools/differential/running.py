@@ -109,8 +109,7 @@ class Run:
             self._keep_weights()
             self._live(during)
             if configuration.lessons:
-                during[0] = "lessons"
-                record["lessons"] = training.lessons(configuration)
+                record["lessons"] = training.lessons(configuration, during)
         except testing.UnsupportedError:
             raise
         except Exception as error:

@@ -52,12 +52,17 @@ def between(what: str, model: Any, configuration: Configuration, version: int) -
             set_inference_mode(before)
 
 
-def lessons(configuration: Configuration) -> list[Any]:
-    """A trainer and a model of its own; returns what it sees of each lesson."""
+def lessons(configuration: Configuration, during: list[str]) -> list[Any]:
+    """A trainer and a model of its own; returns what it sees of each lesson.
+
+    ``during`` has what is being done, for failures.
+    """
+    during[0] = "building the trainer's model"
     rng = random.Random(configuration.seed)
     model = testing.build_model(building.student(configuration), training=True)
     noted = []
-    for lesson in configuration.lessons:
+    for number, lesson in enumerate(configuration.lessons):
+        during[0] = f"lesson {number}"
         batches = [
             [[rng.randrange(VOCABULARY) for _ in range(LENGTH)]]
             for _ in range(configuration.microbatches)
