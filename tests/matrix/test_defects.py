@@ -9,10 +9,21 @@ from packaging.specifiers import SpecifierSet
 
 from tools.differential import defects, judging, oracles
 from tools.differential.configuration import Configuration, decode
+from tools.differential.observing import Observation
 from tools.differential.oracles import Complaint
 
 from ..conftest import RELEASE
 from .conftest import Planted
+
+BLOCK = (
+    '{"requests":[{"length":22},{"stem":4,"length":5,"num_tokens":7,"arrival":3},{"stem":1,'
+    '"length":13,"num_tokens":7}],"spare_blocks":0,"only_last":false,"speculative":1}'
+)
+ROW = (
+    '{"requests":[{"length":36,"num_tokens":3},{"stem":4,"num_tokens":13},{"stem":3,"length":43,'
+    '"num_tokens":14},{"stem":5,"length":28,"num_tokens":12}],"spare_blocks":2,"paused_blocks":4,'
+    '"block_size":4,"only_last":false,"chunked":true,"speculative":2,"scheduling":"async"}'
+)
 
 SHOWN = [
     (
@@ -80,10 +91,21 @@ SHOWN = [
         '"log_probs":"generated","top_n":1}],"scheduling":"async","speculative":1,'
         '"only_last":false}',
     ),
+    ("speculative tokens in the block of another request", ">=0.17", BLOCK),
+    ("speculative tokens of who had the row", ">=0.19", ROW),
+    (
+        "graphs of a layer first called without gradients",
+        ">=0.18",
+        '{"requests":[{"num_tokens":1}],"lessons":["evaluate","look","train","train","evaluate",'
+        '"look"],"captured":true}',
+    ),
 ]
 
+needs_drafts = pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} has no speculative tokens"
+)
 needs_async = pytest.mark.skipif(
-    VERSION not in SpecifierSet(">=0.19"), reason=f"{VERSION} has no asynchronous scheduling"
+    RELEASE not in SpecifierSet(">=0.19"), reason=f"{RELEASE} has no asynchronous scheduling"
 )
 
 
@@ -171,4 +193,93 @@ def test_log_probs_are_lost_where_the_rows_are_of_others(device, wanted, arrival
         for filed in case.observation.filed[1]:
             filed.grown["generated_top_n_logprobs"] = filed.grown["generated_tokens"]
         complaint = _lose_a_top_n(case, lost + step)
+    assert (defects.recognise(case, complaint) is not None) is known
+
+
+def _seen(text: str) -> tuple[oracles.Case, Complaint]:
+    """A run of the released engine, and its only complaint."""
+    configuration = decode(text)
+    case = oracles.Case(configuration, Planted().runner()(configuration, "none"))
+    (complaint,) = oracles.complaints(configuration, case.observation)
+    return case, complaint
+
+
+def _nothing_astray(case: oracles.Case, facts: dict[str, int]) -> None:
+    for forward in case.observation.forwards:
+        forward.astray.clear()
+
+
+def _to_a_free_block(case: oracles.Case, facts: dict[str, int]) -> None:
+    held = {n for forward in case.observation.forwards for row in forward.tables for n in row}
+    for forward in case.observation.forwards:
+        forward.astray = [(row, position, max(held) + 1) for row, position, _ in forward.astray]
+
+
+def _within_a_block(case: oracles.Case, facts: dict[str, int]) -> None:
+    for forward in case.observation.forwards:
+        for row, position, _ in forward.astray:
+            index, part, _, count = forward.rows[row]
+            forward.rows[row] = (index, part, position - position % 8, count)
+
+
+def _before_it(case: oracles.Case, facts: dict[str, int]) -> None:
+    facts["place"] -= 1
+
+
+@needs_drafts
+@pytest.mark.parametrize("change", [_nothing_astray, _to_a_free_block, _within_a_block, _before_it])
+def test_drafts_go_to_the_block_of_an_evicted_request(device, change):
+    case, complaint = _seen(BLOCK)
+    defect = defects.recognise(case, complaint)
+    assert defect is not None
+    assert defect.name == "speculative tokens in the block of another request"
+    change(case, complaint.facts)
+    assert defects.recognise(case, complaint) is None
+
+
+def _right_tokens(case: oracles.Case, facts: dict[str, int]) -> None:
+    for filed in case.observation.filed[3]:
+        filed.tokens = filed.tokens[-1:]
+
+
+def _in_the_part_before(case: oracles.Case, facts: dict[str, int]) -> None:
+    facts["place"] = 0
+
+
+def _no_drafts_beside_it(case: oracles.Case, facts: dict[str, int]) -> None:
+    (filed, *_) = (item for item in case.observation.filed[3] if item.part == 1)
+    forward = case.observation.forwards[filed.consumed]
+    forward.stayed = [3]
+
+
+@needs_async
+@pytest.mark.parametrize("change", [_right_tokens, _in_the_part_before, _no_drafts_beside_it])
+def test_drafts_of_a_row_come_before_the_first_token_of_a_prompt(device, change):
+    case, complaint = _seen(ROW)
+    defect = defects.recognise(case, complaint)
+    assert defect is not None
+    assert defect.name == "speculative tokens of who had the row"
+    change(case, complaint.facts)
+    assert defects.recognise(case, complaint) is None
+
+
+@pytest.mark.skipif(RELEASE not in SpecifierSet(">=0.18"), reason="it is none of this release")
+@pytest.mark.parametrize(
+    ("lessons", "failed", "known"),
+    [
+        (("look", "train", "look"), 2, True),
+        (("evaluate", "look", "train", "train", "evaluate"), 4, True),
+        (("look", "train", "train"), 2, False),  # a step has a graph of its own
+        (("evaluate", "train", "look"), 2, False),  # in evaluation mode nothing is recorded
+        (("train", "look", "look"), 2, False),
+        (("look", "look", "train"), 1, False),  # there are no graphs yet
+        (("look", "train", "look", "look"), 3, False),  # it had failed before
+    ],
+)
+def test_a_lesson_without_gradients_fails_after_the_first_step(device, lessons, failed, known):
+    configuration = Configuration(lessons=lessons, captured=True)
+    case = oracles.Case(configuration, Observation())
+    text = "Fwd cudagraph received a different number of tensors than what it was graphed with!"
+    facts = {"type": "AssertionError", "text": text, "place": "m:f", "during": f"lesson {failed}"}
+    complaint = Complaint("exception", None, text, facts)
     assert (defects.recognise(case, complaint) is not None) is known
