@@ -6,7 +6,7 @@ Each has a predicate on what was observed. A complaint that none explains is a f
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from packaging.specifiers import SpecifierSet
 
@@ -73,28 +73,55 @@ def _cut_prompt(case: Case, complaint: Complaint) -> bool:
 
 
 def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
-    plan = _plan(case, complaint)
-    if plan is None or plan.stop is None or not _is_list(complaint, *LOG_PROBS, *TOP_N):
+    """There are as many too many as tokens were taken away, by the last step alone."""
+    plan, index = _plan(case, complaint), complaint.request
+    if index is None or plan is None or plan.stop is None:
+        return False
+    if not _is_list(complaint, LOG_PROBS[0], TOP_N[0]):
         return False
     word, _ = stop_words(case.configuration, plan)
     name, off = str(complaint.facts["list"]), int(complaint.facts["off"])
-    return name.startswith("generated") and 0 < off <= len(word)
+    more = [
+        filed.grown[name] - filed.grown["generated_tokens"]
+        for filed in case.observation.filed[index]
+    ]
+    return 0 < off <= len(word) and more[-1:] == [off] and not any(more[:-1])
 
 
 def _stopped_at_once(case: Case, complaint: Complaint) -> bool:
+    """A request that had no token yet was in the step, or has got none of it."""
     if complaint.kind != "exception" or complaint.facts["type"] != "IndexError":
         return False
-    return str(complaint.facts["place"]).endswith(":post_process_requests") and any(
-        plan.log_probs == "generated"
-        and (plan.num_tokens == 0 or (plan.stop is not None and plan.stop[0] == 0))
-        for plan in case.configuration.requests
-    )
+    if not str(complaint.facts["place"]).endswith(":post_process_requests"):
+        return False
+    configuration = case.configuration
+    # With asynchronous scheduling the tokens are of the one before the last.
+    last = case.observation.forwards[-2 if configuration.scheduling == "async" else -1 :]
+    for index in {index for forward in last for index, *_ in forward.rows}:
+        plan = configuration.requests[index]
+        if plan.log_probs != "generated" or case.observation.filed[index]:
+            continue
+        word, _ = stop_words(configuration, plan)
+        sampled = not plan.greedy or configuration.updates or not case.told
+        if plan.num_tokens == 0 or (len(word) == 1 and (sampled or _begins_with(case, plan, word))):
+            return True
+    return False
+
+
+def _begins_with(case: Case, plan: Plan, word: list[int]) -> bool:
+    """Whether what the model alone generates begins with a stop word."""
+    once, _ = stop_words(case.configuration, replace(plan, stop=(0, len(word))))
+    return once == word
 
 
 def _stale_prefix(case: Case, complaint: Complaint) -> bool:
-    if complaint.kind not in ("token", "log prob") or not case.configuration.updates:
+    """When it came it found keys and values that other weights had made."""
+    index = complaint.request
+    if index is None or complaint.kind not in ("token", "log prob"):
         return False
-    return complaint.request is not None and case.skipped(complaint.request, 0) > 0
+    if not case.configuration.updates or not case.skipped(index, 0):
+        return False
+    return (index, 0) in slots.older(case.observation.forwards, case.configuration.block_size)
 
 
 def _unequal_parts(case: Case, complaint: Complaint) -> bool:
@@ -140,22 +167,34 @@ def _paused_among_drafts(case: Case, complaint: Complaint) -> bool:
 
 
 def _nothing_to_sample(case: Case, complaint: Complaint) -> bool:
+    """The step is the first one after such a suspension, and the engine had worked before it."""
+    configuration = case.configuration
     return (
         complaint.kind == "exception"
         and complaint.facts["place"].endswith(":sample_kernel")
         and "non-empty list" in complaint.facts["text"]
-        and case.configuration.scheduling == "async"
-        and any(item.what == "suspend" for item in case.configuration.happenings)
+        and configuration.scheduling == "async"
+        and configuration.suspension == "recompute"
+        and bool(case.observation.forwards)
+        and any(
+            item.what == "suspend" and complaint.facts["during"] == f"step {item.step + item.steps}"
+            for item in configuration.happenings
+        )
     )
 
 
 def _graphs_without_context(case: Case, complaint: Complaint) -> bool:
+    """A trainer called it then."""
     return (
         complaint.kind == "exception"
         and complaint.facts["type"] == "AttributeError"
         and "'ArgMetadata' object has no attribute 'value'" in complaint.facts["text"]
         and case.configuration.scope is not None
-        and any(item.what != "suspend" for item in case.configuration.happenings)
+        and any(
+            item.what in ("train", "evaluate")
+            and complaint.facts["during"] == f"what happens before step {item.step}"
+            for item in case.configuration.happenings
+        )
     )
 
 
@@ -182,21 +221,29 @@ def _captured_again(case: Case, complaint: Complaint) -> bool:
     return (
         complaint.kind == "exception"
         and complaint.facts["type"] == "RequestOverflowError"
-        and complaint.facts["during"].startswith("what happens before")
+        and ":add_dummy_requests" in complaint.facts["place"]
         and case.configuration.graphs is not None
-        and any(item.what == "suspend" for item in case.configuration.happenings)
+        and case.record["end"]["requests"] > 0
+        and any(
+            item.what == "suspend"
+            and complaint.facts["during"] == f"what happens before step {item.step + item.steps}"
+            for item in case.configuration.happenings
+        )
     )
 
 
 def _padded_single_tokens(case: Case, complaint: Complaint) -> bool:
     """Every prompt of a step, or what is left of it, is a single token, and the step is padded."""
-    return (
-        complaint.kind == "exception"
-        and str(complaint.facts["place"]).endswith(":flash_decode_and_prefill")
-        and "q must have shape" in complaint.facts["text"]
-        and case.configuration.graphs is not None
-        and any(count == 1 for *_, count in case.observation.forwards[-1].rows)
-    )
+    if (
+        complaint.kind != "exception"
+        or not str(complaint.facts["place"]).endswith(":flash_decode_and_prefill")
+        or "q must have shape" not in complaint.facts["text"]
+        or case.configuration.graphs is None
+    ):
+        return False
+    rows = case.observation.forwards[-1].rows
+    decodes = [_decodes(case, len(case.observation.forwards) - 1, index) for index, *_ in rows]
+    return not all(decodes) and all(count == 1 for *_, count in rows)
 
 
 def _wishes_of_another(case: Case, complaint: Complaint) -> bool:
@@ -206,14 +253,16 @@ def _wishes_of_another(case: Case, complaint: Complaint) -> bool:
         return False
     name, missing = str(complaint.facts["list"]), -int(complaint.facts["off"])
     word, _ = stop_words(case.configuration, plan)
+    lost = 0
     for filed in case.observation.filed[index]:
         less = filed.grown["generated_tokens"] - filed.grown[name]
         if less > 0 and not _not_wanted(case, index, name, filed):
             return False
         if less < 0 and -less > len(word):  # a stop word is taken from the answer
             return False
+        lost += max(less, 0)
         missing -= less
-    return missing == 0
+    return lost > 0 and missing == 0
 
 
 def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:

@@ -45,6 +45,24 @@ def spoilt(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
     return found
 
 
+def older(forwards: list[Forward], size: int) -> set[tuple[int, int]]:
+    """Parts of requests that found keys and values of other weights than they began with."""
+    found: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int]] = set()
+    versions: dict[Slot, int] = {}
+    for forward in forwards:
+        for row, (index, part, offset, _) in enumerate(forward.rows):
+            cached = [slot for at, slot in _slots(forward, row, 0, size) if at < offset]
+            if (index, part) not in seen:
+                seen.add((index, part))
+                if any(versions.get(slot) != forward.version for slot in cached):
+                    found.add((index, part))
+        for row, (_, _, offset, _) in enumerate(forward.rows):
+            for _, slot in _slots(forward, row, offset, size):
+                versions[slot] = forward.version
+    return found
+
+
 def went_to_another(forwards: list[Forward], number: int) -> bool:
     """Whether all that went astray in a forward pass went to a block of another request.
 
