@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,32 @@ def _one_token_at_a_time(case: Case, differences: Sequence[Difference]) -> bool:
     return False
 
 
+def _unasked(case: Case, differences: Sequence[Difference]) -> bool:
+    """Requests that want no log probs have got some, as others do, and now have fewer of them."""
+    return all(_is_unasked(case, difference) for difference in differences)
+
+
+def _is_unasked(case: Case, difference: Difference) -> bool:
+    place = re.fullmatch(
+        r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.generated_log_probs", difference.path
+    )
+    left, right = difference.left, difference.right
+    if place is None or not isinstance(left, list) or not isinstance(right, list):
+        return False
+    if case.configuration.requests[int(place[1])].log_probs is not None:
+        return False
+    # As many as the last step accepted more than was wanted.
+    excess = len(left) - len(right)
+    return 0 < excess <= case.configuration.speculative and left[: len(right)] == right
+
+
 INTENDED = (
+    Intended(
+        "zero-token-logprobs",
+        "on 0.17 log probs are dropped along with the speculative tokens that are too many, also "
+        "for requests that have not asked for any",
+        _unasked,
+    ),
     Intended(
         "one-token-prefill",
         "a prompt of one token goes to the attention of prompts, whose sums round otherwise than "
