@@ -39,6 +39,12 @@ SHOWN = [
         '"only_last":false,"chunked":true}',
     ),
     (
+        "top-n log probs of a chunk",
+        ">=0.16",
+        '{"requests":[{"length":44},{"stem":4,"length":44,"log_probs":"generated","top_n":1}],'
+        '"chunked":true}',
+    ),
+    (
         "log probs of a stop word",
         ">=0.16",
         '{"requests":[{"length":8,"num_tokens":8,"log_probs":"generated","stop":[2,2]}]}',

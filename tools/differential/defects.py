@@ -72,6 +72,31 @@ def _cut_prompt(case: Case, complaint: Complaint) -> bool:
     return index is not None and case.chunks(index, 0) > 1
 
 
+def _top_n_of_a_chunk(case: Case, complaint: Complaint) -> bool:
+    """There are as many too many as steps had a chunk of the prompt and gave no token."""
+    plan, index = _plan(case, complaint), complaint.request
+    if index is None or plan is None or plan.log_probs != "generated":
+        return False
+    if not case.configuration.chunked or not _is_list(complaint, TOP_N[0]):
+        return False
+    off = int(complaint.facts["off"])
+    for filed in case.observation.filed[index]:
+        more = filed.grown[TOP_N[0]] - filed.grown["generated_tokens"]
+        if more and not (more == 1 and _is_chunk(case, index, filed)):
+            return False
+        off -= more
+    return int(complaint.facts["off"]) > 0 and off == 0
+
+
+def _is_chunk(case: Case, index: int, filed: Filed) -> bool:
+    """Whether a forward pass had tokens of a request's prompt, and not the last of them."""
+    length = len(case.parts(index)[filed.part]["prompt_tokens"])
+    return not filed.tokens and any(
+        (of, part) == (index, filed.part) and offset + count < length
+        for of, part, offset, count in case.observation.forwards[filed.consumed].rows
+    )
+
+
 def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
     """There are as many too many as tokens were taken away, by the last step alone."""
     plan, index = _plan(case, complaint), complaint.request
@@ -391,6 +416,13 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.15",
         "the last token of a chunk gets the log prob of another token than the one that follows",
         _cut_prompt,
+    ),
+    Defect(
+        "top-n log probs of a chunk",
+        ">=0.16",
+        "a request that wants none of its prompt gets top-n log probs of the last token of each "
+        "chunk, in front of those of generated tokens",
+        _top_n_of_a_chunk,
     ),
     Defect(
         "log probs of a stop word",
