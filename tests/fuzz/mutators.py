@@ -52,6 +52,14 @@ def insert_statement(code: Code) -> Iterator[Edit]:
                 yield Edit(span[0], span[0], code.margin(node) + "pass\n")
 
 
+def make_generator(code: Code) -> Iterator[Edit]:
+    """A generator of the function, or of one in it."""
+    for _, block in code.blocks():
+        for node in block:
+            if span := code.lines(node):
+                yield Edit(span[0], span[0], code.margin(node) + "yield\n")
+
+
 def guard_statement(code: Code) -> Iterator[Edit]:
     for _, block in code.blocks():
         for node in block:
@@ -534,7 +542,7 @@ NEIGHBOURS = (
 
 
 def add_neighbour(code: Code) -> Iterator[Edit]:
-    for node in {code.node, code.top}:
+    for node in dict.fromkeys((code.node, code.top)):  # in an order that is the same each time
         if span := code.lines(node):
             for text in NEIGHBOURS:
                 for place in span:
@@ -558,6 +566,7 @@ CHANGING: tuple[Mutator, ...] = (
     duplicate_statement,
     swap_statements,
     insert_statement,
+    make_generator,
     guard_statement,
     move_statement_out,
     change_jump,

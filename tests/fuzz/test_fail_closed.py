@@ -16,17 +16,27 @@ import pytest
 from hypothesis import currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 
-from megatron_patch import State
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
 from megatron_patch.fingerprint import Definition, locate
-from megatron_patch.judge import Verdict, judge
-from megatron_patch.model import Add, Known, Patch, Target
+from megatron_patch.judge import Verdict, find_definition, judge
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import (
+    Add,
+    Before,
+    Judgement,
+    Patch,
+    Requires,
+    Source,
+    Target,
+    is_known_by_digest,
+)
 from megatron_patch.rewrite import edited
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
+from tests.unit.sample import make_patch
 
-from .code import Code, Edit, functions, meaning, reduced
+from .code import FUNCTIONS, Code, Edit, functions, has_docstring, meaning, reduced
 from .conftest import Census
 from .mutators import (
     CHANGING,
@@ -35,7 +45,12 @@ from .mutators import (
     NEUTRAL,
     Mutator,
     add_comment,
+    change_decorators,
+    change_default,
+    change_signature,
     join_statements,
+    make_generator,
+    toggle_async,
 )
 
 RELEASE = f"megatron-core {core_version()}"
@@ -54,15 +69,12 @@ class Case:
     @classmethod
     def of(cls, patch: Patch) -> Case:
         verdict = judge(patch, full)
-        if verdict.family:
-            dotted = {edit.target for edit in verdict.family.edits if edit.digest}
+        if verdict.variant:
+            dotted = {edit.target for edit in verdict.variant.edits if is_known_by_digest(edit)}
         else:
-            dotted = {known.target for known in knowns(patch) if _is_met(known)}
+            met = filter(_is_met, sources_of(patch))
+            dotted = {target for source in met for target, _ in source.digests}
         return cls(patch, verdict, tuple(map(Target.parse, sorted(dotted))))
-
-
-def knowns(patch: Patch) -> tuple[Known, ...]:
-    return *patch.upstreamed, *patch.unaffected
 
 
 @cache
@@ -72,10 +84,9 @@ def full(module: str) -> str | None:
     return text.replace("\r\n", "\n").replace("\r", "\n") if text else text
 
 
-def _is_met(known: Known) -> bool:
-    target = Target.parse(known.target)
-    found = locate(target.module, full(target.module) or "", target.qualname)
-    return found is not None and found.digest == known.digest
+def _is_met(source: Source) -> bool:
+    found = {dotted: find_definition(dotted, full) for dotted, _ in source.digests}
+    return all(found[dotted] and found[dotted].digest == known for dotted, known in source.digests)
 
 
 @cache
@@ -83,7 +94,7 @@ def small(case: Case, module: str) -> str:
     """A module's text with no functions but those that the patch looks at, and a few others."""
     text = full(module) or ""
     keep = looked_at(case.patch, module)
-    if case.verdict.family is None:
+    if case.verdict.variant is None:
         deciding = {*case.targets, Target.parse(case.patch.target)}
         keep &= {target.qualname for target in deciding}
     lengths = {
@@ -98,9 +109,8 @@ def small(case: Case, module: str) -> str:
 
 
 def looked_at(patch: Patch, module: str) -> set[str]:
-    dotted = [patch.target, *(known.target for known in knowns(patch))]
-    dotted += [edit.target for family in patch.families for edit in family.edits]
-    targets = map(Target.parse, dotted)
+    added = (edit.target for variant in patch.variants for edit in variant.edits)
+    targets = map(Target.parse, (*patch.targets, *added))
     return {target.qualname for target in targets if target.module == module}
 
 
@@ -149,8 +159,7 @@ def is_of_another_release(case: Case, target: Target, text: str) -> bool:
 
     0.15 and 0.16 tell one of their functions apart by an annotation alone.
     """
-    edits = [edit for family in case.patch.families for edit in family.edits]
-    digests = {item.digest for item in (*edits, *knowns(case.patch)) if item.target == str(target)}
+    digests = {dict(source.digests).get(str(target)) for source in sources_of(case.patch)}
     now, before = (
         locate(target.module, source or "", target.qualname)
         for source in (text, full(target.module))
@@ -185,8 +194,8 @@ def told(old: str, new: str) -> Iterator[None]:
 
 @each_case
 def test_the_patch_knows_the_release(case: Case) -> None:
-    assert case.verdict.state is not State.DRIFTED
-    assert case.targets or case.verdict.state is State.NOT_APPLICABLE
+    assert case.verdict.judgement is not Judgement.DRIFTED
+    assert case.targets or case.verdict.judgement is Judgement.NOT_APPLICABLE
     modules = {target.module for target in case.targets}
     assert judge(case.patch, lambda m: small(case, m) if m in modules else full(m)) == case.verdict
 
@@ -204,11 +213,13 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
             return
         with told(old, new):
             verdict = verdict_on(case, target.module, new)
-            if verdict.state is not State.DRIFTED and is_of_another_release(case, target, new):
+            if verdict.judgement is not Judgement.DRIFTED and is_of_another_release(
+                case, target, new
+            ):
                 equal.add(new)
                 return
-            assert verdict.family is None
-            assert verdict.state is State.DRIFTED
+            assert verdict.variant is None
+            assert verdict.judgement is Judgement.DRIFTED
             assert str(target) in verdict.reason
         refused.add(new)
 
@@ -242,8 +253,8 @@ def test_a_function_that_is_gone_or_there_twice(
             )
             is_gone = not meaning(new, target.qualname)
             is_none = is_gone and str(target) == case.patch.target
-            assert verdict.state is (State.NOT_APPLICABLE if is_none else State.DRIFTED)
-            assert verdict.family is None
+            assert verdict.judgement is (Judgement.NOT_APPLICABLE if is_none else Judgement.DRIFTED)
+            assert verdict.variant is None
             assert str(target) in verdict.reason
         census.changed[f"{case.patch.id} {target}"].add(new)
 
@@ -294,9 +305,9 @@ def after_edits(case: Case, text: str, target: Target) -> Definition:
     """The target in ``text`` after the patch's edits of it."""
     definition = locate(target.module, text, target.qualname)
     assert definition is not None
-    assert case.verdict.family is not None
-    for edit in case.verdict.family.edits:
-        if edit.target == str(target) and not isinstance(edit, Add):
+    assert case.verdict.variant is not None
+    for edit in case.verdict.variant.edits:
+        if edit.target == str(target) and not isinstance(edit, (Add, Requires)):
             definition = edited(definition, edit)
     return definition
 
@@ -309,8 +320,8 @@ def check_edits(case: Case, old: str, new: str, target: Target) -> None:
 
 
 def skip_unless_edited(case: Case) -> None:
-    if case.verdict.family is None:
-        pytest.skip(f"{RELEASE} needs no edits of {case.patch.id}: {case.verdict.state}")
+    if case.verdict.variant is None:
+        pytest.skip(f"{RELEASE} needs no edits of {case.patch.id}: {case.verdict.judgement}")
 
 
 @each_case
@@ -345,3 +356,109 @@ def test_the_edits_succeed_with_a_comment_on_and_after_each_line(
         assert meaning(new, target.qualname) == meaning(old, target.qualname)
         check_edits(case, old, new, target)
         census.edited[case.patch.id].add(new)
+
+
+# Hooks whose targets are not known by their digests: any plain method will do.
+
+
+#: What may make another kind of method of one, or give it another first parameter.
+KINDS = (change_signature, change_decorators, toggle_async, make_generator, change_default)
+
+
+def touch(self) -> None:  # type: ignore[no-untyped-def]
+    self._touched = 1
+    self._times = 2
+
+
+def _sample() -> Patch:
+    """A patch of such a hook, for whatever release it is."""
+    patch = SERIES[0]
+    scope = patch.target.rpartition(".")[0]
+    return make_patch(
+        Requires(patch.target, "the sample is known by it"),
+        Before(f"{scope}.reset", touch, "it sets attributes of the sample's own"),
+        known=lambda dotted: find_definition(dotted, full).digest,  # type: ignore[union-attr]
+    )
+
+
+HOOKS = [
+    (case, edit)
+    for case in (*CASES.values(), Case.of(_sample()))
+    for edit in (case.verdict.variant.edits if case.verdict.variant else ())
+    if isinstance(edit, Before) and edit.independent
+]
+each_hook = pytest.mark.parametrize(
+    ("case", "hook"),
+    HOOKS,
+    ids=[f"{c.patch.id}-{Target.parse(e.target).qualname}" for c, e in HOOKS],
+)
+
+
+def takes_the_hook(node: ast.stmt, hook: Before) -> bool:
+    """Whether this is a plain method of a ``self``, and has a statement to put the hook before."""
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return False
+    names = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
+    if names[:1] != ["self"] or any(isinstance(n, (ast.Yield, ast.YieldFrom)) for n in own(node)):
+        return False
+    doc, body = node.body[: has_docstring(node)], node.body[has_docstring(node) :]
+    statements = ast.parse(hook.statements).body
+    is_there = list(map(ast.dump, body[: len(statements)])) == list(map(ast.dump, statements))
+    return bool(body) and not is_there and all(d.end_lineno != body[0].lineno for d in doc)
+
+
+def own(node: ast.AST) -> Iterator[ast.AST]:
+    """What is in a function, but not in the functions in it."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (*FUNCTIONS, ast.Lambda)):
+            yield child
+            yield from own(child)
+
+
+def definition_in(text: str, dotted: str) -> Definition:
+    found = find_definition(dotted, lambda _: text)
+    assert found is not None
+    return found
+
+
+@each_hook
+def test_an_independent_hook_fits_any_plain_method_and_nothing_else(
+    case: Case, hook: Before, census: Census
+) -> None:
+    target = Target.parse(hook.target)
+    edits, refused = census.edited[f"{case.patch.id} {target}"], census.changed[case.patch.id]
+
+    def check(data: st.DataObject, old: str) -> None:
+        mutators = data.draw(st.sampled_from(((*CHANGING, *NEUTRAL), KINDS)))
+        new = mutated(data, mutators, old, target.qualname)
+        with told(old, new):
+            before = definition_in(new, hook.target)
+            verdict = judge(
+                case.patch,
+                lambda name: new if name == target.module else full(name),
+                series=(*SERIES, case.patch),
+            )
+            if not takes_the_hook(before.node, hook):
+                # For a variant without this hook the source may be known all the same.
+                if verdict.variant is None:
+                    assert verdict.judgement is Judgement.DRIFTED
+                    assert case.patch.id != "sample" or str(target) in verdict.reason
+                else:
+                    assert hook not in verdict.variant.edits
+                refused.add(new)
+                return
+            assert verdict.judgement is Judgement.APPLICABLE
+            assert verdict.variant == case.verdict.variant
+            after = edited(before, hook).node
+            put = ast.parse(hook.statements).body
+            skip = has_docstring(after)
+            assert list(map(ast.dump, after.body[skip : skip + len(put)])) == list(
+                map(ast.dump, put)
+            )
+            del after.body[skip : skip + len(put)]
+            assert ast.dump(after) == ast.dump(before.node)
+            edits.add(new)
+
+    try_mutants(case, target.module, EXAMPLES, check)
+    assert len(edits) >= EXAMPLES // 4
+    assert len(refused) >= EXAMPLES // 10
