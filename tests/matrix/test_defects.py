@@ -98,6 +98,11 @@ SHOWN = [
         '"only_last":false}',
     ),
     ("speculative tokens in the block of another request", ">=0.17", BLOCK),
+    (
+        "accepted speculative tokens counted twice",
+        ">=0.17,<0.18",
+        '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}',
+    ),
     ("speculative tokens of who had the row", ">=0.19", ROW),
     (
         "graphs of a layer first called without gradients",
@@ -289,3 +294,17 @@ def test_a_lesson_without_gradients_fails_after_the_first_step(device, lessons, 
     facts = {"type": "AssertionError", "text": text, "place": "m:f", "during": f"lesson {failed}"}
     complaint = Complaint("exception", None, text, facts)
     assert (defects.recognise(case, complaint) is not None) is known
+
+
+@pytest.mark.skipif(VERSION not in SpecifierSet(">=0.17,<0.18"), reason="0.17 counts them twice")
+def test_no_more_is_missing_than_the_last_step_accepted(device):
+    text = '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}'
+    case, complaint = _seen(text)
+    defect = defects.recognise(case, complaint)
+    assert defect is not None
+    assert defect.name == "accepted speculative tokens counted twice"
+    more = Complaint("ends early", 0, "too early", {**complaint.facts, "missing": 2})
+    assert defects.recognise(case, more) is None
+    last = case.observation.filed[0][-1]
+    last.tokens = last.tokens[-1:]
+    assert defects.recognise(case, complaint) is None

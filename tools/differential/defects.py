@@ -98,7 +98,7 @@ def _is_chunk(case: Case, index: int, filed: Filed) -> bool:
 
 
 def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
-    """There are as many too many as tokens were taken away, by the last step alone."""
+    """They are too many since a word was found: in the last step, or the one before and in it."""
     plan, index = _plan(case, complaint), complaint.request
     if index is None or plan is None or plan.stop is None:
         return False
@@ -110,7 +110,7 @@ def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
         filed.grown[name] - filed.grown["generated_tokens"]
         for filed in case.observation.filed[index]
     ]
-    return 0 < off <= len(word) and more[-1:] == [off] and not any(more[:-1])
+    return 0 < off <= len(word) and sum(more[-2:]) == off and not any(more[:-2])
 
 
 def _stopped_at_once(case: Case, complaint: Complaint) -> bool:
@@ -175,20 +175,13 @@ def _nothing_generated(case: Case, complaint: Complaint) -> bool:
     return _is_list(complaint, *LOG_PROBS, *TOP_N) and int(complaint.facts["off"]) == 1
 
 
-def _paused_among_drafts(case: Case, complaint: Complaint) -> bool:
-    number = case.configuration.speculative
-    if complaint.kind != "ends early" or not 0 < complaint.facts["missing"] <= number:
+def _accepted_twice(case: Case, complaint: Complaint) -> bool:
+    """It ended with a step that accepted at least as many tokens as are missing."""
+    index = complaint.request
+    if complaint.kind != "ends early" or index is None or not case.configuration.speculative:
         return False
-    index = complaint.request or 0
-    size = case.configuration.block_size
-    # One that needs a block more is paused, and may be resumed at once.
-    ends = [
-        (offset, offset + count)
-        for part in range(len(case.parts(index)))
-        for offset, count, _ in case.rows(index, part)
-    ]
-    offset, end = ends[-1]
-    return case.paused(index) or offset // size < end // size
+    accepted = len(case.observation.filed[index][-1].tokens) - 1
+    return 0 < int(complaint.facts["missing"]) <= accepted
 
 
 def _nothing_to_sample(case: Case, complaint: Complaint) -> bool:
@@ -466,11 +459,11 @@ DEFECTS: tuple[Defect, ...] = (
         _nothing_generated,
     ),
     Defect(
-        "paused among speculative tokens",
+        "accepted speculative tokens counted twice",
         ">=0.17,<0.18",
-        "a request that is paused counts the tokens that were drafted for it, and ends as many "
-        "tokens early",
-        _paused_among_drafts,
+        "the length of a request, which has the speculative tokens that the step accepted in it, "
+        "is taken for that without them: a request ends up to as many tokens early",
+        _accepted_twice,
     ),
     Defect(
         "nothing to sample after a suspension",
