@@ -296,7 +296,7 @@ def test_a_lesson_without_gradients_fails_after_the_first_step(device, lessons, 
     assert (defects.recognise(case, complaint) is not None) is known
 
 
-@pytest.mark.skipif(VERSION not in SpecifierSet(">=0.17,<0.18"), reason="0.17 counts them twice")
+@pytest.mark.skipif(RELEASE not in SpecifierSet(">=0.17,<0.18"), reason="0.17 counts them twice")
 def test_no_more_is_missing_than_the_last_step_accepted(device):
     text = '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}'
     case, complaint = _seen(text)

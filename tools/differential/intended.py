@@ -64,7 +64,36 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     return 0 < excess <= case.configuration.speculative and left[: len(right)] == right
 
 
+def _fewer_evictions(case: Case, differences: Sequence[Difference]) -> bool:
+    """Fewer requests were evicted, where they may share blocks; greedy answers are as they were."""
+    evicted = [difference for difference in differences if difference.path == "end.evicted"]
+    if len(evicted) != 1 or case.configuration.prefix is None:
+        return False
+    left, right = evicted[0].left, evicted[0].right
+    fewer = isinstance(left, int) and isinstance(right, int) and left > right
+    return fewer and all(_follows_from_evictions(case, item) for item in differences)
+
+
+def _follows_from_evictions(case: Case, difference: Difference) -> bool:
+    """When the model runs, for whom, and what it draws then; no answer without chance."""
+    path = difference.path
+    if path == "end.evicted" or path.startswith(("outputs[", "steps[")):
+        return True
+    place = re.match(
+        r"requests\[(\d+)\]\.(parts|merged\.(events|kv_cache_epoch|policy_epoch))?", path
+    )
+    if place is None:
+        return False
+    return bool(place[2]) or not case.configuration.requests[int(place[1])].greedy
+
+
 INTENDED = (
+    Intended(
+        "lru-prefix-cache",
+        "a block that requests share is released with the last of them: the released run takes it "
+        "for released with the first, and evicts more requests than it has to",
+        _fewer_evictions,
+    ),
     Intended(
         "zero-token-logprobs",
         "on 0.17 log probs are dropped along with the speculative tokens that are too many, also "
