@@ -72,23 +72,37 @@ def test_run_patches_a_script_that_does_not_know_of_us(tmp_path):
     assert states(done.stdout)[ID][0] == ("applied" if APPLICABLE else "upstreamed")
 
 
-@pytest.fixture
-def fork(tmp_path):  # type: ignore[no-untyped-def]
-    """A copy of the release that logs in a method which the patch edits."""
+def fork_of_the_release(root: Path, *names: str) -> Path:
+    """A copy of the release that logs in the first of these methods that it has."""
     if not APPLICABLE:
         pytest.skip(f"{RELEASE} has upstream's own cache")
     installed = SourceTree.installed()
-    shutil.copytree(installed.root / "megatron" / "core", tmp_path / "megatron" / "core")
-    file = SourceTree.at(tmp_path).path(MODULE)
+    shutil.copytree(installed.root / "megatron" / "core", root / "megatron" / "core")
+    file = SourceTree.at(root).path(MODULE)
     assert file is not None
     text = file.read_text(encoding="utf-8")
-    name = "allocate_all_tensors" if "def allocate_all_tensors" in text else "__init__"
-    name = "initialize_all_tensors" if "def initialize_all_tensors" in text else name
-    head = re.compile(rf"(class DynamicInferenceContext\(.*?    def {name}\(.*?\) ?(?:-> None)?:\n)(        r?\"\"\".*?\"\"\"\n)?", re.S)  # fmt: skip # noqa: E501
+    name = next(name for name in names if f"def {name}(" in text)
+    head = re.compile(rf"(class DynamicInferenceContext\(.*?    def {name}\(.*?\) ?(?:->[^\n]*)?:\n)(        r?\"\"\".*?\"\"\"\n)?", re.S)  # fmt: skip # noqa: E501
     changed, count = head.subn(r"\1\2        self.fork_was_here = True\n", text, count=1)
     assert count == 1
     file.write_text(changed, encoding="utf-8")
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def fork(tmp_path):  # type: ignore[no-untyped-def]
+    """A copy of the release that logs in the method which the patch replaces."""
+    return fork_of_the_release(tmp_path, "current_input_and_position_ids")
+
+
+def test_a_fork_is_patched_whatever_it_does_where_the_patch_only_resets_its_own_state(tmp_path):
+    script = tmp_path / "serve.py"
+    script.write_text(SHOW)
+    fork = fork_of_the_release(
+        tmp_path, "initialize_all_tensors", "allocate_all_tensors", "__init__"
+    )
+    done = megatron_patch_command("run", "--", sys.executable, str(script), path=fork)
+    assert states(done.stdout)[ID][0] == "applied", done.stderr
 
 
 def test_a_fork_is_left_alone_until_its_source_is_accepted(fork, tmp_path):
