@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .model import METAVARIABLE, Add, Substitute
+from .sources import read_data
 
 _HEADER = re.compile(r"@@ ([\w.]+) @@(?: (.+))?")
 
@@ -55,8 +56,7 @@ def beside(record: str) -> Hunks:
     Raises ``ValueError`` with file and line when they cannot be read.
     """
     file = f"{os.path.splitext(record)[0]}.diff"
-    with open(file, encoding="utf-8") as opened:
-        return Hunks(file, tuple(_hunks(file, opened.read().splitlines())))
+    return Hunks(file, tuple(_hunks(file, read_data(file).splitlines())))
 
 
 def _hunks(file: str, lines: list[str]) -> Iterator[Hunk]:

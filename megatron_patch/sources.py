@@ -148,6 +148,21 @@ def _read(name: str) -> str | None:
     return text
 
 
+def read_data(file: str) -> str:
+    """The text of a file, which may be one of this package where that is in an archive.
+
+    Raises ``OSError`` when it cannot be read.
+    """
+    try:
+        with open(file, encoding="utf-8") as opened:
+            return opened.read()
+    except OSError:
+        get_data = getattr(__spec__ and __spec__.loader, "get_data", None)
+        if get_data is None:
+            raise
+        return str(get_data(file), "utf-8")
+
+
 PACKAGE_INFO = "megatron.core.package_info"
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import LedgerError
 from ..model import Patch, Source
+from ..sources import read_data
 
 #: The form of both files. One of another form is not read.
 FORMAT = 1
@@ -35,7 +36,7 @@ def sources_of(patch: Patch) -> tuple[Source, ...]:
 
 @cache
 def _read(file: Path) -> dict[str, tuple[Source, ...]]:
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(read_data(str(file)))
     if content.get("format") != FORMAT:
         raise LedgerError(
             f"{file} is a ledger of format {content.get('format')}; expected {FORMAT}, that of "

@@ -1,0 +1,123 @@
+"""Every patch of the series alone, put in and taken out; and all of them, in both orders."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import os
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from .fresh import InFreshProcess
+from .suite import Snapshot, harness, identical, same
+
+RELEASE = Version(importlib.metadata.version("megatron-core"))
+
+
+class TestSeries(InFreshProcess):
+    timeout = 240
+
+    def begin(self) -> None:
+        os.environ["MEGATRON_PATCH"] = "none"
+        harness()
+
+    def test_each_patch_alone_is_put_in_and_taken_out_again(self):
+        import megatron_patch
+        from megatron_patch.backports import SERIES
+
+        self.import_targets()
+        before = self.snapshot()
+        for patch in SERIES:
+            os.environ["MEGATRON_PATCH"] = patch.id
+            megatron_patch.install()
+            states = {entry.id: entry.state.value for entry in megatron_patch.status()}
+            same(states.pop(patch.id), expected(patch))
+            same(set(states.values()), {"disabled"})
+            touched = not identical(before, self.snapshot())
+            assert touched is (expected(patch) == "applied"), patch.id
+            megatron_patch.uninstall()
+            assert identical(before, self.snapshot()), patch.id
+
+    def test_all_patches_after_megatron(self):
+        self.import_targets()
+        before = self.snapshot()
+        megatron_patch = self.all_patches()
+        self.assert_settled()
+        megatron_patch.uninstall()
+        assert identical(before, self.snapshot())
+
+    def test_all_patches_before_megatron(self):
+        megatron_patch = self.all_patches()
+        same({entry.state.value for entry in megatron_patch.status()}, {"pending"})
+        self.import_targets()
+        self.assert_settled()
+        megatron_patch.uninstall()
+        same({entry.state.value for entry in megatron_patch.status()}, {"disabled"})
+
+    def all_patches(self) -> Any:
+        """Those that are off by default too."""
+        import megatron_patch
+        from megatron_patch.backports import SERIES
+
+        os.environ["MEGATRON_PATCH"] = ",".join(patch.id for patch in SERIES)
+        megatron_patch.install()
+        return megatron_patch
+
+    def assert_settled(self) -> None:
+        import megatron_patch
+        from megatron_patch.backports import SERIES
+
+        states = {entry.id: entry.state.value for entry in megatron_patch.status()}
+        same(states, {patch.id: expected(patch) for patch in SERIES})
+
+    def import_targets(self) -> None:
+        from megatron_patch.sources import find_module_spec
+
+        for name in target_modules():
+            if find_module_spec(name) is not None:  # else of other releases
+                importlib.import_module(name)
+
+    def snapshot(self) -> Snapshot:
+        """All in the modules that patches change, in their classes, and the code of functions."""
+        found: Snapshot = {}
+        for name in filter(sys.modules.__contains__, target_modules()):
+            module = sys.modules[name]
+            classes = [c for c in vars(module).values() if getattr(c, "__module__", None) == name]
+            for owner in (module, *filter(inspect.isclass, classes)):
+                label = getattr(owner, "__qualname__", "")
+                found.update({(name, label, key): item for key, item in vars(owner).items()})
+        codes = {
+            (*key, str(depth)): code
+            for key, item in found.items()
+            for depth, code in enumerate(codes_below(item))
+        }
+        return {**found, **codes}
+
+
+def codes_below(item: Any) -> Iterator[types.CodeType]:
+    """The code of a function, and of those that decorators have put it around."""
+    item = getattr(item, "fget", None) or getattr(item, "__func__", item)
+    while inspect.isfunction(item):
+        yield item.__code__
+        item = vars(item).get("__wrapped__")
+
+
+def target_modules() -> list[str]:
+    from megatron_patch.backports import SERIES
+    from megatron_patch.engine import modules_of
+
+    return sorted({name for patch in SERIES for name in modules_of(patch)})
+
+
+def expected(patch: Any) -> str:
+    """The state of a selected patch on this release, as its record says."""
+    if RELEASE in SpecifierSet(patch.releases):
+        return "applied"
+    is_fixed = patch.fixed_in is not None and Version(patch.fixed_in) <= RELEASE
+    return "upstreamed" if is_fixed else "not_applicable"
