@@ -151,7 +151,9 @@ def verdict_on(case: Case, module: str, text: str) -> Verdict:
     """What the patch is judged to be when ``text``, with some line ends, is the module."""
     # Not drawn: hypothesis would try one mutant three times.
     text = text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
-    return judge(case.patch, lambda name: text if name == module else full(name))
+    # Edits of the series are looked for in some: that takes long, and is another way to be known.
+    series = SERIES if len(text) % 8 == 0 else ()
+    return judge(case.patch, lambda name: text if name == module else full(name), series=series)
 
 
 def is_of_another_release(case: Case, target: Target, text: str) -> bool:
