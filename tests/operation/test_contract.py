@@ -12,6 +12,7 @@ import pytest
 from megatron_patch import backports, ledger
 from megatron_patch.backports import SERIES
 from megatron_patch.hunks import Hunk, Hunks
+from megatron_patch.judge import find_definition
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (
     HAS_IT,
@@ -248,3 +249,36 @@ def test_each_record_has_sources_of_what_the_pins_need():
         wanted = {contract.expected(patch, pin) for pin in PINS}
         proved = {s.proved for s in sources_of(patch)}
         assert (Judgement.UPSTREAMED in wanted) <= (HAS_IT in proved), patch.id
+
+
+def decides(source: Source) -> bool:
+    """Whether the installed release is that source."""
+    found = {target: find_definition(target, read_source) for target, _ in source.digests}
+    return all(found[t] is not None and found[t].digest == d for t, d in source.digests)  # type: ignore[union-attr]
+
+
+def mutants(patch: Patch, source: Source) -> Iterator[Source]:
+    """The entry with one thing changed in it."""
+    for index, (target, digest) in enumerate(source.digests):
+        rest = source.digests[:index] + source.digests[index + 1 :]
+        yield source._replace(digests=rest)
+        yield source._replace(digests=(*rest, (target, f"{int(digest, 16) ^ 1:016x}")))
+        yield source._replace(digests=(*rest, (f"{target}_", digest)))
+        yield source._replace(digests=(*source.digests, (f"{target}_", digest)))
+    for proved in {HAS_IT, NEEDS_NONE, "0.1"} - {source.proved}:
+        yield source._replace(proved=proved)
+
+
+@each_record
+def test_an_entry_of_the_ledger_that_is_wrong_is_told(module, constant, patch, hunks):
+    """What the release is known by, with one thing changed: nothing of it goes unseen."""
+    known = sources_of(patch)
+    deciding = [source for source in known if decides(source)]
+    others = tuple(source for source in known if source not in deciding)
+    for source in deciding:
+        for mutant in mutants(patch, source):
+            wrong = patch._replace(sources=(*others, mutant))
+            assert [
+                *contract.of_ledger(wrong),
+                *contract.on_release(wrong, RELEASE, read_source),
+            ], mutant
