@@ -22,12 +22,16 @@ CASE = oracles.Case(
         ("requests[0].merged.generated_log_probs", [-1.0, -2.0], [-1.0], False),  # it wants them
         ("requests[1].merged.generated_tokens", [1, 2], [1], False),
         ("requests[1].merged.generated_log_probs", [-1.0, -2.0], [-2.0], False),
-        ("requests[1].merged.generated_log_probs", [-1.0], [-1.0, -2.0], False),
+        ("requests[1].merged.generated_log_probs", [-2.0], [-1.0, -2.0], False),
+        ("requests[1].merged.generated_log_probs", [], [-1.0], True),
+        ("requests[1].merged.prompt_log_probs", [-1.0], [-1.0, -2.0], True),
+        ("requests[1].merged.prompt_log_probs", [-1.0, -2.0], [-1.0], False),
+        ("requests[0].merged.prompt_log_probs", [-1.0], [-1.0, -2.0], False),  # it wants them
         ("requests[1].merged.generated_log_probs", [-1.0, -2.0, -3.0], [-1.0], False),
         ("requests[1].merged.generated_log_probs[0]", -1.0, -2.0, False),
     ],
 )
-def test_log_probs_that_nobody_asked_for_may_be_fewer(device, path, left, right, covered):
+def test_log_probs_that_nobody_asked_for_may_be_other_ones(device, path, left, right, covered):
     found = intended.recognise(CASE, [Difference(path, left, right)])
     assert (found is not None) is covered
     both = [

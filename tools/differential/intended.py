@@ -46,22 +46,31 @@ def _one_token_at_a_time(case: Case, differences: Sequence[Difference]) -> bool:
 
 
 def _unasked(case: Case, differences: Sequence[Difference]) -> bool:
-    """Requests that want no log probs have got some, as others do, and now have fewer of them."""
+    """Requests that want no log probs have got some, as others do, and now have other ones."""
     return all(_is_unasked(case, difference) for difference in differences)
 
 
 def _is_unasked(case: Case, difference: Difference) -> bool:
     place = re.fullmatch(
-        r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.generated_log_probs", difference.path
+        r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.(prompt|generated)_log_probs", difference.path
     )
     left, right = difference.left, difference.right
     if place is None or not isinstance(left, list) or not isinstance(right, list):
         return False
-    if case.configuration.requests[int(place[1])].log_probs is not None:
+    plan = case.configuration.requests[int(place[1])]
+    if plan.log_probs is not None:
         return False
-    # As many as the last step accepted more than was wanted.
+    if len(left) < len(right):
+        # Of a prompt's first answer, the released run keeps as many as there are tokens to
+        # generate, from the front: the last ones are missing.
+        return len(left) <= plan.num_tokens and right[: len(left)] == left
+    # As many fewer as the last step accepted more than was wanted.
     excess = len(left) - len(right)
-    return 0 < excess <= case.configuration.speculative and left[: len(right)] == right
+    return (
+        place[3] == "generated"
+        and 0 < excess <= case.configuration.speculative
+        and left[: len(right)] == right
+    )
 
 
 def _fewer_evictions(case: Case, differences: Sequence[Difference]) -> bool:
@@ -96,8 +105,8 @@ INTENDED = (
     ),
     Intended(
         "zero-token-logprobs",
-        "on 0.17 log probs are dropped along with the speculative tokens that are too many, also "
-        "for requests that have not asked for any",
+        "the log probs of a step are cut at the other end, and on 0.17 along with the speculative "
+        "tokens that are too many, also for requests that have not asked for any",
         _unasked,
     ),
     Intended(
