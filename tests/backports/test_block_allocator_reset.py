@@ -294,7 +294,7 @@ def test_unpatched_an_engine_that_was_reset_under_inference_mode_raises(unpatche
 
 def return_mamba_states() -> int:
     """Reset the pool of Mamba states under inference mode, use two, return them; how many miss."""
-    options = {**support.hybrid(), "prefix_caching_mamba_gb": 0.001}
+    options = {**support.hybrid(), "prefix_caching_mamba_gb": 0.05}
     spec = testing.EngineSpec(enable_prefix_caching=True, options=options)
     slots = testing.build_context(spec).mamba_slot_allocator
     with torch.inference_mode():

@@ -43,9 +43,9 @@ def spec(policy: str = "REF_ZERO", **fields) -> testing.EngineSpec:  # type: ign
 
 def free(context) -> int:  # type: ignore[no-untyped-def]
     """Blocks that a new request can get: those in the pool, and those cached for nobody."""
-    blocks = context.kv_block_allocator
+    blocks = support.allocator(context)
     cached = (blocks.block_ref_counts == 0) & (blocks.block_hashes != -1)
-    return blocks.total_avail + int(cached.sum())
+    return int(support.free_blocks(context)) + int(cached.sum())
 
 
 def holders(context) -> list[int]:  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def test_a_single_end_and_a_common_end_count_the_same(policy):
     """Three requests that share their first block: one ends alone, then two in one step."""
     context = testing.build_context(spec(policy))
     start = free(context)
-    size, counts = context.block_size_tokens, context.kv_block_allocator.block_ref_counts
+    size, counts = context.block_size_tokens, support.allocator(context).block_ref_counts
     for index in range(3):
         add(context, index, [*range(size), 100 + index])
     shared = int(context.request_to_kv_block_ids[0, 0])

@@ -162,10 +162,23 @@ def test_unpatched_a_request_for_no_tokens_ends_the_engine(unpatched, return_log
         decode(REQUESTS, return_log_probs=return_log_probs)
 
 
+SPECULATIVE = testing.EngineSpec(materialize_only_last_token_logits=False, num_speculative_tokens=2)
+
+
+def can_be_built(spec: testing.EngineSpec) -> bool:
+    """Some commits of main look for a class of Transformer Engine's, which need not be there."""
+    try:
+        testing.build_model(spec)
+    except TypeError as error:
+        if "isinstance()" not in str(error):
+            raise
+        return False
+    return True
+
+
 def speculated() -> tuple[int, int]:
     """Tokens and log probs of a request for less tokens than the last step accepts."""
-    spec = testing.EngineSpec(materialize_only_last_token_logits=False, num_speculative_tokens=2)
-    engine = testing.build_engine(spec)
+    engine = testing.build_engine(SPECULATIVE)
     # All tokens are as likely, so that what is speculated is what is sampled.
     torch.nn.init.zeros_(engine.controller.inference_wrapped_model.model.output_layer.weight)
     request, sampling = testing.Request((5, 6, 7), 3), {"return_log_probs": True}
@@ -177,6 +190,7 @@ def speculated() -> tuple[int, int]:
 @proof
 def test_there_are_as_many_log_probs_as_tokens_in_speculative_decoding():
     needs("num_speculative_tokens" in context_parameters(), "speculative tokens")
+    needs(can_be_built(SPECULATIVE), "speculative tokens without Transformer Engine")
     assert speculated() == (3, 3)
 
 
