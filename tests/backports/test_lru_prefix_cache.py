@@ -221,7 +221,8 @@ def fill_all_blocks(context) -> list[int]:  # type: ignore[no-untyped-def]
     return context.request_ids[: context.total_request_count].tolist()
 
 
-@only_sharing
+@proof
+@pytest.mark.usefixtures("sharing")
 @policies
 def test_blocks_that_are_shared_are_not_counted_on_when_requests_are_evicted(policy):
     assert fill_all_blocks(testing.build_context(spec(4, policy))) == [0]
@@ -234,7 +235,7 @@ def test_unpatched_no_block_is_released_by_evicting_what_only_shares(unpatched, 
         fill_all_blocks(testing.build_context(spec(4, policy)))
 
 
-@proof
+@only_sharing
 @policies
 def test_requests_that_share_blocks_and_do_not_fit_together_all_end(model, policy):
     engine = testing.build_engine(spec(4, policy))
