@@ -33,12 +33,14 @@ print(json.dumps([(s.id, str(s.state), s.reason) for s in package.status()]))
 
 def megatron_patch_command(*arguments: str, path: Path | None = None, **variables: str):  # type: ignore[no-untyped-def]
     """The console script where the package is installed, so that this tests the installed one."""
-    search = [str(path)] * bool(path) + [str(Path(megatron_patch.__file__).parents[1])]
+    package = str(Path(megatron_patch.__file__).parents[1])
+    # Megatron itself may be on PYTHONPATH, too.
+    search = [*[str(path)] * bool(path), package, os.environ.get("PYTHONPATH", "")]
     script = Path(sys.executable).with_name("megatron-patch")
     start = [str(script)] if script.exists() else [sys.executable, "-m", "megatron_patch"]
     return subprocess.run(
         [*start, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(search), **variables},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), **variables},
         capture_output=True,
         text=True,
         check=False,
