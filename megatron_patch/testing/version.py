@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..sources import PACKAGE_INFO, find_module_spec, megatron_version
-
 if TYPE_CHECKING:
     from packaging.version import Version
 
@@ -20,14 +18,17 @@ def core_version() -> str:
     Raises:
         RuntimeError: there is no Megatron-Core, or its ``package_info`` says no version.
     """
-    version = megatron_version()
+    # Not before: this package also works by itself, in a process that is not to be patched yet.
+    from megatron_patch import sources
+
+    version = sources.megatron_version()
     if version is not None:
         return version
-    spec = find_module_spec(PACKAGE_INFO)
+    spec = sources.find_module_spec(sources.PACKAGE_INFO)
     if spec is None:
         raise RuntimeError(
-            f"there is no module {PACKAGE_INFO}: install megatron-core, or put a checkout of "
-            "Megatron-LM on PYTHONPATH"
+            f"there is no module {sources.PACKAGE_INFO}: install megatron-core, or put a checkout "
+            "of Megatron-LM on PYTHONPATH"
         )
     raise RuntimeError(
         f"{spec.origin} says no version: it has to set MAJOR, MINOR and PATCH to numbers, as "

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
+from megatron_patch import sources
 from megatron_patch.testing.version import core_release, core_version
 
 from ..unit.trees import python
@@ -32,9 +32,8 @@ def test_a_checkout_is_asked_and_not_what_else_is_installed(tmp_path, suffix):
 
 
 def test_a_pre_release_counts_as_the_release_that_it_leads_to(monkeypatch):
-    module = sys.modules[core_version.__module__]
     for version, release in {"0.18.0rc0": "0.18", "0.16.1": "0.16.1"}.items():
-        monkeypatch.setattr(module, "megatron_version", lambda version=version: version)
+        monkeypatch.setattr(sources, "megatron_version", lambda version=version: version)
         assert core_version() == version
         assert core_release() == Version(release)
         assert not core_release().is_prerelease
