@@ -45,6 +45,8 @@ def variants() -> dict[str, Any]:
         functions["unpatched"] = as_it_is(vars(cls)["current_input_and_position_ids"])
         megatron_patch.install()
         functions["patched"] = vars(cls)["current_input_and_position_ids"]
+    elif status.state is not State.UPSTREAMED:  # unknown source, or none is to be patched
+        functions["unpatched"] = patched
     else:
         functions["upstream"] = patched
         functions["gpu_view"] = backport.gpu_view_views
