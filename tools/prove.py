@@ -20,14 +20,14 @@ import argparse
 import concurrent.futures
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from megatron_patch import ledger  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
-from megatron_patch.judge import find_definition  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
@@ -58,24 +58,14 @@ def has_change(clone: Clone, patch: Patch, commit: str) -> bool:
     return patch.upstream_commit is not None and clone.is_ancestor(patch.upstream_commit, commit)
 
 
-def told_by(clone: Clone, patch: Patch, commit: str) -> tuple[tuple[str, str], ...]:
-    """The digests of the targets that tell source which needs no edits."""
-    read = clone.reader(commit)
-    targets = patch.told_by or (patch.target,)
-    found = ((target, find_definition(target, read)) for target in targets)
-    return tuple((target, there.digest) for target, there in found if there is not None)
-
-
 def prove(
     clone: Clone, commit: Commit, questions: Sequence[Question], python: str, seconds: float
 ) -> list[Answer]:
     """Answer ``questions`` at ``commit``."""
     patches = [patch for patch in SERIES if patch.id in {q.patch for q in questions}]
-    archive = clone.archive(commit.id)
     changed = frozenset(p.id for p in patches if has_change(clone, p, commit.id))
-    told = {patch.id: told_by(clone, patch, commit.id) for patch in patches}
-    with Bench(archive, python, seconds) as bench:
-        return answer(bench, commit.id, questions, changed, told)
+    with Bench(clone.archive(commit.id), python, seconds) as bench:
+        return answer(bench, commit.id, questions, changed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,36 +80,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(clone: Clone, options: argparse.Namespace) -> int:
+    """Ask and answer until nothing is left that could be answered; or plan, or write."""
     journal = Journal(options.journal)
     if options.write:
         path = entries.write(journal.answers, keep=not options.anew)
         print(f"wrote {path}")
         return 0
-    patches = [p._replace(sources=()) for p in SERIES] if options.anew else list(SERIES)
-    questions = wanted.ask(clone, patches, commits_of(clone, patches))
-    plan = wanted.cover({q: c for q, c in questions.items() if q not in journal.asked})
-    print(f"{sum(len(asked) for _, asked in plan)} questions at {len(plan)} commits", flush=True)
-    if options.plan:
-        for commit, asked in plan:
-            print(commit.short, commit.date, *(f"{q.patch}[{q.variant or '-'}]" for q in asked))
-        return 0
     begin = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        running = {
-            pool.submit(prove, Clone(options.megatron), commit, asked, options.python, 900): (
-                commit,
-                asked,
-            )
-            for commit, asked in plan
-        }
-        for number, done in enumerate(concurrent.futures.as_completed(running), 1):
-            commit, asked = running[done]
-            answers = done.result()
-            journal.add(asked, answers)
+    tried: set[Question] = set() if options.again else journal.unknown
+    while plan := planned(clone, journal, tried, keep=not options.anew):
+        print(f"{sum(len(asked) for _, asked in plan)} questions at {len(plan)} commits")
+        if options.plan:
+            for commit, asked in plan:
+                print(commit.short, commit.date, *(q.patch for q in asked))
+            return 0
+        for number, (commit, asked, answers) in enumerate(proved(options, plan), 1):
+            journal.add(answers)
+            tried.update(asked)
             words = ", ".join(f"{a.question.patch}: {a.proved}" for a in answers)
             passed = time.monotonic() - begin
             print(f"{number} of {len(plan)}, {passed:.0f} s: {commit.short}: {words}", flush=True)
+    print(f"nothing left to ask; {len(journal.unknown)} questions without an answer")
     return 0
+
+
+Plan = list[tuple[Commit, tuple[Question, ...]]]
+
+
+def planned(clone: Clone, journal: Journal, tried: set[Question], *, keep: bool) -> Plan:
+    """What has to be asked, where, with what the journal has answered so far."""
+    known = entries.of_series(journal.answers, keep=keep)
+    patches = [
+        patch._replace(sources=tuple(map(ledger.source, known[patch.id]))) for patch in SERIES
+    ]
+    questions = wanted.ask(clone, patches, commits_of(clone, patches))
+    return wanted.cover({q: commits for q, commits in questions.items() if q not in tried})
+
+
+def proved(
+    options: argparse.Namespace, plan: Plan
+) -> Iterator[tuple[Commit, tuple[Question, ...], list[Answer]]]:
+    """The answers of each commit of the plan, as they come."""
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        running = {
+            pool.submit(
+                prove, Clone(options.megatron), commit, asked, options.python, options.seconds
+            ): (commit, asked)
+            for commit, asked in plan
+        }
+        for done in concurrent.futures.as_completed(running):
+            yield *running[done], done.result()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,6 +139,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
     made.add_argument("--python", default=sys.executable, help="that runs the proofs")
+    made.add_argument("--seconds", type=float, default=900, help="for the proofs of a commit")
+    made.add_argument("--again", action="store_true", help="ask again what stayed unknown")
     made.add_argument("--anew", action="store_true", help="take nothing for proved")
     made.add_argument("--plan", action="store_true", help="say what there is to do")
     made.add_argument("--write", action="store_true", help="write the ledger of the answers")

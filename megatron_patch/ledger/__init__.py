@@ -11,8 +11,10 @@ has it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import LedgerError
 from ..model import Patch, Source
@@ -42,15 +44,10 @@ def _read(file: Path) -> dict[str, tuple[Source, ...]]:
             f"{file} is a ledger of format {content.get('format')}; expected {FORMAT}, that of "
             "this package: install the package anew, with the ledger that belongs to it"
         )
-    return {
-        id: tuple(
-            Source(
-                entry["proved"],
-                tuple(entry["digests"].items()),
-                entry["releases"],
-                entry["commit"],
-            )
-            for entry in entries
-        )
-        for id, entries in content["patches"].items()
-    }
+    return {id: tuple(map(source, entries)) for id, entries in content["patches"].items()}
+
+
+def source(entry: Mapping[str, Any]) -> Source:
+    """The source that an entry of the file is about."""
+    digests = tuple(entry["digests"].items())
+    return Source(entry["proved"], digests, entry["releases"], entry["commit"])

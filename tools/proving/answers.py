@@ -3,78 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_patch.model import HAS_IT, NEEDS_NONE
 
 from .runs import Bench, Outcome
-from .wanted import Question
+from .wanted import Digests, Question
 
 UNKNOWN = "unknown"
 
 
 class Answer(NamedTuple):
-    """What ``question`` came to at ``commit``: a variant's name, has it, needs none, or unknown.
+    """What ``question`` came to at ``commit``: the name of a variant, has it, needs none, unknown.
 
-    ``unpatched`` and ``patched`` are the outcomes of its proofs; the latter is ``None`` where
-    nothing had to be patched, or could be.
+    ``digests`` are those that tell. ``unpatched`` and ``patched`` are the outcomes of the proofs;
+    the latter is ``None`` where nothing was patched.
     """
 
     question: Question
     commit: str
     proved: str
+    digests: Digests
     unpatched: str
     patched: str | None
 
 
 def answer(
-    bench: Bench,
-    commit: str,
-    questions: Sequence[Question],
-    has_change: frozenset[str],
-    told_by: dict[str, tuple[tuple[str, str], ...]],
+    bench: Bench, commit: str, questions: Sequence[Question], has_change: frozenset[str]
 ) -> list[Answer]:
-    """Run what ``questions`` ask at one commit.
+    """Run what ``questions``, one a patch, ask at one commit.
 
-    ``has_change`` are the patches whose change upstream had made before it. ``told_by`` are the
-    digests of the targets that tell, for patches that have such targets.
+    ``has_change`` are the patches whose change upstream had made before it.
     """
-    patches = list(dict.fromkeys(question.patch for question in questions))
-    unpatched = bench.run(patches, "none")
+    unpatched = bench.run((question.patch for question in questions), "none")
     found: list[Answer] = []
-    needy: dict[str, list[Question]] = {}
+    needy: dict[str, Question] = {}
     for question in questions:
         outcome = unpatched[question.patch]
         if outcome in (Outcome.PASSES, Outcome.LACKS):
-            digests = told_by.get(question.patch, ())
             proved = HAS_IT if question.patch in has_change else NEEDS_NONE
-            told = question._replace(variant=None, digests=digests)
-            found.append(Answer(told, commit, proved if digests else UNKNOWN, outcome.value, None))
-        elif outcome is Outcome.FAILS and question.variant is not None:
-            needy.setdefault(question.patch, []).append(question)
+            found.append(Answer(question, commit, proved, question.told, outcome.value, None))
+        elif outcome is Outcome.FAILS and question.fitting:
+            needy[question.patch] = question
         else:
-            found.append(Answer(question, commit, UNKNOWN, outcome.value, None))
+            found.append(Answer(question, commit, UNKNOWN, (), outcome.value, None))
     # Where edits of several variants fit, one after the other is tried.
-    while any(needy.values()):
-        tried = {patch: rest.pop(0) for patch, rest in needy.items() if rest}
-        entries = {patch: [_entry(question)] for patch, question in tried.items()}
-        bench.know(entries)
-        for patch, outcome in bench.run(tried, ",".join(tried)).items():
-            question = tried[patch]
-            passes = outcome is Outcome.PASSES
-            proved = question.variant if passes and question.variant else UNKNOWN
-            found.append(Answer(question, commit, proved, Outcome.FAILS.value, outcome.value))
-            if passes:
-                needy[patch].clear()
+    for number in range(max((len(question.fitting) for question in needy.values()), default=0)):
+        tried = {p: q.fitting[number] for p, q in needy.items() if number < len(q.fitting)}
+        bench.know({patch: [_entry(*variant)] for patch, variant in tried.items()})
+        for patch, outcome in _patched(bench, list(tried)).items():
+            question, (name, digests) = needy[patch], tried[patch]
+            is_last = number == len(question.fitting) - 1
+            if outcome is Outcome.PASSES or is_last:
+                proved = name if outcome is Outcome.PASSES else UNKNOWN
+                fails = Outcome.FAILS.value
+                found.append(Answer(question, commit, proved, digests, fails, outcome.value))
+                del needy[patch]
     return found
 
 
-def _entry(question: Question) -> dict[str, object]:
+def _patched(bench: Bench, patches: list[str]) -> dict[str, Outcome]:
+    """The outcomes with the patches: together, and alone where something is amiss.
+
+    One that is not right for this source may well break what the others are shown by.
+    """
+    found = bench.run(patches, ",".join(patches))
+    for patch in patches if len(patches) > 1 else ():
+        if found[patch] is not Outcome.PASSES:
+            found[patch] = bench.run([patch], patch)[patch]
+    return found
+
+
+def _entry(variant: str, digests: Digests) -> dict[str, object]:
     return {
-        "proved": question.variant,
-        "digests": dict(question.digests),
+        "proved": variant,
+        "digests": dict(digests),
         "releases": "a commit that is being proved",
         "commit": "",
     }
@@ -86,28 +91,27 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: list[Answer] = []
-        self.asked: set[Question] = set()
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                content = json.loads(line)
-                asked = [_question(item) for item in content["asked"]]
-                self.asked.update(asked)
-                self.answers += [
-                    Answer(_question(item[0]), *item[1:]) for item in content["answers"]
-                ]
+                self.answers += [_answer(*item) for item in json.loads(line)]
 
-    def add(self, asked: Iterable[Question], answers: Sequence[Answer]) -> None:
+    @property
+    def unknown(self) -> set[Question]:
+        """The questions that have been asked, and not answered."""
+        return {answer.question for answer in self.answers if answer.proved == UNKNOWN}
+
+    def add(self, answers: Sequence[Answer]) -> None:
         """Append what one commit has answered; on the disk when this returns."""
-        asked = list(asked)
-        self.asked.update(asked)
         self.answers += answers
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"asked": asked, "answers": answers}) + "\n")
+            file.write(json.dumps(answers) + "\n")
 
 
-def _question(item: Sequence[object]) -> Question:
-    patch, variant, digests = item
-    assert isinstance(patch, str)
-    assert isinstance(digests, list)
-    pairs = tuple((str(target), str(digest)) for target, digest in digests)
-    return Question(patch, None if variant is None else str(variant), pairs)
+def _answer(question: Any, commit: str, proved: str, digests: Any, *outcomes: Any) -> Answer:
+    patch, fitting, told = question
+    asked = Question(patch, tuple((name, _pairs(d)) for name, d in fitting), _pairs(told))
+    return Answer(asked, commit, proved, _pairs(digests), *outcomes)
+
+
+def _pairs(digests: Any) -> Digests:
+    return tuple((str(target), str(digest)) for target, digest in digests)

@@ -27,13 +27,13 @@ def entries_of(
 
     ``kept`` are entries that stay.
     """
-    known: dict[str, Entry] = {json.dumps(entry["digests"]): entry for entry in kept}
+    known = {(str(entry["proved"]), json.dumps(entry["digests"])): entry for entry in kept}
     for answer in answers:
         if answer.question.patch != patch.id or answer.proved == UNKNOWN:
             continue
-        digests = dict(answer.question.digests)
+        digests = dict(answer.digests)
         known.setdefault(
-            json.dumps(digests),
+            (answer.proved, json.dumps(digests)),
             {
                 "proved": answer.proved,
                 "digests": digests,
@@ -42,7 +42,13 @@ def entries_of(
             },
         )
     names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
-    return sorted(known.values(), key=lambda entry: names.index(str(entry["proved"])))
+    # What has the change on one branch may look as if it never needed it on another.
+    has_it = {digests for proved, digests in known if proved == HAS_IT}
+    kept_keys = [k for k in known if k[0] != NEEDS_NONE or k[1] not in has_it]
+    return sorted(
+        (known[key] for key in kept_keys),
+        key=lambda entry: (names.index(str(entry["proved"])), json.dumps(entry["digests"])),
+    )
 
 
 def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
@@ -77,15 +83,19 @@ def in_words(releases: Sequence[str], surveyed: Ledger) -> str:
     return ", ".join(words.get(len(s), "{0} to {1}").format(s[0], s[-1]) for s in spans)
 
 
-def write(answers: Sequence[Answer], *, keep: bool) -> Path:
-    """Write the ledger of ``answers``, and with ``keep`` of the present one; returns its path."""
+def of_series(answers: Sequence[Answer], *, keep: bool) -> dict[str, list[Entry]]:
+    """The entries that ``answers`` come to, and with ``keep`` those of the present ledger."""
     surveyed = ledger_file.load(SOURCES)
     present = json.loads(ledger.FILE.read_text(encoding="utf-8"))["patches"] if keep else {}
-    patches = {
+    return {
         patch.id: entries_of(patch, answers, surveyed, present.get(patch.id, ()))
         for patch in SERIES
     }
-    ledger_file.replace(ledger.FILE, as_text(patches))
+
+
+def write(answers: Sequence[Answer], *, keep: bool) -> Path:
+    """Write the ledger of ``answers``, and with ``keep`` of the present one; returns its path."""
+    ledger_file.replace(ledger.FILE, as_text(of_series(answers, keep=keep)))
     return ledger.FILE
 
 

@@ -13,34 +13,41 @@ from megatron_patch.rewrite import takes
 from tools.history.commits import Clone, Commit
 from tools.history.drift import Verdicts
 
+#: Targets and their digests.
+Digests = tuple[tuple[str, str], ...]
+
 
 class Question(NamedTuple):
-    """Source of one patch that is not known: is it what ``variant`` is for, or needs it nothing?
+    """Source of one patch that is not known: is it what a variant is for, or needs it nothing?
 
-    ``variant`` is ``None`` where the edits of none fit. ``digests`` are those of the targets that
-    tell: of the variant, or of the record's ``told_by``.
+    ``fitting`` are the variants whose edits fit, and the digests of the targets that have to be
+    known for each: first the one with the fewest edits, among equals the newest. ``told`` are the
+    digests of the targets that tell source which needs no edits.
     """
 
     patch: str
-    variant: str | None
-    digests: tuple[tuple[str, str], ...]
+    fitting: tuple[tuple[str, Digests], ...]
+    told: Digests
 
 
-def questions_at(patch: Patch, read: Reader) -> list[Question]:
-    """What has to be asked of source that is not known. One question for each variant that fits."""
+def question_at(patch: Patch, read: Reader) -> Question | None:
+    """What has to be asked of source that is not known; ``None`` where it cannot be read."""
     find = functools.cache(functools.partial(find_definition, read=read))
 
-    def digests(targets: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    def digests(targets: Iterable[str]) -> Digests:
         found = ((target, find(target)) for target in dict.fromkeys(targets))
         return tuple((target, there.digest) for target, there in found if there is not None)
 
     try:
-        fitting = [variant for variant in patch.variants if fits(variant, read)]
-        if fitting:
-            return [Question(patch.id, v.name, digests(known_targets(v))) for v in fitting]
-        return [Question(patch.id, None, digests(patch.told_by or (patch.target,)))]
+        fitting = [variant for variant in reversed(patch.variants) if fits(variant, read)]
+        fitting.sort(key=lambda variant: len(variant.edits))
+        return Question(
+            patch.id,
+            tuple((variant.name, digests(known_targets(variant))) for variant in fitting),
+            digests(patch.told_by or (patch.target,)),
+        )
     except (SyntaxError, TargetError, ValueError):
-        return []
+        return None
 
 
 def fits(variant: Variant, read: Reader) -> bool:
@@ -72,27 +79,23 @@ def ask(
 ) -> dict[Question, list[Commit]]:
     """The questions that the ledger leaves open, and the commits at which each comes up."""
     verdicts = Verdicts(clone, patches)
-    kept: dict[tuple[str, int], list[Question]] = {}
+    # A verdict is kept as long as its source may come again: the same object is the same source.
+    kept: dict[tuple[str, int], Question | None] = {}
     found: dict[Question, list[Commit]] = {}
     for number, commit in enumerate(commits, 1):
         progress(f"{number} commits, {len(found)} questions")
-        for id, verdict in verdicts.at(commit).verdicts.items():
+        for patch_id, verdict in verdicts.at(commit).verdicts.items():
             if verdict.judgement is not Judgement.DRIFTED:
                 continue
-            # The same verdict object is the same source.
-            key = id, hash_of(verdict)
+            key = patch_id, id(verdict)
             if key not in kept:
-                patch = next(patch for patch in patches if patch.id == id)
+                patch = next(patch for patch in patches if patch.id == patch_id)
                 with trees_kept():
-                    kept[key] = questions_at(patch, clone.reader(commit.id))
-            for question in kept[key]:
+                    kept[key] = question_at(patch, clone.reader(commit.id))
+            question = kept[key]
+            if question is not None:
                 found.setdefault(question, []).append(commit)
     return found
-
-
-def hash_of(verdict: object) -> int:
-    """Tells verdicts apart. They are kept as long as their source may come again."""
-    return id(verdict)
 
 
 def cover(
