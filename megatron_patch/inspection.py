@@ -6,10 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .judge import ANY_METHOD, Miss, judge
+from .judge import judge
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Target
 from .source_tree import SourceTree
+from .verdicts import ANY_METHOD, Miss
 
 
 @dataclass(frozen=True)

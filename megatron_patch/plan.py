@@ -8,10 +8,10 @@ from types import FunctionType
 
 from . import compilation, rewrite
 from .errors import ForeignPatchError, TargetError
-from .judge import find_definition
 from .model import Add, Edit, Patch, Requires, Target, Variant, changes_code
 from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
 from .sources import ABSENT, namespace_of, read_source
+from .verdicts import find_definition
 
 #: Gives the change of another patch that is in force on a function.
 Below = Callable[[FunctionType], "CodeChange | None"]

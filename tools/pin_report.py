@@ -27,9 +27,9 @@ from megatron_patch import inspection  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import NotMegatronError, TargetError  # noqa: E402
 from megatron_patch.inspection import Finding  # noqa: E402
-from megatron_patch.judge import find_definition  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
+from megatron_patch.verdicts import find_definition  # noqa: E402
 from tools import pins  # noqa: E402
 
 CHANGES = ("changed", "appeared", "gone", "the same")

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.fingerprint import locate, without_docstring
-from megatron_patch.judge import Reader
 from megatron_patch.model import Patch, Target
 from megatron_patch.sources import read_source
+from megatron_patch.verdicts import Reader
 from tools.benchmarking import as_it_is  # noqa: F401
 
 #: A short prompt, one of several blocks, and one that comes later.

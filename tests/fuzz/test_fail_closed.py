@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
 from megatron_patch.fingerprint import Definition, locate
-from megatron_patch.judge import Verdict, find_definition, judge
+from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (
     Add,
@@ -34,6 +34,7 @@ from megatron_patch.model import (
 from megatron_patch.rewrite import edited
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
+from megatron_patch.verdicts import Verdict, find_definition
 from tests.unit.sample import make_patch
 
 from .code import FUNCTIONS, Code, Edit, functions, has_docstring, meaning, reduced

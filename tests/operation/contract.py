@@ -12,7 +12,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from megatron_patch.hunks import Hunks
-from megatron_patch.judge import Reader, find_definition, judge, why_not
+from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (
     HAS_IT,
@@ -28,6 +28,8 @@ from megatron_patch.model import (
     Target,
     is_known_by_digest,
 )
+from megatron_patch.unknown import why_not
+from megatron_patch.verdicts import Reader, find_definition
 
 REPORTS = Path(__file__).parents[2] / "docs" / "upstream"
 TOLD = (HAS_IT, NEEDS_NONE)

@@ -12,7 +12,6 @@ import pytest
 from megatron_patch import backports, ledger
 from megatron_patch.backports import SERIES
 from megatron_patch.hunks import Hunk, Hunks
-from megatron_patch.judge import find_definition
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (
     HAS_IT,
@@ -27,6 +26,7 @@ from megatron_patch.model import (
     Variant,
 )
 from megatron_patch.sources import read_source
+from megatron_patch.verdicts import find_definition
 from tools import pins
 
 from ..unit.sample import digest_in, make_patch

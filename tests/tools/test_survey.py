@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.judge import find_definition, judge
+from megatron_patch.judge import judge
 from megatron_patch.ledger import FORMAT
 from megatron_patch.model import Add, Known, Patch, Replace, State
 from megatron_patch.sources import read_source
+from megatron_patch.verdicts import find_definition
 from tests.tools.history_repository import (
     FILE,
     GET,

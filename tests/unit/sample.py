@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from megatron_patch.engine import Engine
-from megatron_patch.judge import find_definition
 from megatron_patch.model import (
     HAS_IT,
     Edit,
@@ -26,6 +25,7 @@ from megatron_patch.model import (
     is_known_by_digest,
 )
 from megatron_patch.settings import Settings
+from megatron_patch.verdicts import find_definition
 
 
 class Workshop:

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from megatron_patch.errors import SettingsError
-from megatron_patch.judge import find_definition, judge, trees_kept
+from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import (
     HAS_IT,
     NEEDS_NONE,
@@ -24,6 +24,7 @@ from megatron_patch.model import (
     Substitute,
 )
 from megatron_patch.rewrite import edited
+from megatron_patch.verdicts import find_definition
 
 from .sample import digest_in, make_patch
 

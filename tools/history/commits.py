@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple
 
-from megatron_patch.judge import Reader
+from megatron_patch.verdicts import Reader
 
 from .git import CloneError, Git
 

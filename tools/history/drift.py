@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from megatron_patch.judge import Verdict, judge, trees_kept
+from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import Judgement, Patch
+from megatron_patch.verdicts import Verdict
 
 from .commits import Clone, Commit
 from .digests import History

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from megatron_patch.judge import find_definition
 from megatron_patch.ledger import FORMAT
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.verdicts import find_definition
 
 from .commits import Clone, Commit, natural
 from .digests import History, State

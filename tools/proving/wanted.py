@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from megatron_patch.errors import RewriteError, TargetError
-from megatron_patch.judge import Reader, find_definition, trees_kept, why_not
+from megatron_patch.judge import trees_kept
 from megatron_patch.model import Before, Judgement, Patch, Variant, is_known_by_digest
 from megatron_patch.rewrite import takes
+from megatron_patch.unknown import why_not
+from megatron_patch.verdicts import Reader, find_definition
 from tools.history.commits import Clone, Commit
 from tools.history.drift import Verdicts
 

@@ -1,0 +1,134 @@
+"""Compare source with what is known, and tell what unknown source comes closest to."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from . import rewrite
+from .errors import RewriteError, SettingsError
+from .fingerprint import Definition
+from .model import Add, Before, Judgement, Patch, Requires, Source, Substitute, Target, Variant
+from .verdicts import Finder, Miss, Reader, Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Source that is known, what it needs, and where the source at hand is not that."""
+
+    variant: Variant
+    source: Source
+    misses: tuple[Miss, ...]
+
+
+def differences(source: Source, find: Finder) -> dict[str, str]:
+    """The targets that are not as in ``source``, and the digests that they have there."""
+    return {
+        target: digest
+        for target, digest in source.digests
+        if (found := find(target)) is None or found.digest != digest
+    }
+
+
+def misses_of(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
+    for target, expected in differences(source, find).items():
+        edits = (edit for edit in variant.edits if edit.target == target)
+        substitutes = tuple(edit for edit in edits if isinstance(edit, Substitute))
+        yield Miss(target, expected, find(target), substitutes)
+    for edit in independent_hooks(variant):
+        found = find(edit.target)
+        # Where the hook is made already, something of the patch may be made already.
+        if found is None or not is_taken(edit, find) or rewrite.undone(found.node, [edit]):
+            yield Miss(edit.target, None, found)
+
+
+def independent_hooks(variant: Variant) -> list[Before]:
+    return [edit for edit in variant.edits if isinstance(edit, Before) and edit.independent]
+
+
+def is_taken(hook: Before, find: Finder) -> bool:
+    found = find(hook.target)
+    return found is not None and rewrite.takes(found, hook)
+
+
+def verdict_of_unknown(
+    patch: Patch, closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
+) -> Verdict:
+    variant, misses = closest[0].variant, closest[0].misses
+    reasons = [
+        f"{'; '.join(map(str, other.misses))} (source of {other.source.releases})"
+        for other in closest
+    ]
+    if any(miss.definition is None for miss in misses):
+        # The source is rather like one that needs no patch, which another target tells.
+        for target in patch.told_by:
+            found = find(target)
+            digest = f"found {found.digest}" if found else "not found"
+            reasons.append(f"{target}: {digest}, which is not known to need no patch")
+    reason = "; or ".join(reasons)
+    drifted = functools.partial(Verdict, Judgement.DRIFTED, misses=misses, closest=variant)
+    if not all(miss.expected and miss.found in accepted for miss in misses):
+        return drifted(f"unknown source: {reason}")
+    why = why_not(variant, find)
+    if why is not None:
+        return drifted(f"accepted source, but {why}")
+    return Verdict(Judgement.APPLICABLE, f"accepted source: {reason}", variant, misses)
+
+
+def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:
+    """What the source comes closest to, and what is as close in other targets.
+
+    By the modules that are there and by the targets that match; among equals, by what is there and
+    what the edits fit.
+    """
+
+    def coarse(candidate: Candidate) -> tuple[int, int]:
+        misses = candidate.misses
+        modules = [read(Target.parse(miss.target).module) for miss in misses]
+        return modules.count(None), len(misses) - len(candidate.source.digests)
+
+    def fine(candidate: Candidate) -> tuple[int, ...]:
+        misses = candidate.misses
+        absent = sum(miss.definition is None for miss in misses)
+        unfit = sum(len(miss.anchors) for miss in misses)
+        return *coarse(candidate), absent, unfit, len(misses)
+
+    found = [min(candidates, key=fine)]
+    targets = {miss.target for miss in found[0].misses}
+    for candidate in candidates:
+        others = {miss.target for miss in candidate.misses}
+        if coarse(candidate) == coarse(found[0]) and not others & targets:
+            found.append(candidate)
+            targets |= others
+    return found
+
+
+def why_not(variant: Variant, find: Finder) -> str | None:
+    """Why the edits of ``variant`` do not fit the source, ``None`` if they do."""
+    edited: dict[str, Definition] = {}
+    try:
+        for edit in variant.edits:
+            if isinstance(edit, (Add, Requires)):
+                continue
+            definition = edited.get(edit.target) or find(edit.target)
+            if definition is None:
+                return f"{edit.target} is not found"
+            edited[edit.target] = rewrite.edited(definition, edit)
+    except RewriteError as error:
+        return str(error)
+    return None
+
+
+def check_accepted(patch: Patch, find: Finder, accepted: Collection[str]) -> None:
+    if not accepted:
+        return
+    digests = {found.digest: target for target in patch.targets if (found := find(target))}
+    for digest in accepted:
+        if digest not in digests:
+            there = ", ".join(f"{d} ({t})" for d, t in digests.items()) or "no target at all"
+            raise SettingsError(
+                f"MEGATRON_PATCH_ACCEPT: {patch.id}@{digest} is not the source of any target of "
+                f"the patch; found {there}. Take it out, or look at what "
+                "`megatron-patch check` prints now"
+            )
