@@ -16,7 +16,7 @@ import pytest
 from megatron_patch.backports import SERIES
 from megatron_patch.judge import judge
 from megatron_patch.ledger import FORMAT
-from megatron_patch.model import Add, Known, Patch, Replace, State
+from megatron_patch.model import Add, Judgement, Patch, Replace
 from megatron_patch.sources import read_source
 from megatron_patch.verdicts import find_definition
 from tests.tools.history_repository import (
@@ -46,8 +46,9 @@ def reset(self):  # type: ignore[no-untyped-def]
 
 PATCH = make_patch(
     Add("megatron.core.context:Context._helper", reset),
-    Replace(RESET, reset, digest("reset", 1)),
-    upstreamed=(Known(GET, digest("get", 5), "later"),),
+    Replace(RESET, reset),
+    known=lambda _: digest("reset", 1),
+    has_it={GET: digest("get", 5)},
 )
 
 
@@ -190,7 +191,7 @@ def test_check_says_which_targets_are_new(
     made: Made, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(made.upstream.root, output)
-    monkeypatch.setattr(survey, "SERIES", (make_patch(Replace(RESET, reset, "0" * 16)),))
+    monkeypatch.setattr(survey, "SERIES", (make_patch(Replace(RESET, reset), known=lambda _: "0" * 16),))
     capsys.readouterr()
     assert run(made.upstream.root, output, "--check") == 1
     assert capsys.readouterr().out == f"{GET}: no target any more\n"
@@ -365,12 +366,12 @@ def test_states_since_a_day_begin_with_what_was_there(made: Made, bare: Clone) -
 
 
 def test_reader_is_one_that_the_judge_takes(made: Made, bare: Clone) -> None:
-    def state(commit: str) -> State:
-        return judge(PATCH, bare.reader(made.ids[commit])).state
+    def state(commit: str) -> Judgement:
+        return judge(PATCH, bare.reader(made.ids[commit])).judgement
 
-    assert state("root") == state("back") == state("moved") == State.PENDING
-    assert state("second") == State.DRIFTED
-    assert state("broken") == State.DRIFTED
+    assert state("root") == state("back") == state("moved") == Judgement.APPLICABLE
+    assert state("second") == Judgement.DRIFTED
+    assert state("broken") == Judgement.DRIFTED
     assert bare.reader(made.ids["root"])("megatron.core.absent") is None
 
 
@@ -443,7 +444,7 @@ def test_report_judges_the_same_source_once(
     commits = bare.first_parent("main")
     rows = drift.judged(bare, commits, [PATCH])
     assert [bool(row.drifted) for row in rows] == [
-        judge(PATCH, bare.reader(commit.id)).state == State.DRIFTED for commit in commits
+        judge(PATCH, bare.reader(commit.id)).judgement == Judgement.DRIFTED for commit in commits
     ]
     # root, second, merge, broken, back, moved
     assert len(calls) == 6 < len(commits)
