@@ -106,6 +106,7 @@ class Target(NamedTuple):
 _OURS_ALONE = r"  # type: ignore.*$|(?<=\bself): Any\b"
 
 
+@cache
 def source_of(function: Callable[..., Any] | type) -> str:
     """The dedented source text of one of our own functions or classes, as it is put in place."""
     import inspect
@@ -199,6 +200,7 @@ METAVARIABLE = "METAVARIABLE_"
 Edit = Union[Replace, Before, Substitute, Requires, Add]
 
 
+@cache
 def changes_code(edit: Edit) -> bool:
     """Whether the edit changes what runs: a condition does not, nor does another comment."""
     import ast

@@ -191,7 +191,9 @@ def test_check_says_which_targets_are_new(
     made: Made, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(made.upstream.root, output)
-    monkeypatch.setattr(survey, "SERIES", (make_patch(Replace(RESET, reset), known=lambda _: "0" * 16),))
+    monkeypatch.setattr(
+        survey, "SERIES", (make_patch(Replace(RESET, reset), known=lambda _: "0" * 16),)
+    )
     capsys.readouterr()
     assert run(made.upstream.root, output, "--check") == 1
     assert capsys.readouterr().out == f"{GET}: no target any more\n"
