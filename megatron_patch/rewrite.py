@@ -97,12 +97,11 @@ def _bare(arguments: ast.arguments) -> ast.arguments:
 
 
 def takes(definition: Definition, edit: Before) -> bool:
-    """Whether a method is called with what the hook takes, and runs when it is called."""
+    """Whether a plain method is called with what the hook takes, and runs when it is called."""
     node = definition.node
-    decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
     return (
         isinstance(node, ast.FunctionDef)
-        and not decorators & {"staticmethod", "classmethod", "property", "cached_property"}
+        and not node.decorator_list
         and _parameters(edit) == _first_parameter(definition)
         and _has_room(node)
         and not any(map(_suspends, node.body))

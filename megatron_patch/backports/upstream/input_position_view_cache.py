@@ -167,6 +167,7 @@ INPUT_POSITION_VIEW_CACHE = Patch(
     variants=(
         _variant("0.18", gpu_view_views, "initialize_all_tensors", BUFFERS),
         _variant("0.17", speculative_views, "initialize_all_tensors", BUFFERS),
+        _variant("main-1106df4619", context_views, "initialize_all_tensors", BUFFERS),
         _variant("0.16", context_views, "allocate_all_tensors", "deallocate_all_tensors"),
         _variant("0.14", context_views, "__init__"),
     ),
