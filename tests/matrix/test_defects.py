@@ -24,6 +24,7 @@ ROW = (
     '"num_tokens":14},{"stem":5,"length":28,"num_tokens":12}],"spare_blocks":2,"paused_blocks":4,'
     '"block_size":4,"only_last":false,"chunked":true,"speculative":2,"scheduling":"async"}'
 )
+ENDS = '{"requests":[{"stem":4,"num_tokens":12,"end":5}],"only_last":false,"speculative":1}'
 
 SHOWN = [
     (
@@ -104,6 +105,7 @@ SHOWN = [
         '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}',
     ),
     ("speculative tokens of who had the row", ">=0.19", ROW),
+    ("a termination id among accepted speculative tokens", ">=0.17", ENDS),
     (
         "graphs of a layer first called without gradients",
         ">=0.18",
@@ -244,6 +246,32 @@ def test_drafts_go_to_the_block_of_an_evicted_request(device, change):
     defect = defects.recognise(case, complaint)
     assert defect is not None
     assert defect.name == "speculative tokens in the block of another request"
+    change(case, complaint.facts)
+    assert defects.recognise(case, complaint) is None
+
+
+def _not_accepted(case: oracles.Case, facts: dict[str, int]) -> None:
+    (step,) = (filed for filed in case.observation.filed[0] if len(filed.tokens) > 1)
+    after = replace(step, tokens=[step.tokens.pop()])
+    case.observation.filed[0].insert(case.observation.filed[0].index(step) + 1, after)
+
+
+def _after_the_draft(case: oracles.Case, facts: dict[str, int]) -> None:
+    facts["place"] += 1
+
+
+def _of_a_stop_word(case: oracles.Case, facts: dict[str, int]) -> None:
+    del facts["place"]
+    facts.update({"stop": [1], "at": 1})
+
+
+@needs_drafts
+@pytest.mark.parametrize("change", [_not_accepted, _after_the_draft, _before_it, _of_a_stop_word])
+def test_a_termination_id_is_overlooked_in_what_a_step_accepts(device, change):
+    case, complaint = _seen(ENDS)
+    defect = defects.recognise(case, complaint)
+    assert defect is not None
+    assert defect.name == "a termination id among accepted speculative tokens"
     change(case, complaint.facts)
     assert defects.recognise(case, complaint) is None
 

@@ -168,6 +168,20 @@ def _stop_word_of_two_parts(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _accepted_termination_id(case: Case, complaint: Complaint) -> bool:
+    """The id came with a step that added tokens behind it: drafts that were accepted."""
+    if complaint.kind != "goes on" or "place" not in complaint.facts:
+        return False
+    index, place = complaint.request, int(complaint.facts["place"])
+    if index is None or not case.configuration.speculative:
+        return False
+    for filed in case.observation.filed[index]:
+        if place < len(filed.tokens):
+            return place < len(filed.tokens) - 1
+        place -= len(filed.tokens)
+    return False
+
+
 def _nothing_generated(case: Case, complaint: Complaint) -> bool:
     plan = _plan(case, complaint)
     if plan is None or plan.num_tokens or plan.log_probs != "generated":
@@ -450,6 +464,13 @@ DEFECTS: tuple[Defect, ...] = (
         "a request that was evicted or recomputed has no stop words any more, and what it has "
         "generated is not looked at",
         _stop_word_of_two_parts,
+    ),
+    Defect(
+        "a termination id among accepted speculative tokens",
+        ">=0.17",
+        "the token that a step samples last is compared with the termination id, and not the "
+        "speculative tokens that it accepts before that one: the request goes on",
+        _accepted_termination_id,
     ),
     Defect(
         "the log prob of nothing",

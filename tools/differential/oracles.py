@@ -170,7 +170,7 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     for place, token in enumerate(tokens[:-1]):
         if token == last:
             text = f"goes on after its termination id {last} at {place}: {tokens}"
-            yield Complaint("goes on", index, text, facts)
+            yield Complaint("goes on", index, text, {**facts, "place": place})
             return
     if word:
         for end in range(len(word), len(tokens)):
