@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from tools.differential import intended, oracles
 from tools.differential.comparing import Difference
-from tools.differential.configuration import Configuration, Plan
-from tools.differential.observing import Observation
+from tools.differential.configuration import Configuration, Plan, decode
+from tools.differential.observing import Forward, Observation, Shortage
+
+from ..conftest import RELEASE
+from .conftest import Planted
 
 CASE = oracles.Case(
     Configuration(requests=(Plan(log_probs="generated"), Plan()), speculative=1), Observation()
@@ -41,28 +47,124 @@ def test_log_probs_that_nobody_asked_for_may_be_other_ones(device, path, left, r
     assert intended.recognise(CASE, both) is None
 
 
-SHARING = oracles.Case(
-    Configuration(requests=(Plan(), Plan(sampling=(1.0, 0, 0.9))), prefix="LRU"), Observation()
+PLANS = (
+    Plan(),
+    Plan(sampling=(1.0, 0, 0.9)),
+    Plan(log_probs="generated", top_n=1),
 )
 EVICTED = Difference("end.evicted", 6, 4)
+LATER = Difference("outputs[8].digest", "a", "b")
+
+
+def _case(prefix: str | None = "LRU", **facts: int) -> oracles.Case:
+    """A run of nine forward passes, in which a request was left out after the sixth."""
+    shortage = {"passes": 6, "evicted": 1, "cached": 2, "shared": 0, **facts}
+    observation = Observation(
+        forwards=[Forward(0) for _ in range(9)], shortages=[Shortage(**shortage)]
+    )
+    return oracles.Case(Configuration(requests=PLANS, prefix=prefix), observation)
 
 
 @pytest.mark.parametrize(
-    ("path", "covered"),
+    ("path", "left", "right", "covered"),
     [
-        ("steps[3][0][1]", True),
-        ("outputs[8].digest", True),
-        ("requests[0].parts", True),
-        ("requests[0].merged.kv_cache_epoch", True),
-        ("requests[0].merged.generated_tokens[1]", False),
-        ("requests[0].merged.generated_log_probs[1]", False),
-        ("requests[1].merged.generated_tokens[1]", True),  # drawn in another step
-        ("end.blocks", False),
+        ("steps[3][0][1]", 1, 2, True),
+        ("outputs[8].shape[1]", 1, 2, True),
+        ("end.sampling", "a", "b", True),
+        ("end.random", "a", "b", False),
+        ("end.free blocks", 1, 2, False),
+        ("requests[0].parts", [], [{}], True),
+        ("requests[0].merged.events", [], [["EVICT", None]], True),
+        ("requests[0].merged.kv_cache_epoch", 1, 2, True),
+        ("requests[0].merged.generated_tokens", [1, 2], [1], False),
+        ("requests[0].merged.generated_tokens[1]", 1, 2, False),
+        ("requests[0].merged.generated_text", "31 4229", "31 42 29", True),  # of two parts
+        ("requests[0].merged.generated_text", "31 4229", "31 42 28", False),
+        ("requests[0].merged.generated_log_probs", [-1.0], [-1.0, -2.0], True),  # unasked
+        ("requests[0].merged.generated_top_n_logprobs", None, [], False),
+        ("requests[0].merged.status", "COMPLETED", "FAILED", False),
+        ("requests[1].merged.generated_tokens[1]", 1, 2, True),  # drawn in another step
+        ("requests[1].merged.prompt_tokens[1]", 1, 2, False),
+        ("requests[1].merged.status", "COMPLETED", "FAILED", False),
+        ("requests[2].merged.generated_log_probs[1]", -1.0, -1.00001, True),
+        ("requests[2].merged.generated_log_probs[1]", -1.0, -1.1, False),
+        ("requests[2].merged.generated_log_probs", [-1.0], [-1.0, -2.0], False),
+        ("requests[2].merged.generated_top_n_logprobs[1].7", -1.0, -1.00001, True),
+        ("requests[2].merged.generated_top_n_logprobs[1].7", -1.0, "(missing)", False),
+        ("requests[2].merged.generated_tokens[1]", 1, 2, False),
     ],
 )
-def test_fewer_evictions_change_when_the_model_runs_and_no_greedy_answer(device, path, covered):
-    differences = [EVICTED, Difference(path, 1, 2)]
-    assert (intended.recognise(SHARING, differences) is not None) is covered
-    more = [Difference("end.evicted", 4, 6), Difference(path, 1, 2)]
-    assert intended.recognise(SHARING, more) is None
-    assert intended.recognise(CASE, differences) is None  # nothing is shared
+def test_other_evictions_change_when_the_model_runs_and_no_greedy_answer(
+    device, path, left, right, covered
+):
+    for first in ([], [EVICTED]):
+        differences = [*first, LATER, Difference(path, left, right)]
+        assert (intended.recognise(_case(), differences) is not None) is covered
+
+
+@pytest.mark.parametrize(
+    ("prefix", "facts", "covered"),
+    [
+        ("LRU", {}, True),
+        ("LRU", {"evicted": 0}, True),  # paused, and some are cached
+        ("LRU", {"cached": 0}, False),
+        ("LRU", {"cached": 0, "shared": 1}, True),
+        ("LRU", {"cached": 0, "shared": 1, "evicted": 0}, False),
+        ("LRU", {"passes": 8}, True),
+        ("LRU", {"passes": 9}, False),  # the ninth is another one already
+        ("REF_ZERO", {}, False),
+        ("REF_ZERO", {"shared": 1}, True),
+        (None, {}, False),
+        (None, {"shared": 1}, False),
+    ],
+)
+def test_others_are_evicted_where_blocks_are_cached_or_shared(device, prefix, facts, covered):
+    found = intended.recognise(_case(prefix, **facts), [EVICTED, LATER])
+    assert (found is not None) is covered
+    # More of them is as it may be.
+    more = [Difference("end.evicted", 4, 6), LATER]
+    assert (intended.recognise(_case(prefix, **facts), more) is not None) is covered
+
+
+@pytest.mark.parametrize(
+    ("right", "covered"),
+    [
+        (["a"] * 6 + ["b"], True),
+        (["a"] * 5 + ["b"], False),  # before anybody was left out
+        (["a"] * 6, True),
+        (["a"] * 5, False),
+        (["a"] * 10, True),
+    ],
+)
+def test_outputs_of_another_number_differ_from_the_first_other_one(device, right, covered):
+    differences = [EVICTED, Difference("outputs", ["a"] * 9, right)]
+    assert (intended.recognise(_case(), differences) is not None) is covered
+
+
+TIGHT = (
+    '{"requests":[{"stem":4,"length":14,"num_tokens":10},{"stem":%d,"length":14,"num_tokens":10,'
+    '"arrival":1},{"length":18,"num_tokens":7}],"spare_blocks":0,"paused_blocks":%d,'
+    '"block_size":4,"prefix":%s}'
+)
+
+
+@pytest.mark.skipif(RELEASE not in SpecifierSet(">=0.17"), reason="it shares no blocks")
+@pytest.mark.parametrize(
+    ("stem", "paused", "prefix", "first"),
+    [
+        (4, 4, "LRU", Shortage(passes=3, evicted=1, cached=4, shared=3)),
+        (3, 0, "REF_ZERO", Shortage(passes=13, evicted=1, cached=0, shared=2)),
+        (3, 4, None, Shortage(passes=3, evicted=0, cached=0, shared=0)),
+    ],
+)
+def test_a_run_notes_who_was_left_out_and_for_want_of_what(device, stem, paused, prefix, first):
+    configuration = decode(TIGHT % (stem, paused, json.dumps(prefix)))
+    observation = Planted().runner()(configuration, "none")
+    assert observation.record["error"] is None
+    assert observation.shortages[0] == first
+    evicted = sum(shortage.evicted for shortage in observation.shortages)
+    assert evicted == observation.record["end"]["evicted"]
+
+
+def test_a_run_with_room_for_all_notes_nobody(device):
+    assert not Planted().runner()(Configuration(), "none").shortages

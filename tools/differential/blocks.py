@@ -17,10 +17,15 @@ def free(context: Any) -> int:
     blocks = allocator(context)
     names = ("pool_avail", "total_avail", "block_count_avail", "chunk_count_avail")
     pool = next(getattr(blocks, name) for name in names if hasattr(blocks, name))
+    return int(pool) + cached(context)
+
+
+def cached(context: Any) -> int:
+    """Blocks that are cached and that nobody holds."""
     if not getattr(context, "enable_prefix_caching", False):
-        return int(pool)
-    cached = (blocks.block_ref_counts == 0) & (blocks.block_hashes != -1)
-    return int(pool) + int(cached.sum())
+        return 0
+    blocks = allocator(context)
+    return int(((blocks.block_ref_counts == 0) & (blocks.block_hashes != -1)).sum())
 
 
 def held(context: Any) -> list[list[int]]:

@@ -73,35 +73,69 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     )
 
 
-def _fewer_evictions(case: Case, differences: Sequence[Difference]) -> bool:
-    """Fewer requests were evicted, where they may share blocks; greedy answers are as they were."""
-    evicted = [difference for difference in differences if difference.path == "end.evicted"]
-    if len(evicted) != 1 or case.configuration.prefix is None:
-        return False
-    left, right = evicted[0].left, evicted[0].right
-    fewer = isinstance(left, int) and isinstance(right, int) and left > right
-    return fewer and all(_follows_from_evictions(case, item) for item in differences)
+def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
+    """Before the first forward pass that differs a request was paused or evicted for its blocks.
+
+    Either others were cached and nobody's, or some of its own were not to be had: others hold them.
+    Greedy answers are as they were.
+    """
+    configuration, apart = case.configuration, _first_apart(case, differences)
+    return any(
+        shortage.passes <= apart
+        and (
+            (configuration.prefix == "LRU" and shortage.cached > 0)
+            or (configuration.prefix is not None and shortage.evicted > 0 and shortage.shared > 0)
+        )
+        for shortage in case.observation.shortages
+    ) and all(_follows_from_evictions(case, item) for item in differences)
+
+
+def _first_apart(case: Case, differences: Sequence[Difference]) -> int:
+    """The number of the first forward pass that is another one; how many there are if none is."""
+    found = [len(case.observation.forwards)]
+    for item in differences:
+        place = re.match(r"outputs(?:\[(\d+)\])?", item.path)
+        if place is not None and place[1] is not None:
+            found.append(int(place[1]))
+        elif place is not None and isinstance(item.left, list) and isinstance(item.right, list):
+            pairs = enumerate(zip(item.left, item.right, strict=False))
+            shorter = min(len(item.left), len(item.right))
+            found.append(next((at for at, (one, other) in pairs if one != other), shorter))
+    return min(found)
 
 
 def _follows_from_evictions(case: Case, difference: Difference) -> bool:
     """When the model runs, for whom, and what it draws then; no answer without chance."""
     path = difference.path
-    if path == "end.evicted" or path.startswith(("outputs[", "steps[")):
+    if path == "end.evicted" or path.startswith(("outputs", "steps")):
         return True
-    place = re.match(
-        r"requests\[(\d+)\]\.(parts|merged\.(events|kv_cache_epoch|policy_epoch))?", path
-    )
+    if path == "end.sampling":
+        return any(not plan.greedy for plan in case.configuration.requests)
+    place = re.match(r"requests\[(\d+)\]\.(?:(parts)|merged\.(\w+))", path)
     if place is None:
         return False
-    return bool(place[2]) or not case.configuration.requests[int(place[1])].greedy
+    plan, name = case.configuration.requests[int(place[1])], place[3]
+    if place[2] or name in ("events", "kv_cache_epoch", "policy_epoch"):
+        return True
+    if name in ("prompt_log_probs", "generated_log_probs") and plan.log_probs is None:
+        return True  # a request has those of the steps in which others want some
+    if name == "generated_text" and _joined(difference.left) == _joined(difference.right):
+        return True  # the text of each part is made alone
+    if name == "prompt_tokens" or name == "status":
+        return False
+    return not plan.greedy or (name != "generated_tokens" and _is_rounding(difference))
+
+
+def _joined(text: object) -> str:
+    return str(text).replace(" ", "")
 
 
 INTENDED = (
     Intended(
         "lru-prefix-cache",
-        "a block that requests share is released with the last of them: the released run takes it "
-        "for released with the first, and evicts more requests than it has to",
-        _fewer_evictions,
+        "paused requests get blocks that are cached and nobody holds, and a block that requests "
+        "share is released with the last of them: others are paused and evicted, more or fewer",
+        _other_evictions,
     ),
     Intended(
         "zero-token-logprobs",

@@ -71,6 +71,20 @@ class Filed:
     """The tokens that it added."""
 
 
+@dataclass(frozen=True)
+class Shortage:
+    """The end of a step, if a request was paused then, or had been evicted in it."""
+
+    passes: int
+    """How many forward passes there had been."""
+    evicted: int
+    """How many requests were evicted in the step."""
+    cached: int
+    """How many blocks were cached that nobody held."""
+    shared: int
+    """Blocks of those requests that others held too in the last forward pass."""
+
+
 @dataclass
 class Observation:
     """One run."""
@@ -83,6 +97,7 @@ class Observation:
     number of the forward pass that it came from."""
     filed: list[list[Filed]] = field(default_factory=list)
     """Of each request, what each step added."""
+    shortages: list[Shortage] = field(default_factory=list)
     invariants: list[str] = field(default_factory=list)
     """What was inconsistent in the context between steps."""
     error: BaseException | None = None

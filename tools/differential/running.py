@@ -15,7 +15,7 @@ from megatron_patch.testing.runtime import settle
 from . import blocks, building, observing, training
 from .company import COMPANY, Guest
 from .configuration import LONGEST, Configuration, Plan
-from .observing import Filed, Forward, Observation, plain
+from .observing import Filed, Forward, Observation, Shortage, plain
 
 NOBODY = Guest("there is nobody else")
 
@@ -87,6 +87,9 @@ class Run:
         self.training: list[Any] = []
         self._places: dict[tuple[int, int, int], int] = {}
         self._lengths: dict[tuple[int, int], dict[str, int]] = {}
+        self._held: dict[int, set[int]] = {}
+        """By their ids, the blocks of the requests that the last forward pass found."""
+        self._evicted = 0
 
     def run(self) -> Observation:
         """Build the engine, run it, and note the end."""
@@ -235,6 +238,8 @@ class Run:
             if len(forward.rows) == end - first:  # else they are nobody's, as when warming up
                 forward.tables = blocks.tables(context)
                 forward.astray = blocks.astray(context, self.configuration.block_size)
+                known = context.request_ids[:end].tolist()
+                self._held = dict(zip(known, map(set, blocks.held(context)), strict=False))
             self.seen.forwards.append(forward)
 
         def after(module: Any, args: Any, output: Any) -> None:
@@ -281,6 +286,28 @@ class Run:
         for text in blocks.inconsistencies(context):
             if text not in self.seen.invariants:
                 self.seen.invariants.append(text)
+        self._note_shortage()
+
+    def _note_shortage(self) -> None:
+        """Who is paused, who was evicted in the step, and which blocks they had."""
+        context, engine = self.engine.context, self.engine
+        there = context.request_ids[: context.total_request_count].tolist()
+        left = set(there[: context.paused_request_count])
+        evicted = getattr(engine, "evicted_request_count", 0) - self._evicted
+        if evicted:
+            self._evicted += evicted
+            done = {self.ids[index] for index, future in self.futures.items() if future.done()}
+            left |= self._held.keys() - set(there) - done
+        if left:
+            shared = {
+                block
+                for number in left
+                for other, held in self._held.items()
+                if other != number
+                for block in self._held.get(number, set()) & held
+            }
+            cached, passes = blocks.cached(context), len(self.seen.forwards)
+            self.seen.shortages.append(Shortage(passes, evicted, cached, len(shared)))
 
     def _happen(self, step: int) -> None:
         engine = self.engine
