@@ -8,6 +8,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from tools.differential import defects, judging, oracles
+from tools.differential.comparing import Difference
 from tools.differential.configuration import Configuration, decode
 from tools.differential.observing import Observation
 from tools.differential.oracles import Complaint
@@ -274,6 +275,26 @@ def test_a_termination_id_is_overlooked_in_what_a_step_accepts(device, change):
     assert defect.name == "a termination id among accepted speculative tokens"
     change(case, complaint.facts)
     assert defects.recognise(case, complaint) is None
+
+
+@needs_drafts
+def test_what_differs_is_told_from_what_drafts_in_another_block_spoil(device):
+    case, complaint = _seen(BLOCK)
+    index, place = complaint.request, complaint.facts["place"]
+
+    def explained(name: str, at: int = place, request: int | None = index) -> bool:
+        path = f"requests[{request}].merged.{name}[{at}]"
+        return defects.explain(case, Difference(path, 1, 2))
+
+    names = ("generated_tokens", "generated_log_probs", "generated_top_n_logprobs")
+    assert all(map(explained, names))
+    assert not any(explained(name, place - 1) for name in names)
+    assert not explained("generated_tokens", 99)
+    assert not explained("generated_tokens", request=1 - (index or 0))
+    assert not explained("prompt_tokens")
+    assert not defects.explain(case, Difference("end.evicted", 1, 2))
+    _nothing_astray(case, {})
+    assert not any(map(explained, names))
 
 
 def _right_tokens(case: oracles.Case, facts: dict[str, int]) -> None:

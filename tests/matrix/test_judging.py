@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 from packaging.version import Version
 
 from tools.differential import comparing, defects, judging, oracles
-from tools.differential.configuration import Configuration, Happening, Plan
+from tools.differential.configuration import Configuration, Happening, Plan, decode
 from tools.differential.defects import Defect
 
 from ..conftest import RELEASE
 from .conftest import Planted
 
+LEGACY = "legacy" if RELEASE >= Version("0.19") else None
 PER_REQUEST = RELEASE >= Version("0.16")
 
 CONFIGURATION = Configuration(requests=(Plan(stem=1, length=9), Plan(stem=2, length=5, arrival=2)))
@@ -194,3 +196,59 @@ def test_differences_are_bit_for_bit():
         "d: '(missing)' -> None",
     ]
     assert [item.kind for item in found] == ["a[]", "b", "c", "d"]
+
+
+@pytest.mark.skipif(RELEASE < Version("0.16"), reason="it takes no stop words out of the answer")
+@pytest.mark.parametrize("also", [False, True])
+def test_no_stop_word_was_taken_from_what_each_pass_gave_a_token_of(device, also):
+    """Unless a pass gave none, an answer that is too short is not so for a stop word."""
+    plan = Plan(length=8, num_tokens=8, sampling=(1.0, 0, 0.9), stop=(2, 1))
+    configuration = Configuration(requests=(plan,), scheduling=LEGACY)
+    observation = Planted().runner()(configuration, "none")
+    assert not oracles.complaints(configuration, observation)
+    (part,) = observation.record["requests"][0]["parts"]
+    assert len(part["generated_tokens"]) == len(observation.forwards) == 8
+    part["generated_tokens"].pop()
+    if also:
+        observation.forwards.pop()
+    found = [item.kind for item in oracles.complaints(configuration, observation)]
+    assert found == (["ends early"] if also else [])
+
+
+BLOCK = (
+    '{"requests":[{"length":22},{"stem":4,"length":5,"num_tokens":7,"arrival":3},{"stem":1,'
+    '"length":13,"num_tokens":7}],"spare_blocks":0,"only_last":false,"speculative":1}'
+)
+
+
+@pytest.mark.skipif(RELEASE < Version("0.17"), reason="it has no speculative tokens")
+@pytest.mark.parametrize(
+    ("after", "astray", "left"),
+    [
+        (0, True, []),  # what is read there nobody wrote
+        (-1, True, ["performance"]),  # it differs before that
+        (0, False, ["performance"]),  # nothing goes astray
+        (None, True, ["performance"]),  # it does the same twice
+    ],
+)
+def test_a_run_that_reads_what_nobody_wrote_says_nothing(device, after, astray, left):
+    configuration = decode(BLOCK)
+    observation = Planted().runner()(configuration, "none")
+    case = oracles.Case(configuration, observation)
+    first = min(defects.spoilt_by_drafts(case).values())
+    again = replace(observation, record=deepcopy(observation.record))
+    if after is not None:
+        again.record["outputs"][first + after]["digest"] = "another"
+    if not astray:
+        for forward in observation.forwards:
+            forward.astray.clear()
+    finding = judging.Finding("performance", ("correctness", "all"))
+    judgement = judging.Judgement([finding])
+    seen = {"correctness": observation}
+    judging._leave_out_unwritten(configuration, seen, "correctness", lambda *_: again, judgement)
+    assert [item.kind for item in judgement.findings] == left
+    assert judgement.unstable is not bool(left)
+    other = judging.Judgement([judging.Finding("performance", ("none", "performance"))])
+    judging._leave_out_unwritten(configuration, seen, "correctness", lambda *_: again, other)
+    assert other.findings
+    assert not other.unstable

@@ -5,6 +5,7 @@ Each has a predicate on what was observed. A complaint that none explains is a f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from megatron_patch.testing.version import core_release
 
 from . import slots
+from .comparing import Difference
 from .configuration import Plan
 from .observing import Filed
 from .oracles import Case, Complaint
@@ -385,29 +387,52 @@ def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
     return bool(strange) and missing == 0
 
 
-def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
-    """The token comes from keys or values in whose place those of such a draft are, or should be.
+def spoilt_by_drafts(case: Case) -> dict[tuple[int, int], int]:
+    """Requests and parts that read what drafts wrote to the block of another, or did not write.
 
-    Only drafts that begin in one block and end in the next can go astray by that.
+    With the number of the forward pass from which on they do. Empty if anything else goes astray:
+    only drafts that begin in one block and end in the next can by that.
     """
-    index, forwards = complaint.request, case.observation.forwards
-    if index is None or complaint.kind not in ("token", "log prob"):
-        return False
-    size = case.configuration.block_size
+    forwards, size = case.observation.forwards, case.configuration.block_size
     for number, forward in enumerate(forwards):
         for row, position, _ in forward.astray:
             _, _, offset, count = forward.rows[row]
             if count != case.configuration.speculative + 1 or position // size != offset // size:
-                return False
+                return {}
             if position // size == (offset + count - 1) // size:
-                return False
+                return {}
         if not slots.went_to_another(forwards, number):
-            return False
+            return {}
+    return slots.spoilt(forwards, size)
+
+
+def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
+    """The token comes from keys or values in whose place those of a draft are, or should be."""
+    index = complaint.request
+    if index is None or complaint.kind not in ("token", "log prob"):
+        return False
     origin = case.origin(index, int(complaint.facts["place"]))
     if origin is None:
         return False
     part, consumed = origin
-    return slots.spoilt(forwards, size).get((index, part), len(forwards)) <= consumed
+    first = spoilt_by_drafts(case).get((index, part))
+    return first is not None and first <= consumed
+
+
+def explain(case: Case, difference: Difference) -> bool:
+    """Whether a token, or a log prob of one, is another one because of a known defect.
+
+    ``case`` is the run that has it.
+    """
+    place = re.match(
+        r"requests\[(\d+)\]\.merged\.generated_(tokens|log_probs|top_n_logprobs)\[(\d+)\]",
+        difference.path,
+    )
+    if place is None:
+        return False
+    kind = "token" if place[2] == "tokens" else "log prob"
+    complaint = Complaint(kind, int(place[1]), difference.path, {"place": int(place[3])})
+    return _drafts_in_the_block_of_another(case, complaint)
 
 
 DEFECTS: tuple[Defect, ...] = (

@@ -79,7 +79,7 @@ def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
     Either others were cached and nobody's, or some of its own were not to be had: others hold them.
     Greedy answers are as they were.
     """
-    configuration, apart = case.configuration, _first_apart(case, differences)
+    configuration, apart = case.configuration, first_apart(case, differences)
     return any(
         shortage.passes <= apart
         and (
@@ -90,7 +90,7 @@ def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
     ) and all(_follows_from_evictions(case, item) for item in differences)
 
 
-def _first_apart(case: Case, differences: Sequence[Difference]) -> int:
+def first_apart(case: Case, differences: Sequence[Difference]) -> int:
     """The number of the first forward pass that is another one; how many there are if none is."""
     found = [len(case.observation.forwards)]
     for item in differences:

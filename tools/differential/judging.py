@@ -117,7 +117,31 @@ def judge(
         again = run_with(configuration, none)
         if comparing.differences(seen[none].record, again.record):
             return Judgement(known=judgement.known, unstable=True)
+        _leave_out_unwritten(configuration, seen, correctness, run_with, judgement)
     return judgement
+
+
+def _leave_out_unwritten(
+    configuration: Configuration,
+    seen: dict[str, Observation],
+    base: str,
+    run_with: Runner,
+    judgement: Judgement,
+) -> None:
+    """Say nothing of what follows a run that reads keys and values that nobody wrote.
+
+    It does not do the same twice then, and only a known defect of the release excuses that.
+    """
+    found = [finding for finding in judgement.findings if finding.between[0] == base]
+    case = oracles.Case(configuration, seen[base]) if found else None
+    spoilt = {} if case is None else defects.spoilt_by_drafts(case)
+    if case is None or not spoilt:
+        return
+    again = comparing.differences(seen[base].record, run_with(configuration, base).record)
+    apart = intended.first_apart(case, again)
+    if min(spoilt.values()) <= apart < len(case.observation.forwards):
+        judgement.findings = [item for item in judgement.findings if item not in found]
+        judgement.unstable = True
 
 
 def _same(seen: dict[str, Observation], left: str, right: str) -> list[Finding]:
@@ -150,7 +174,9 @@ def _compare(
         case = oracles.Case(configuration, seen[none])
         if any(item not in still for item in everything):
             judgement.fixed = True
-        elif case.told and intended.recognise(case, differences) is None:
+        other = oracles.Case(configuration, seen[patched])
+        rest = [item for item in differences if not defects.explain(other, item)]
+        if not judgement.fixed and case.told and intended.recognise(case, rest) is None:
             judgement.findings.append(Finding("unproven", between, differences))
 
 

@@ -194,7 +194,11 @@ def _trims() -> bool:
 
 
 def _may_be_trimmed(case: Case, index: int, plan: Plan, word: list[int]) -> bool:
-    """Whether a stop word could have come next, as far as the model alone can tell."""
+    """Whether a stop word could have come next, as far as the passes and the model alone tell."""
+    last = len(case.parts(index)) - 1
+    passes, kept = case.rows(index, last), len(case.parts(index)[last]["generated_tokens"])
+    if not case.configuration.speculative and len(passes) <= kept:
+        return False  # each pass gave a token that is still there
     if not plan.greedy or not case.told or case.configuration.updates:
         return True
     before = [*plan.prompt, *generated(case, index)]
