@@ -10,10 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.fingerprint import locate, without_docstring
-from megatron_patch.model import Patch, Target
+from megatron_patch.model import Judgement, Patch, Target
 from megatron_patch.sources import read_source
 from megatron_patch.verdicts import Reader
 from tools.benchmarking import as_it_is  # noqa: F401
+
+from ..conftest import RELEASE, expected_state
+from ..operation import contract
 
 #: A short prompt, one of several blocks, and one that comes later.
 REQUESTS = (
@@ -49,6 +52,13 @@ def state_of(patch: Patch) -> State:
     """What has become of ``patch`` in this process."""
     (entry,) = (entry for entry in megatron_patch.status() if entry.id == patch.id)
     return entry.state
+
+
+def assert_state_of_record(patch: Patch) -> None:
+    """``patch`` is what its record says of the release; opt-in patches as if they were on."""
+    said = contract.expected(patch, str(RELEASE))
+    state = State.APPLIED if said is Judgement.APPLICABLE else State(said.value)
+    assert state_of(patch) is expected_state(state)
 
 
 def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:

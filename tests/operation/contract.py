@@ -30,6 +30,7 @@ from megatron_patch.model import (
 )
 from megatron_patch.unknown import why_not
 from megatron_patch.verdicts import Reader, find_definition
+from tools.starting.stubs import FILL
 
 REPORTS = Path(__file__).parents[2] / "docs" / "upstream"
 TOLD = (HAS_IT, NEEDS_NONE)
@@ -53,10 +54,15 @@ def of_fields(patch: Patch, reports: Path = REPORTS) -> Iterator[str]:
     if patch.upstream_pr is None:
         if any(value is not None for value in upstream):
             yield f"{patch.id} is ours, and says {upstream} of upstream"
-        if not (reports / f"{patch.id}.md").is_file():
+        report = reports / f"{patch.id}.md"
+        if not report.is_file():
             yield f"{patch.id} is ours, and there is no docs/upstream/{patch.id}.md"
+        elif FILL in report.read_text(encoding="utf-8"):
+            yield f"{report} is to be filled in"
     elif None in upstream:
         yield f"{patch.id} is upstream's, and says {upstream} of it"
+    elif patch.upstream_pr < 1:
+        yield f"{patch.id}: {patch.upstream_pr} is no pull request"
     elif not re.fullmatch("[0-9a-f]{40}", patch.upstream_commit or ""):
         yield f"{patch.id}: {patch.upstream_commit!r} is no commit"
     for date in filter(None, (patch.upstream_date, patch.updated)):
@@ -65,6 +71,9 @@ def of_fields(patch: Patch, reports: Path = REPORTS) -> Iterator[str]:
     for name in ("summary", "symptom", "outcome", "removal"):
         if not getattr(patch, name).strip():
             yield f"{patch.id} has no {name}"
+    for name, value in patch._asdict().items():
+        if isinstance(value, str) and FILL in value:
+            yield f"{patch.id}: {name} is to be filled in: {value!r}"
 
 
 def _is_date(text: str) -> bool:
@@ -153,6 +162,8 @@ def of_hunks(patch: Patch, hunks: Hunks | None) -> Iterator[str]:
         if set(hunk.variants) - names:
             yield f"{patch.id}: a hunk of {hunk.edit.target} is of {hunk.variants}; not of {names}"
     for variant in patch.variants:
+        if FILL in variant.name:
+            yield f"{patch.id}: a variant is to be named"
         for edit in variant.edits:
             where = f"{patch.id}, {variant.name}, {edit.target}"
             yield from (f"{where}: {problem}" for problem in _of_edit(edit))
@@ -169,6 +180,8 @@ def _of_edit(edit: Edit) -> Iterator[str]:
         if METAVARIABLE in edit.source:
             yield "a metavariable is not code that can be added"
     if isinstance(edit, Substitute):
+        if FILL in edit.find + edit.put:
+            yield "the hunk is to be filled in"
         find, put = _metavariables(edit.find), _metavariables(edit.put)
         if find != put and edit.put.strip():
             yield f"metavariables {sorted(find ^ put)} are on one side only"

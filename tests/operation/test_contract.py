@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,7 @@ from megatron_patch.model import (
 from megatron_patch.sources import read_source
 from megatron_patch.verdicts import find_definition
 from tools import pins
+from tools.starting.stubs import FILL
 
 from ..unit.sample import digest_in, make_patch
 from . import contract
@@ -62,6 +64,7 @@ def test_a_record_keeps_the_contract(module, constant, patch, hunks):
         *contract.of_ledger(patch),
         *contract.of_hunks(patch, hunks),
     ] == []
+    assert FILL not in str(sys.modules[module].__doc__)
 
 
 @each_record
@@ -227,6 +230,19 @@ WRONG = {
     "upstream's without a release": (GOOD._replace(fixed_in=None), "upstream's, and says"),
     "upstream's without a commit": (GOOD._replace(upstream_commit="abc"), "'abc' is no commit"),
     "no date": (GOOD._replace(updated="26.11.2026"), "'26.11.2026' is no date"),
+    "no pull request": (GOOD._replace(upstream_pr=0), "0 is no pull request"),
+    "a summary to be written": (
+        GOOD._replace(summary="TODO: it"),
+        "summary is to be filled in: 'TODO: it'",
+    ),
+    "a hunk to be written": (
+        editing(Substitute(TARGET, "'TODO'", "1")),
+        "the hunk is to be filled in",
+    ),
+    "a variant to be named": (
+        GOOD._replace(variants=(Variant("TODO", GOOD.variants[0].edits),)),
+        "a variant is to be named",
+    ),
     "no symptom": (GOOD._replace(symptom=" "), "sample has no symptom"),
 }
 
