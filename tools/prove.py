@@ -1,7 +1,7 @@
 """Prove which source each patch of the series is for, and write the ledger.
 
     python tools/prove.py --megatron Megatron-LM.git --journal proofs.jsonl --jobs 8
-    python tools/prove.py --megatron Megatron-LM.git --journal proofs.jsonl --write
+    python tools/prove.py --journal proofs.jsonl --write
 
 Source that the ledger does not know, at a first-parent commit of main, dev or a release branch, or
 at a release's tag, is a question. Few commits are chosen at which all questions come up, and there
@@ -10,6 +10,10 @@ CPU. What fails unpatched and passes patched is what the variant is for; what pa
 the change, or needs none; all else stays unknown. Answers go to the journal, and a run that was
 stopped goes on where it was. `--write` makes the ledger, `megatron_patch/ledger/proofs.json`, of
 them. With `--anew` the present ledger counts for nothing, and everything is proved.
+
+With `--tree VERSION=DIR`, releases on disk take the place of the clone, for a record that is new:
+`--tree installed` is the Megatron-Core that is installed. What was proved there says no commit, and
+`--anew` on a clone replaces it.
 
 `--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
 """
@@ -23,18 +27,24 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch import ledger  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.errors import NotMegatronError  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
+from megatron_patch.source_tree import SourceTree  # noqa: E402
+from megatron_patch.sources import megatron_version  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
-from tools.proving import entries, wanted  # noqa: E402
+from tools.proving import entries, trees, wanted  # noqa: E402
 from tools.proving.answers import Answer, Journal, answer  # noqa: E402
 from tools.proving.runs import Bench  # noqa: E402
+from tools.proving.trees import Tree  # noqa: E402
 from tools.proving.wanted import Question  # noqa: E402
 
 #: No release that is supported branched off before.
@@ -70,22 +80,44 @@ def prove(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prove, or write what was proved; returns the exit status."""
-    options = parser().parse_args(arguments)
-    try:
-        with Clone(options.megatron) as clone:
-            return run(clone, options)
-    except CloneError as error:
-        print(f"prove: {error}", file=sys.stderr)
-        return 2
-
-
-def run(clone: Clone, options: argparse.Namespace) -> int:
-    """Ask and answer until nothing is left that could be answered; or plan, or write."""
+    made = parser()
+    options = made.parse_args(arguments)
     journal = Journal(options.journal)
     if options.write:
         path = entries.write(journal.answers, keep=not options.anew)
         print(f"wrote {path}")
         return 0
+    if (options.megatron is None) == (not options.tree):
+        made.error("expected one of --megatron and --tree")
+    try:
+        if options.tree:
+            return run_on_trees(journal, options)
+        with Clone(options.megatron) as clone:
+            return run(clone, journal, options)
+    except CloneError as error:
+        print(f"prove: {error}", file=sys.stderr)
+        return 2
+
+
+def run_on_trees(journal: Journal, options: argparse.Namespace) -> int:
+    """Ask and answer what is open on each tree, one after the other; or plan."""
+    tried: set[Question] = set() if options.again else journal.unknown
+    for tree in options.tree:
+        patches = knowing(journal, keep=not options.anew)
+        asked = [question for question in trees.ask(tree, patches) if question not in tried]
+        print(f"{tree.version}: {len(asked)} questions", *(question.patch for question in asked))
+        if asked and not options.plan:
+            answers = trees.prove(tree, patches, asked, options.python, options.seconds)
+            journal.add(answers)
+            for answer in answers:
+                how = f"unpatched it {answer.unpatched}"
+                how += f", patched it {answer.patched}" * (answer.patched is not None)
+                print(f"{tree.version}: {answer.question.patch}: {answer.proved} ({how})")
+    return 0
+
+
+def run(clone: Clone, journal: Journal, options: argparse.Namespace) -> int:
+    """Ask and answer until nothing is left that could be answered; or plan."""
     begin = time.monotonic()
     tried: set[Question] = set() if options.again else journal.unknown
     while plan := planned(clone, journal, tried, keep=not options.anew):
@@ -107,12 +139,15 @@ def run(clone: Clone, options: argparse.Namespace) -> int:
 Plan = list[tuple[Commit, tuple[Question, ...]]]
 
 
+def knowing(journal: Journal, *, keep: bool) -> list[Patch]:
+    """The series, with what the journal has answered and, with ``keep``, the ledger knows."""
+    known = entries.of_series(journal.answers, keep=keep)
+    return [patch._replace(sources=tuple(map(ledger.source, known[patch.id]))) for patch in SERIES]
+
+
 def planned(clone: Clone, journal: Journal, tried: set[Question], *, keep: bool) -> Plan:
     """What has to be asked, where, with what the journal has answered so far."""
-    known = entries.of_series(journal.answers, keep=keep)
-    patches = [
-        patch._replace(sources=tuple(map(ledger.source, known[patch.id]))) for patch in SERIES
-    ]
+    patches = knowing(journal, keep=keep)
     questions = wanted.ask(clone, patches, commits_of(clone, patches))
     return wanted.cover({q: commits for q, commits in questions.items() if q not in tried})
 
@@ -132,10 +167,33 @@ def proved(
             yield *running[done], done.result()
 
 
+def tree_of(text: str) -> Tree:
+    """``VERSION=DIR``, or ``installed``. Raises ``ArgumentTypeError`` on what is no such tree."""
+    version, equals, folder = text.partition("=")
+    try:
+        if text == "installed":
+            tree = SourceTree.installed()
+            return Tree(megatron_version(tree.read) or "", tree.root)
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected VERSION=DIR, or `installed`")
+        Version(version)
+        return Tree(version, SourceTree.at(Path(folder)).root)
+    except (InvalidVersion, NotMegatronError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--megatron", type=Path, required=True, metavar="CLONE")
+    made.add_argument("--megatron", type=Path, metavar="CLONE")
+    made.add_argument(
+        "--tree",
+        type=tree_of,
+        action="append",
+        default=[],
+        metavar="VERSION=DIR",
+        help="a release on disk, or `installed`; repeatable",
+    )
     made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
     made.add_argument("--python", default=sys.executable, help="that runs the proofs")

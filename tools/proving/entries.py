@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def entries_of(
                 "proved": answer.proved,
                 "digests": digests,
                 "releases": where(digests, answer.commit, surveyed),
-                "commit": answer.commit,
+                "commit": answer.commit if is_commit(answer.commit) else "",
             },
         )
     names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
@@ -52,7 +53,15 @@ def entries_of(
 
 
 def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
-    """In words, the releases that have all of ``digests``; or else the branch of ``commit``."""
+    """In words, the releases that have all of ``digests``; or else the branch of ``commit``.
+
+    ``commit`` may also be the version of a tree. That is all there is to say of targets that have
+    not been surveyed yet.
+    """
+    if not is_commit(commit) and any(
+        digest not in surveyed.targets.get(target, {}) for target, digest in digests.items()
+    ):
+        return commit
     spans = [surveyed.targets[target][digest] for target, digest in digests.items()]
     lists = [set(span.get("releases", ())) for span in spans]
     releases = sorted(set.intersection(*lists), key=Version) if lists else []
@@ -62,6 +71,11 @@ def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
     shared = sorted(set.intersection(*branches)) if branches else []
     branch = "main" if "main" in shared else (shared or ["a branch"])[0]
     return f"{branch} at {commit[:10]}"
+
+
+def is_commit(text: str) -> bool:
+    """Whether it is the full id of a commit, and not the version of a tree."""
+    return re.fullmatch("[0-9a-f]{40}", text) is not None
 
 
 def in_words(releases: Sequence[str], surveyed: Ledger) -> str:

@@ -43,11 +43,13 @@ def module_of(patch: str) -> str:
 class Bench:
     """A copy of this repository and of Megatron at one commit, in a folder of its own.
 
-    ``archive`` is what ``git archive`` gives for ``megatron``. Use it in a ``with`` statement; the
-    folder goes with it.
+    ``megatron`` is what ``git archive`` gives for ``megatron``, or the folder that holds it, which
+    is used where it is. Use the bench in a ``with`` statement; its folder goes with it.
     """
 
-    def __init__(self, archive: bytes, python: str = sys.executable, seconds: float = 600) -> None:
+    def __init__(
+        self, megatron: bytes | Path, python: str = sys.executable, seconds: float = 600
+    ) -> None:
         self.python = python
         self.seconds = seconds
         self._folder = tempfile.TemporaryDirectory(prefix="prove-")
@@ -60,7 +62,10 @@ class Bench:
                 shutil.copytree(REPOSITORY / name, self.repository / name, ignore=ignore)
             else:
                 shutil.copy(REPOSITORY / name, self.repository / name)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        if isinstance(megatron, Path):
+            self.megatron = megatron.resolve()
+            return
+        with tarfile.open(fileobj=io.BytesIO(megatron)) as tar:
             tar.extractall(self.megatron, filter="data")
 
     def __enter__(self) -> Bench:

@@ -1,0 +1,53 @@
+"""Prove on trees on disk: releases as they are installed or unpacked, with no clone at hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.version import Version
+
+from megatron_patch.judge import judge, trees_kept
+from megatron_patch.model import Judgement, Patch
+from megatron_patch.source_tree import SourceTree
+
+from .answers import Answer, answer
+from .runs import Bench
+from .wanted import Question, question_at
+
+
+class Tree(NamedTuple):
+    """A release, and the folder that holds its ``megatron``."""
+
+    version: str
+    root: Path
+
+
+def ask(tree: Tree, patches: Sequence[Patch]) -> tuple[Question, ...]:
+    """What the ledger leaves open on the tree: a question for each patch that is drifted there."""
+    read = SourceTree.at(tree.root).read
+    with trees_kept():
+        drifted = [p for p in patches if judge(p, read).judgement is Judgement.DRIFTED]
+        found = (question_at(patch, read) for patch in drifted)
+        return tuple(question for question in found if question is not None)
+
+
+def has_change(patch: Patch, version: str) -> bool:
+    """Whether the record says that ``version`` has the change of ``patch``."""
+    return patch.fixed_in is not None and Version(patch.fixed_in) <= Version(version)
+
+
+def prove(
+    tree: Tree,
+    patches: Sequence[Patch],
+    questions: Sequence[Question],
+    python: str = sys.executable,
+    seconds: float = 600,
+) -> list[Answer]:
+    """Answer ``questions`` on the tree, whose version takes the place of a commit."""
+    asked = {question.patch for question in questions}
+    changed = frozenset(p.id for p in patches if p.id in asked and has_change(p, tree.version))
+    with Bench(tree.root, python, seconds) as bench:
+        return answer(bench, tree.version, questions, changed)
