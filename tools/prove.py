@@ -11,9 +11,8 @@ the change, or needs none; all else stays unknown. Answers go to the journal, an
 stopped goes on where it was. `--write` makes the ledger, `megatron_patch/ledger/proofs.json`, of
 them. With `--anew` the present ledger counts for nothing, and everything is proved.
 
-With `--tree VERSION=DIR`, releases on disk take the place of the clone, for a record that is new:
-`--tree installed` is the Megatron-Core that is installed. What was proved there says no commit, and
-`--anew` on a clone replaces it.
+With `--tree VERSION=DIR`, releases on disk take the place of the clone, for a record that is new.
+What was proved there says no commit, and `--anew` on a clone replaces it.
 
 `--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
 """
@@ -37,7 +36,6 @@ from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import NotMegatronError  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
-from megatron_patch.sources import megatron_version  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
@@ -168,14 +166,11 @@ def proved(
 
 
 def tree_of(text: str) -> Tree:
-    """``VERSION=DIR``, or ``installed``. Raises ``ArgumentTypeError`` on what is no such tree."""
+    """A release and its folder. Raises ``ArgumentTypeError`` on another form or no such tree."""
     version, equals, folder = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected VERSION=DIR")
     try:
-        if text == "installed":
-            tree = SourceTree.installed()
-            return Tree(megatron_version(tree.read) or "", tree.root)
-        if not equals:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected VERSION=DIR, or `installed`")
         Version(version)
         return Tree(version, SourceTree.at(Path(folder)).root)
     except (InvalidVersion, NotMegatronError) as error:
@@ -192,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="VERSION=DIR",
-        help="a release on disk, or `installed`; repeatable",
+        help="a release, and the folder that its `megatron` is in; repeatable",
     )
     made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
