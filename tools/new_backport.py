@@ -105,10 +105,13 @@ def write(root: Path, stub: Stub) -> list[Path]:
         if path.exists():
             raise StartError(f"{path} exists")
     index = root / SERIES_FILE
-    written: list[Path] = []
     try:
         before = index.read_text(encoding="utf-8")
         after = series.with_record(before, stub.folder, stub.name, stub.constant)
+    except (OSError, ValueError) as error:
+        raise StartError(f"{index}: {error}") from error
+    written: list[Path] = []
+    try:
         for path, text in files.items():
             ledger_file.replace(path, text)
             written.append(path)
@@ -116,8 +119,8 @@ def write(root: Path, stub: Stub) -> list[Path]:
     except BaseException as error:
         for path in written:
             path.unlink()
-        if isinstance(error, (OSError, ValueError, ledger_file.LedgerError)):
-            raise StartError(f"{index}: {error}") from error
+        if isinstance(error, ledger_file.LedgerError):
+            raise StartError(str(error)) from error
         raise
     return [*written, index]
 

@@ -55,18 +55,19 @@ def entries_of(
 def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
     """In words, the releases that have all of ``digests``; or else the branch of ``commit``.
 
-    ``commit`` may also be the version of a tree. That is all there is to say of targets that have
-    not been surveyed yet.
+    ``commit`` may also be the version of a tree. Its targets need not have been surveyed yet; that
+    version is then all there is to say.
     """
-    if not is_commit(commit) and any(
-        digest not in surveyed.targets.get(target, {}) for target, digest in digests.items()
-    ):
-        return commit
-    spans = [surveyed.targets[target][digest] for target, digest in digests.items()]
+    if is_commit(commit):
+        spans = [surveyed.targets[target][digest] for target, digest in digests.items()]
+    else:
+        spans = [surveyed.targets.get(t, {}).get(digest, {}) for t, digest in digests.items()]
     lists = [set(span.get("releases", ())) for span in spans]
     releases = sorted(set.intersection(*lists), key=Version) if lists else []
     if releases:
         return in_words(releases, surveyed)
+    if not is_commit(commit):
+        return commit
     branches = [set(span) - {"releases"} for span in spans]
     shared = sorted(set.intersection(*branches)) if branches else []
     branch = "main" if "main" in shared else (shared or ["a branch"])[0]
