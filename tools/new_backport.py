@@ -27,10 +27,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import NotMegatronError, SourceMissingError, TargetError  # noqa: E402
-from megatron_patch.judge import find_definition  # noqa: E402
 from megatron_patch.model import Target  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from megatron_patch.sources import megatron_version  # noqa: E402
+from megatron_patch.verdicts import find_definition  # noqa: E402
 from tools.history import ledger_file  # noqa: E402
 from tools.starting import series  # noqa: E402
 from tools.starting.stubs import Stub  # noqa: E402
