@@ -28,28 +28,47 @@ def entries_of(
 
     ``kept`` are entries that stay.
     """
-    known = {(str(entry["proved"]), json.dumps(entry["digests"])): entry for entry in kept}
+    known = {_key(entry): entry for entry in kept}
     for answer in answers:
         if answer.question.patch != patch.id or answer.proved == UNKNOWN:
             continue
         digests = dict(answer.digests)
-        known.setdefault(
-            (answer.proved, json.dumps(digests)),
-            {
-                "proved": answer.proved,
-                "digests": digests,
-                "releases": where(digests, answer.commit, surveyed),
-                "commit": answer.commit if is_commit(answer.commit) else "",
-            },
-        )
+        entry = {
+            "proved": answer.proved,
+            "digests": digests,
+            "releases": where(digests, answer.commit, surveyed),
+            "commit": answer.commit if is_commit(answer.commit) else "",
+        }
+        told = [other for other in known.values() if other["digests"] == digests]
+        if any(not _agree(patch, answer.proved, str(other["proved"])) for other in told):
+            continue  # what was known first stays: the edits of several variants may do
+        # What was proved on a commit stays so; what no commit is said of is proved now.
+        if not known.get(_key(entry), {}).get("commit"):
+            known[_key(entry)] = entry
     names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
     # What has the change on one branch may look as if it never needed it on another.
     has_it = {digests for proved, digests in known if proved == HAS_IT}
     kept_keys = [k for k in known if k[0] != NEEDS_NONE or k[1] not in has_it]
     return sorted(
         (known[key] for key in kept_keys),
-        key=lambda entry: (names.index(str(entry["proved"])), json.dumps(entry["digests"])),
+        key=lambda entry: (
+            names.index(str(entry["proved"])),
+            json.dumps(entry["digests"], sort_keys=True),
+        ),
     )
+
+
+def _agree(patch: Patch, one: str, other: str) -> bool:
+    """Whether two variants are the same, but for hooks that need nothing known."""
+    edits = {
+        variant.name: [edit for edit in variant.edits if not getattr(edit, "independent", "")]
+        for variant in patch.variants
+    }
+    return one == other or (one in edits and edits[one] == edits.get(other))
+
+
+def _key(entry: Entry) -> tuple[str, str]:
+    return str(entry["proved"]), json.dumps(entry["digests"], sort_keys=True)
 
 
 def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:

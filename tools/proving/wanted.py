@@ -8,10 +8,19 @@ from typing import NamedTuple
 
 from megatron_patch.errors import RewriteError, TargetError
 from megatron_patch.judge import trees_kept
-from megatron_patch.model import Before, Judgement, Patch, Variant, is_known_by_digest
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import (
+    Before,
+    Judgement,
+    Patch,
+    Replace,
+    Requires,
+    Variant,
+    is_known_by_digest,
+)
 from megatron_patch.rewrite import takes
 from megatron_patch.unknown import why_not
-from megatron_patch.verdicts import Reader, find_definition
+from megatron_patch.verdicts import Finder, Reader, find_definition
 from tools.history.commits import Clone, Commit
 from tools.history.drift import Verdicts
 
@@ -41,7 +50,11 @@ def question_at(patch: Patch, read: Reader) -> Question | None:
         return tuple((target, there.digest) for target, there in found if there is not None)
 
     try:
-        fitting = [variant for variant in reversed(patch.variants) if fits(variant, read)]
+        fitting = [
+            variant
+            for variant in reversed(patch.variants)
+            if fits(variant, read) and is_read(patch, variant, find)
+        ]
         fitting.sort(key=lambda variant: len(variant.edits))
         return Question(
             patch.id,
@@ -50,6 +63,33 @@ def question_at(patch: Patch, read: Reader) -> Question | None:
         )
     except (SyntaxError, TargetError, ValueError):
         return None
+
+
+def is_read(patch: Patch, variant: Variant, find: Finder) -> bool:
+    """Whether what the variant replaces as a whole, or relies on, is what it is known to.
+
+    Other edits look for the code that they change, and the proofs show what comes of it. A
+    replacement fits all that is called alike, and what a condition is for no proof has to show: a
+    person has to have read it.
+    """
+    read = [edit.target for edit in variant.edits if isinstance(edit, (Replace, Requires))]
+    there = {target: definition.digest for target in read if (definition := find(target))}
+    return all(there.get(target) in digests_of(patch, variant, target) for target in read)
+
+
+def digests_of(patch: Patch, variant: Variant, target: str) -> set[str | None]:
+    """Those that the package knows of ``target``, where ``variant`` or one like it is needed.
+
+    Variants are alike when they differ only in hooks that need nothing known.
+    """
+    core = [edit for edit in variant.edits if not getattr(edit, "independent", "")]
+    alike = {
+        other.name
+        for other in patch.variants
+        if [edit for edit in other.edits if not getattr(edit, "independent", "")] == core
+    }
+    sources = sources_of(patch._replace(sources=None))
+    return {dict(source.digests).get(target) for source in sources if source.proved in alike}
 
 
 def fits(variant: Variant, read: Reader) -> bool:
