@@ -198,7 +198,7 @@ def test_differences_are_bit_for_bit():
     assert [item.kind for item in found] == ["a[]", "b", "c", "d"]
 
 
-@pytest.mark.skipif(RELEASE < Version("0.16"), reason="it takes no stop words out of the answer")
+@pytest.mark.skipif(RELEASE < Version("0.17"), reason="it takes no stop words out of the answer")
 @pytest.mark.parametrize("also", [False, True])
 def test_no_stop_word_was_taken_from_what_each_pass_gave_a_token_of(device, also):
     """Unless a pass gave none, an answer that is too short is not so for a stop word."""
