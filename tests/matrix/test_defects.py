@@ -106,6 +106,12 @@ SHOWN = [
         '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}',
     ),
     ("speculative tokens of who had the row", ">=0.19", ROW),
+    (
+        "single tokens in a padded step",
+        ">=0.19",
+        '{"requests":[{"length":8,"num_tokens":8},{"stem":1,"length":1,"num_tokens":4,'
+        '"arrival":3}],"scheduling":"legacy","grouped":true}',
+    ),
     ("a termination id among accepted speculative tokens", ">=0.17", ENDS),
     (
         "graphs of a layer first called without gradients",
