@@ -21,7 +21,14 @@ def main() -> int:
     assert spec is not None
     assert spec.loader is not None
     sys.modules[NAME] = module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[NAME])
+    try:
+        spec.loader.exec_module(sys.modules[NAME])
+    except Exception as error:
+        errors = sys.modules.get(f"{NAME}.errors")
+        if errors is None or not isinstance(error, errors.SettingsError):
+            raise
+        print(f"megatron-patch: {error}", file=sys.stderr)
+        return 2
     return int(importlib.import_module(f"{NAME}.cli").main())
 
 

@@ -4,7 +4,7 @@
 nor Megatron. Each patch is applied to source that is recognised by its fingerprint, and to nothing
 else; :func:`status` says what became of it. The environment variables ``MEGATRON_PATCH``,
 ``MEGATRON_PATCH_ACCEPT`` and ``MEGATRON_PATCH_STRICT`` are read at import and at each
-:func:`install`.
+:func:`install`, ``MEGATRON_PATCH_RECORDS`` at import alone.
 
 Not the module zoo of the same import name, Pai-Megatron-Patch: ``megatron_patch.__file__`` tells.
 Processes of ``megatron-patch run`` import this package as ``_megatron_patch``; where the path leads
@@ -13,6 +13,7 @@ to it, ``megatron_patch`` is the same module.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -32,8 +33,8 @@ from .errors import (
     StrictModeError,
     TargetError,
 )
-from .model import Kind, Origin, PatchStatus, State
-from .settings import Settings
+from .model import Kind, Origin, Patch, PatchStatus, State
+from .settings import RECORDS, Settings
 from .sources import megatron_version
 
 __version__ = "0.1.0"
@@ -59,8 +60,7 @@ __all__ = [
     "verify_ranks",
 ]
 
-if "_engine" not in globals():  # a reload goes on with the engine that runs
-    _engine = Engine(SERIES)
+_engine: Engine
 
 
 def install() -> None:
@@ -72,7 +72,7 @@ def install() -> None:
     selected patch is drifted, failed or shadowed. Imports of Megatron that come later raise the
     latter alone: for them, a digest that does not fit makes its patch failed.
     """
-    _engine.install(Settings.from_environment(SERIES))
+    _engine.install(Settings.from_environment(_engine.series))
 
 
 def uninstall() -> None:
@@ -111,16 +111,33 @@ def verify_ranks(group: Any = None) -> None:
     _ranks.verify_ranks(status(), megatron_version(), __version__, group)
 
 
+def _series() -> tuple[Patch, ...]:
+    """The series, with the records of others behind it if the environment names any."""
+    files = os.environ.get(RECORDS)
+    if not files:
+        return SERIES
+    from . import outside
+
+    return (*SERIES, *outside.records(files, SERIES))
+
+
 def _start() -> None:
     """Install the patches, with the engine of another copy of this package if there is one."""
+    global _engine
     is_known = _running.NAME in sys.modules
     first = _running.first_copy(__name__)
-    if vars(first) is not globals():
+    if vars(first) is globals():
+        try:
+            if "_engine" not in globals():  # a reload goes on with the engine that runs
+                _engine = Engine(_series())
+        except BaseException:
+            sys.modules.pop(_running.NAME, None)
+            raise
+        setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
+    else:
         names = [*vars(first)["__all__"], "__all__", "__version__", "_engine"]
         globals().update({name: vars(first)[name] for name in names})
         _running.put_in_place_of(__name__, first)
-    else:
-        setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
     try:
         install()
     except BaseException:

@@ -64,6 +64,11 @@ class Engine:
         self._lock = ForkSafeLock()
         self.finder = PostImportFinder(self._imported)
 
+    @property
+    def series(self) -> tuple[Patch, ...]:
+        """The patches, in the order in which they are applied."""
+        return tuple(record.patch for record in self.records.values())
+
     def install(self, settings: Settings) -> None:
         """Select the patches, settle those whose modules are imported, wait for the others.
 
@@ -181,7 +186,7 @@ class Engine:
         verdict = judge(
             record.patch,
             accepted=self._settings.accepted.get(record.patch.id, frozenset()),
-            series=[other.patch for other in self.records.values()],
+            series=self.series,
         )
         if verdict.variant is None:
             record.state, record.reason = State(verdict.judgement.value), verdict.reason

@@ -28,7 +28,8 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
     """Write the edited files, all or none; returns their paths.
 
     Raises ``TreeError`` when one of them has changes that git has not committed, is not what an
-    earlier ``apply`` left, or is reached through a symbolic link, and ``OSError``, with the tree as
+    earlier ``apply`` left, is not what the patches were made from, or is reached through a symbolic
+    link, and ``OSError``, with the tree as
     it was, when a file cannot be written.
     """
     before: dict[str, bytes] = {}
@@ -42,6 +43,9 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
         return []
     _refuse_links(tree, list(after))
     _refuse_dirty(tree, [path for path in after if path not in record])
+    for path, content in before.items():
+        if (tree.root / path).read_bytes() != content:
+            raise TreeError(f"{tree.root / path} was changed while it was read: do it again")
     state = tree.root / STATE
     new = {**record, **{path: _digest(content) for path, content in after.items()}}
     try:

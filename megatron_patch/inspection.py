@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .judge import judge
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Target
+from .settings import ACCEPT, RECORDS
 from .source_tree import SourceTree
-from .verdicts import ANY_METHOD, Miss
+from .verdicts import ANY_METHOD, Miss, Verdict
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class Drift:
     expected: str | None  #: that of the closest known source; ``None`` where any method will do
     anchors: tuple[str, ...]  #: what is wrong with the code that each ``Substitute`` looks for
 
-    def __str__(self) -> str:
+    @property
+    def lines(self) -> tuple[str, str]:
+        """Where it is, and what is there."""
         where = self.target if self.file is None else f"{self.file}:{self.line or 1}: {self.target}"
         found = f"digest {self.found}" if self.found else "is not there"
-        anchors = "".join(f"\n        {anchor}" for anchor in self.anchors)
-        return f"    {where}\n        {found}, expected {self.expected or ANY_METHOD}{anchors}"
+        return f"    {where}", f"        {found}, expected {self.expected or ANY_METHOD}"
+
+    def __str__(self) -> str:
+        return "\n".join((*self.lines, *(f"        {anchor}" for anchor in self.anchors)))
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,22 @@ class Finding:
     drifts: tuple[Drift, ...]
     known: tuple[str, ...]  #: releases whose source is known
     accept: str | None  #: what would accept the source as it is; ``None`` when nothing would
+    diff: str | None = None  #: where it is drifted, and was asked for, what to read
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields in a form that ``json.dumps`` takes."""
-        return asdict(self)
+        """The fields in a form that ``json.dumps`` takes; ``diff`` only where it was asked for."""
+        return {
+            name: value for name, value in asdict(self).items() if (name, value) != ("diff", None)
+        }
 
     def __str__(self) -> str:
         if self.verdict != Judgement.DRIFTED.value:
             return f"{self.id}: {self.verdict}\n    {self.reason}"
         lines = [f"{self.id}: {self.verdict}"]
-        lines += map(str, self.drifts) if self.drifts else [f"    {self.reason}"]
+        drifts = [line for drift in self.drifts for line in str(drift).splitlines()]
+        if self.diff is not None:  # which shows what is wrong with the code
+            drifts = [line for drift in self.drifts for line in drift.lines]
+        lines += drifts or [f"    {self.reason}"]
         lines.append(f"    known source: {'; '.join(self.known)}")
         if self.accept is not None:
             lines += [
@@ -59,7 +71,30 @@ class Finding:
             ]
         elif self.drifts:
             lines.append("    This source cannot be accepted: the patch does not fit it.")
+        if self.diff is not None:
+            lines = [*_folded(lines), self.diff, *self._next_steps()]
         return "\n".join(lines)
+
+    def _next_steps(self) -> list[str]:
+        if self.accept is not None:
+            return ["All edits fit. If nothing above changes what they rely on, accept the source."]
+        return [
+            "To go on: bring the code back to what the patch looks for; or give a record",
+            f"with edits that fit, in {RECORDS}; or leave the patch out with",
+            f"MEGATRON_PATCH=-{self.id}.",
+        ]
+
+
+def _folded(lines: Iterable[str]) -> Iterator[str]:
+    """Lines folded to 80 columns, but for what is to be copied as it is."""
+    for line in lines:
+        margin = line[: len(line) - len(line.lstrip())]
+        if ACCEPT in line:
+            yield line
+        else:
+            yield from textwrap.wrap(
+                line, 80, subsequent_indent=f"{margin}  ", break_long_words=False
+            )
 
 
 NOTES = {HAS_IT: " (upstreamed)", NEEDS_NONE: " (needs no patch)"}
@@ -70,8 +105,12 @@ def inspect(
     tree: SourceTree,
     accepted: Collection[str] = frozenset(),
     series: Sequence[Patch] = (),
+    explain: Callable[[Verdict, SourceTree], str] | None = None,
 ) -> Finding:
-    """Judge ``patch`` on ``tree``. Raises ``SettingsError`` as :func:`~.judge.judge` does."""
+    """Judge ``patch`` on ``tree``; ``explain`` says more of a drifted verdict.
+
+    Raises ``SettingsError`` as :func:`~.judge.judge` does.
+    """
     verdict = judge(patch, tree.read, accepted, series)
     digests = [miss.found for miss in verdict.misses]
     accept = None
@@ -87,6 +126,7 @@ def inspect(
         drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in verdict.misses)),
         known=tuple(source.releases + NOTES.get(source.proved, "") for source in known),
         accept=accept,
+        diff=explain(verdict, tree) if explain and verdict.misses and not verdict.variant else None,
     )
 
 

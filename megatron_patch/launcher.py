@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .settings import SELECTION, STRICT
+from .settings import RECORDS, SELECTION, STRICT
 
 SITE = Path(__file__).parent / "_site"
 
@@ -23,6 +23,9 @@ def environment_for(
     result = dict(base)
     inherited = base.get("PYTHONPATH")
     result["PYTHONPATH"] = os.pathsep.join([str(SITE), *([inherited] if inherited else [])])
+    if base.get(RECORDS):  # which processes of the command may read in other directories
+        files = base[RECORDS].split(os.pathsep)
+        result[RECORDS] = os.pathsep.join(os.path.abspath(f.strip()) for f in files if f.strip())
     if only:
         result[SELECTION] = ",".join(only)
     if strict:

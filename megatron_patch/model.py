@@ -62,6 +62,7 @@ class Origin(str, Enum):
     UPSTREAM = "upstream"  #: upstream has, and has released it
     MAIN = "main"  #: upstream has, on its main branch, and not released it yet
     OURS = "ours"  #: we alone; upstream has no such change
+    OUTSIDE = "outside"  #: who gave the record in ``MEGATRON_PATCH_RECORDS``; not of this package
 
     def __str__(self) -> str:
         return self.value
@@ -248,8 +249,8 @@ class Patch(NamedTuple):
     that tell source which has the change, or never needed it. ``symptom`` says what a user sees
     without the patch, ``outcome`` what there is with it, ``removal`` when this record
     can be deleted, ``updated`` when it was last changed (``YYYY-MM-DD``, as ``upstream_date``).
-    ``sources`` is the known source of a record that is not of this package; for those that are, it
-    is in the :mod:`ledger <megatron_patch.ledger>`.
+    ``sources`` is the known source of a record from outside this package; for those of it, it is in
+    the :mod:`ledger <megatron_patch.ledger>`.
     """
 
     id: str
@@ -280,6 +281,8 @@ class Patch(NamedTuple):
     @property
     def origin(self) -> Origin:
         """Who has reviewed the change."""
+        if self.sources is not None:
+            return Origin.OUTSIDE
         if self.fixed_in is None:
             return Origin.OURS
         fixed, newest = ([int(n) for n in v.split(".")] for v in (self.fixed_in, NEWEST_RELEASE))

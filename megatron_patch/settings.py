@@ -13,6 +13,7 @@ from .model import Kind, Origin, Patch
 SELECTION = "MEGATRON_PATCH"
 ACCEPT = "MEGATRON_PATCH_ACCEPT"
 STRICT = "MEGATRON_PATCH_STRICT"
+RECORDS = "MEGATRON_PATCH_RECORDS"
 
 
 class Settings(NamedTuple):
@@ -32,7 +33,7 @@ class Settings(NamedTuple):
         """Read the variables. Raises ``SettingsError`` that names the variable and the values."""
         values = os.environ if environment is None else environment
         return cls(
-            selected=_selected(series, values.get(SELECTION, "")),
+            selected=selected(series, values.get(SELECTION, "")),
             strict=_flag(values.get(STRICT, "")),
             accepted=_accepted(series, values.get(ACCEPT, "")),
         )
@@ -47,20 +48,24 @@ def names_of(series: Sequence[Patch]) -> dict[str, set[str]]:
     return {**names, **{p.id: {p.id} for p in series}}
 
 
-def _selected(series: Sequence[Patch], text: str) -> frozenset[str]:
+def selected(series: Sequence[Patch], text: str, where: str = SELECTION) -> frozenset[str]:
+    """The ids that a list of ids, groups and either with a leading ``-`` selects.
+
+    Raises ``SettingsError`` that names ``where`` the list is from, and what is unknown in it.
+    """
     names = names_of(series)
     items = [item.strip() for item in text.split(",") if item.strip()]
     # A list that starts by taking away takes away from the default.
-    selected = set(names["all"]) if not items or items[0].startswith("-") else set()
+    chosen = set(names["all"]) if not items or items[0].startswith("-") else set()
     for item in items:
         name = item[1:].strip() if item.startswith("-") else item
         if name not in names or item == "-none":
             raise SettingsError(
-                f"{SELECTION}={text!r}: unknown name {item!r}; expected a comma-separated list "
+                f"{where}={text!r}: unknown name {item!r}; expected a comma-separated list "
                 f"of {', '.join(names)}, each optionally with a leading '-'"
             )
-        selected = selected - names[name] if item.startswith("-") else selected | names[name]
-    return frozenset(selected)
+        chosen = chosen - names[name] if item.startswith("-") else chosen | names[name]
+    return frozenset(chosen)
 
 
 def _accepted(series: Sequence[Patch], text: str) -> dict[str, frozenset[str]]:

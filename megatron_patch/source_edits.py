@@ -9,8 +9,9 @@ import itertools
 import re
 import textwrap
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from . import fingerprint, rewrite
 from .errors import DriftedError, RewriteError, TargetError
@@ -53,22 +54,26 @@ def source_patches(
     selected: Iterable[str],
     *,
     allow_drift: bool = False,
+    accepted: Mapping[str, Collection[str]] = MappingProxyType({}),
+    partial: bool = False,
 ) -> tuple[list[SourcePatch], list[Skipped]]:
     """The edits of the ``selected`` patches that are applicable to ``tree``, in order.
 
     With ``allow_drift``, a patch whose source is not known is made all the same if its edits fit
-    the source: a person is going to read the result. Raises ``DriftedError``, naming the patches,
-    when the source of some is not known, or when their edits do not fit it.
+    the source: a person is going to read the result. ``accepted`` are, by patch id, digests of
+    source that is to be taken for known. Raises ``DriftedError``, naming the patches, when the
+    source of some is not known, or when their edits do not fit it; with ``partial`` these are
+    skipped as a whole. Raises ``SettingsError`` when a digest of ``accepted`` is not there.
     """
     files = _Files(tree)
     made: list[SourcePatch] = []
     skipped: list[Skipped] = []
-    drifted: list[str] = []
+    drifted: list[Skipped] = []
     chosen = frozenset(selected)
     for number, patch in enumerate(series, 1):
         if patch.id not in chosen:
             continue
-        verdict = judge(patch, tree.read, series=series)
+        verdict = judge(patch, tree.read, accepted.get(patch.id, ()), series)
         variant = verdict.variant
         if variant is None and verdict.judgement is not Judgement.DRIFTED:
             skipped.append(Skipped(patch, verdict.judgement, verdict.reason))
@@ -76,15 +81,15 @@ def source_patches(
         if variant is None and allow_drift:
             variant = verdict.closest
         if variant is None:
-            drifted.append(f"{patch.id}: {verdict.reason}")
+            drifted.append(Skipped(patch, Judgement.DRIFTED, verdict.reason))
             continue
         try:
             made.append(SourcePatch(number, patch, files.edit(variant)))
         except (RewriteError, TargetError) as error:
-            drifted.append(f"{patch.id}: {error}")
-    if drifted:
-        raise DriftedError("\n".join(drifted))
-    return made, skipped
+            drifted.append(Skipped(patch, Judgement.DRIFTED, str(error)))
+    if drifted and not partial:
+        raise DriftedError("\n".join(f"{entry.patch.id}: {entry.reason}" for entry in drifted))
+    return made, [*skipped, *drifted]
 
 
 class _Files:

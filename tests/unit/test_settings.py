@@ -10,11 +10,12 @@ import pytest
 
 from megatron_patch.errors import SettingsError
 from megatron_patch.model import NEWEST_RELEASE, Kind, Substitute
-from megatron_patch.settings import Settings
+from megatron_patch.settings import Settings, selected
 
 from .sample import make_patch
 
-SAMPLE = make_patch(Substitute("m:f", "1", "2"), known=lambda _: "0")
+OUTSIDE = make_patch(Substitute("m:f", "1", "2"), known=lambda _: "0", id="their-own")
+SAMPLE = OUTSIDE._replace(sources=None)  # known by the ledger, as all of this package
 #: The newest release has what `a` brings, no release what `c` brings; `b` is ours.
 SERIES = (
     SAMPLE._replace(id="a", fixed_in=NEWEST_RELEASE),
@@ -53,6 +54,21 @@ SERIES = (
 def test_selection(text, expected):
     settings = Settings.from_environment(SERIES, {"MEGATRON_PATCH": text})
     assert settings.selected == set(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "a b c their-own"),
+        ("outside", "their-own"),
+        ("-outside", "a b c"),
+        ("upstream,ours", "a b"),
+        ("their-own", "their-own"),
+        ("-their-own,-a", "b c"),
+    ],
+)
+def test_records_of_others_are_a_group(text, expected):
+    assert selected((*SERIES, OUTSIDE), text) == set(expected.split())
 
 
 @pytest.mark.parametrize("text", ["d", "a,d", "-d", "A", "-none", "a b", "Upstream"])

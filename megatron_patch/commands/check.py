@@ -1,0 +1,52 @@
+"""``check``: what the patches would do in a tree."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+
+from .. import inspection
+from ..judge import trees_kept
+from ..model import Judgement
+from ..settings import Settings, selected
+from ..source_tree import SourceTree
+from ..sources import megatron_version
+from . import SERIES
+
+
+def check(options: argparse.Namespace) -> int:
+    """Judge the patches on a tree; 1 when one is drifted."""
+    if options.against and not options.diff:
+        options.usage_error("--against says what --diff compares with: add --diff")
+    explain = None
+    if options.diff:
+        from ..differences import differences
+
+        against = SourceTree.at(options.against) if options.against else None
+        explain = partial(differences, against=against)
+    tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
+    settings = Settings.from_environment(SERIES)
+    everything = frozenset(patch.id for patch in SERIES)
+    chosen = selected(SERIES, ",".join(options.only), "ID") if options.only else everything
+    with trees_kept():
+        findings = [
+            inspection.inspect(
+                patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES, explain
+            )
+            for patch in SERIES
+            if patch.id in chosen
+        ]
+    version = megatron_version(tree.read)
+    if options.json:
+        report = {
+            "megatron": str(tree.root),
+            "megatron_core": version,
+            "patches": [finding.as_dict() for finding in findings],
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
+        for finding in findings:
+            print(finding)
+    return int(any(finding.verdict == Judgement.DRIFTED.value for finding in findings))

@@ -1,0 +1,80 @@
+"""``status``: import what the patches edit, and say what became of each."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+from .. import status as status_of_process
+from ..model import UNHEALTHY, Patch, PatchStatus, State, Target
+from ..sources import find_module_spec, megatron_version
+from . import SERIES
+
+UNSETTLED = UNHEALTHY | {State.PENDING}
+
+
+def status(options: argparse.Namespace) -> int:
+    """The state of each patch in this process; 1 when one needs a look."""
+    problems = _import_targets()
+    chosen = {options.only.id} if options.only else {patch.id for patch in SERIES}
+    patches = [_explained(entry, problems) for entry in status_of_process() if entry.id in chosen]
+    report = {
+        "megatron_core": megatron_version(),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "location": str(Path(__file__).parents[1]),
+        "patches": [entry.as_dict() for entry in patches],
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print(
+            f"megatron-core {report['megatron_core'] or 'not installed'}, "
+            f"Python {report['python']}, torch {report['torch'] or 'not installed'}\n"
+            f"megatron_patch from {report['location']}"
+        )
+        for entry in patches:
+            print(f"{entry.id}: {entry.state}\n    {entry.reason}")
+    return int(any(entry.state in UNSETTLED for entry in patches))
+
+
+def _modules(patch: Patch) -> list[str]:
+    """The modules that a patch may have to wait for, that of its own target first."""
+    edits = [edit.target for variant in patch.variants for edit in variant.edits]
+    return list(dict.fromkeys(Target.parse(target).module for target in (patch.target, *edits)))
+
+
+def _import_targets() -> dict[str, str]:
+    """Import what the patches edit; returns what went wrong, by module."""
+    problems = {}
+    needed = {_modules(patch)[0] for patch in SERIES}
+    for name in dict.fromkeys(name for patch in SERIES for name in _modules(patch)):
+        try:
+            if find_module_spec(name.partition(".")[0]) is None:
+                problems[name] = "Megatron-Core is not installed: pip install megatron-core"
+            elif name in needed or find_module_spec(name) is not None:  # else of other releases
+                importlib.import_module(name)
+        except Exception as error:  # whatever Megatron raises is what we are here to report
+            hint = ": pip install torch" if getattr(error, "name", "") == "torch" else ""
+            problems[name] = f"importing {name} raised {type(error).__name__}: {error}{hint}"
+    return problems
+
+
+def _explained(entry: PatchStatus, problems: dict[str, str]) -> PatchStatus:
+    patch = next(patch for patch in SERIES if patch.id == entry.id)
+    problem = next((problems[name] for name in _modules(patch) if name in problems), None)
+    if entry.state is not State.PENDING or problem is None:
+        return entry
+    reason = f"{patch.target} cannot be patched: {problem}"
+    return entry._replace(state=State.FAILED, reason=reason)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,210 @@
+"""Show where source that is not known differs from what a patch expects, for a person to read.
+
+Code is compared as ``ast.unparse`` writes it: what is left of a difference is one that matters.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from .errors import TargetError
+from .fingerprint import Definition, FunctionTree, statements_of, without_docstring
+from .judge import Miss, Verdict, find_definition
+from .matching import match, places, with_field
+from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, Target, source_of
+from .rewrite import as_written
+from .source_tree import SourceTree
+
+WIDTH = 80
+#: How many of the likeliest stretches of a method are compared letter by letter.
+CANDIDATES = 8
+
+
+def differences(verdict: Verdict, tree: SourceTree, against: SourceTree | None = None) -> str:
+    """What to read for a drifted verdict on ``tree``: each target that is not known.
+
+    With ``against``, as a difference to the same target there; without, each edit of the closest
+    variant, and as differences those that do not fit.
+    """
+    lines: list[str] = []
+    for miss in dict.fromkeys(verdict.misses):
+        if miss.definition is None:
+            lines += _folded(f"{miss.target} is not there.")
+            continue
+        known = None if against is None else _definition(miss.target, against)
+        if known is not None and against is not None:
+            lines += _against(miss, miss.definition, tree, known, against)
+            continue
+        if against is not None:
+            lines += _folded(f"{against.root} has no {miss.target}.")
+        edits = verdict.closest.edits if verdict.closest is not None else ()
+        for edit in edits:
+            if edit.target == miss.target:
+                lines += _of_edit(edit, miss.definition, tree)
+    return "\n".join(lines)
+
+
+def _definition(target: str, tree: SourceTree) -> Definition | None:
+    try:
+        return find_definition(target, tree.read)
+    except (TargetError, SyntaxError, UnicodeError):
+        return None
+
+
+def _against(
+    miss: Miss, found: Definition, tree: SourceTree, known: Definition, against: SourceTree
+) -> Iterator[str]:
+    if known.digest == found.digest:
+        yield from _folded(f"{miss.target} is the same in {against.root}.")
+        return
+    if miss.expected not in (None, known.digest):
+        yield from _folded(
+            f"{miss.target} in {against.root} has digest {known.digest}; the nearest known source "
+            f"has {miss.expected}: take a tree of that source to see this difference alone."
+        )
+    yield from _unified(
+        _lines(_bare(known.node)),
+        _lines(_bare(found.node)),
+        _place(against, known),
+        _place(tree, found),
+    )
+
+
+def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
+    where = _place(tree, found)
+    if isinstance(edit, Substitute):
+        yield from _of_substitute(edit, found, tree)
+    elif isinstance(edit, Replace):
+        yield from _folded(
+            f"{edit.target}: the patch puts a whole method in the place of this one. What it would "
+            "take away and put there:"
+        )
+        (new,) = statements_of(source_of(edit.function))
+        assert isinstance(new, (ast.FunctionDef, ast.AsyncFunctionDef))
+        whole = with_field(found.node, "body", new.body)
+        yield from _unified(_lines(_bare(found.node)), _lines(_bare(whole)), where, "the patch")
+    elif isinstance(edit, Before):
+        yield from _folded(f"{where}: the patch puts this in front of the first statement:")
+        yield from _marked("+", edit.statements.splitlines())
+    elif isinstance(edit, Requires):
+        yield from _folded(f"{where}: changed, and the patch relies on it: {edit.why}")
+
+
+def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Iterator[str]:
+    count = len(places(found.node, edit.find, edit.put))
+    if count == 1:
+        (place,) = places(found.node, edit.find, edit.put)
+        yield from _folded(f"{_place(tree, found, place.nodes[0].lineno)}: this edit fits:")
+        yield from _marked(" ", as_written(edit.find).splitlines())
+    elif count:
+        yield from _folded(f"{_place(tree, found)}: this is there {count} times; expected once:")
+        yield from _marked(" ", as_written(edit.find).splitlines())
+    else:
+        expected, closest = _closest(edit, found.node)
+        where = _place(tree, found, closest[0].lineno)
+        yield from _folded(f"{where}: this edit does not fit; the closest code there:")
+        lines = [line for node in closest for line in _lines(node)]
+        yield from _unified(expected, lines, "what the patch looks for", where)
+
+
+def _closest(
+    edit: Substitute, node: FunctionTree
+) -> tuple[list[str], Sequence[ast.stmt | ast.expr]]:
+    """The lines that ``edit`` looks for, and the nodes that are most like them.
+
+    What stands for a metavariable in statements that do match is in its place.
+    """
+    pattern = statements_of(edit.find)
+    options: list[Sequence[ast.stmt | ast.expr]]
+    new = statements_of(edit.put) if edit.put.strip() else []
+    first = pattern[0]
+    nodes: list[ast.stmt | ast.expr] = list(pattern)
+    if (
+        len(pattern) == len(new) == 1
+        and isinstance(first, ast.Expr)
+        and isinstance(new[0], ast.Expr)
+    ):
+        nodes = [first.value]
+        options = [[child] for child in ast.walk(node) if isinstance(child, type(first.value))]
+        options = options or [[child] for child in node.body]
+    else:
+        sizes = sorted({max(1, len(pattern) + more) for more in (-1, 0, 1, 2)})
+        options = [
+            body[index : index + size]
+            for body in _bodies(node)
+            for size in sizes
+            for index in range(len(body) - size + 1)
+        ]
+    wanted = [line for part in nodes for line in _lines(part)]
+
+    def likeness(option: Sequence[ast.stmt | ast.expr]) -> float:
+        lines = [line for part in option for line in _lines(part)]
+        by_line = difflib.SequenceMatcher(
+            None, [line.strip() for line in wanted], [line.strip() for line in lines], False
+        )
+        letters = difflib.SequenceMatcher(None, "\n".join(wanted), "\n".join(lines), False)
+        return by_line.ratio() + letters.quick_ratio()
+
+    def ratio(option: Sequence[ast.stmt | ast.expr]) -> float:
+        text = "\n".join(line for part in option for line in _lines(part))
+        return difflib.SequenceMatcher(None, "\n".join(wanted), text, False).ratio()
+
+    best = max(sorted(options, key=likeness, reverse=True)[:CANDIDATES], key=ratio)
+    expected: list[str] = []
+    for part in nodes:
+        same = next((other for other in best if match([part], [other]) is not None), part)
+        expected += _lines(same)
+    return expected, best
+
+
+def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    for child in ast.walk(node):
+        for name in ("body", "orelse", "finalbody"):
+            body = getattr(child, name, None)
+            if isinstance(body, list) and body:
+                yield body
+
+
+def _lines(node: ast.AST) -> list[str]:
+    return ast.unparse(node).replace(METAVARIABLE, "$").splitlines()
+
+
+def _bare(node: FunctionTree) -> FunctionTree:
+    """Without its docstring, which is never compared."""
+    body = without_docstring(node)
+    bare: FunctionTree = with_field(node, "body", body or node.body)
+    return bare
+
+
+def _place(tree: SourceTree, found: Definition, line: int | None = None) -> str:
+    path = tree.path(Target.parse(f"{found.module}:{found.qualname}").module)
+    return f"{path}:{line or found.first_line}"
+
+
+def _unified(old: Sequence[str], new: Sequence[str], a: str, b: str) -> Iterator[str]:
+    for line in difflib.unified_diff(old, new, a, b, lineterm=""):
+        if line.startswith(("--- ", "+++ ", "@@ ")):
+            yield line
+        else:
+            yield from _marked(line[0], [line[1:]])
+
+
+def _marked(sign: str, lines: Sequence[str]) -> Iterator[str]:
+    """Lines behind a sign, the long ones folded, with the sign before each part."""
+    for line in lines:
+        margin = line[: len(line) - len(line.lstrip())]
+        parts = textwrap.wrap(
+            line.strip(),
+            WIDTH - 1,
+            initial_indent=margin,
+            subsequent_indent=f"{margin}    ",
+            break_on_hyphens=False,
+        )
+        yield from (f"{sign}{part}" for part in parts or [""])
+
+
+def _folded(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
