@@ -9,14 +9,17 @@ import ast
 import difflib
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Union
 
 from .errors import TargetError
 from .fingerprint import Definition, FunctionTree, statements_of, without_docstring
 from .judge import Miss, Verdict, find_definition
 from .matching import match, places, with_field
-from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, Target, source_of
+from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .rewrite import as_written
 from .source_tree import SourceTree
+
+Nodes = Sequence[Union[ast.stmt, ast.expr]]
 
 WIDTH = 80
 #: How many of the likeliest stretches of a method are compared letter by letter.
@@ -68,8 +71,8 @@ def _against(
     yield from _unified(
         _lines(_bare(known.node)),
         _lines(_bare(found.node)),
-        _place(against, known),
-        _place(tree, found),
+        f"known: {_place(against, known)}",
+        f"here: {_place(tree, found)}",
     )
 
 
@@ -85,7 +88,9 @@ def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
         (new,) = statements_of(source_of(edit.function))
         assert isinstance(new, (ast.FunctionDef, ast.AsyncFunctionDef))
         whole = with_field(found.node, "body", new.body)
-        yield from _unified(_lines(_bare(found.node)), _lines(_bare(whole)), where, "the patch")
+        yield from _unified(
+            _lines(_bare(found.node)), _lines(_bare(whole)), f"here: {where}", "the patch"
+        )
     elif isinstance(edit, Before):
         yield from _folded(f"{where}: the patch puts this in front of the first statement:")
         yield from _marked("+", edit.statements.splitlines())
@@ -107,57 +112,61 @@ def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Ite
         where = _place(tree, found, closest[0].lineno)
         yield from _folded(f"{where}: this edit does not fit; the closest code there:")
         lines = [line for node in closest for line in _lines(node)]
-        yield from _unified(expected, lines, "what the patch looks for", where)
+        yield from _unified(expected, lines, "what the patch looks for", f"here: {where}")
 
 
-def _closest(
-    edit: Substitute, node: FunctionTree
-) -> tuple[list[str], Sequence[ast.stmt | ast.expr]]:
+def _closest(edit: Substitute, node: FunctionTree) -> tuple[list[str], Nodes]:
     """The lines that ``edit`` looks for, and the nodes that are most like them.
 
     What stands for a metavariable in statements that do match is in its place.
     """
-    pattern = statements_of(edit.find)
-    options: list[Sequence[ast.stmt | ast.expr]]
+    pattern: Nodes = statements_of(edit.find)
     new = statements_of(edit.put) if edit.put.strip() else []
-    first = pattern[0]
-    nodes: list[ast.stmt | ast.expr] = list(pattern)
-    if (
-        len(pattern) == len(new) == 1
-        and isinstance(first, ast.Expr)
-        and isinstance(new[0], ast.Expr)
-    ):
-        nodes = [first.value]
-        options = [[child] for child in ast.walk(node) if isinstance(child, type(first.value))]
-        options = options or [[child] for child in node.body]
+    found: list[Nodes]
+    if len(pattern) == len(new) == 1 and isinstance(new[0], ast.Expr):
+        # The edit may be of an expression.
+        pattern = [part.value if isinstance(part, ast.Expr) else part for part in pattern]
+    if isinstance(pattern[0], ast.expr):
+        kind = type(pattern[0])
+        found = [[child] for child in ast.walk(node) if isinstance(child, kind)]
     else:
-        sizes = sorted({max(1, len(pattern) + more) for more in (-1, 0, 1, 2)})
-        options = [
-            body[index : index + size]
-            for body in _bodies(node)
-            for size in sizes
-            for index in range(len(body) - size + 1)
-        ]
-    wanted = [line for part in nodes for line in _lines(part)]
-
-    def likeness(option: Sequence[ast.stmt | ast.expr]) -> float:
-        lines = [line for part in option for line in _lines(part)]
-        by_line = difflib.SequenceMatcher(
-            None, [line.strip() for line in wanted], [line.strip() for line in lines], False
-        )
-        letters = difflib.SequenceMatcher(None, "\n".join(wanted), "\n".join(lines), False)
-        return by_line.ratio() + letters.quick_ratio()
-
-    def ratio(option: Sequence[ast.stmt | ast.expr]) -> float:
-        text = "\n".join(line for part in option for line in _lines(part))
-        return difflib.SequenceMatcher(None, "\n".join(wanted), text, False).ratio()
-
-    best = max(sorted(options, key=likeness, reverse=True)[:CANDIDATES], key=ratio)
+        found = []
+    best = _most_like(pattern, found or list(_stretches(node, len(pattern))))
     expected: list[str] = []
-    for part in nodes:
+    for part in pattern:
         same = next((other for other in best if match([part], [other]) is not None), part)
         expected += _lines(same)
     return expected, best
+
+
+def _stretches(node: FunctionTree, size: int) -> Iterator[Nodes]:
+    """Consecutive statements, about ``size`` of them."""
+    for body in _bodies(node):
+        for length in range(max(1, size - 1), size + 3):
+            for index in range(len(body) - length + 1):
+                yield body[index : index + length]
+
+
+def _most_like(pattern: Nodes, options: Sequence[Nodes]) -> Nodes:
+    wanted = _text(pattern)
+    rows = [line.strip() for line in wanted.splitlines()]
+
+    def at_first_sight(option: Nodes) -> float:
+        text = _text(option)
+        lines = [line.strip() for line in text.splitlines()]
+        letters = difflib.SequenceMatcher(None, wanted, text, False).quick_ratio()
+        return difflib.SequenceMatcher(None, rows, lines, False).ratio() + letters
+
+    def likeness(option: Nodes) -> float:
+        text = _text(option)
+        letters = difflib.SequenceMatcher(None, wanted, text, False)
+        if isinstance(pattern[0], ast.expr):
+            return letters.ratio()
+        common = sum(block.size for block in letters.get_matching_blocks())
+        # One more line has to be worth it.
+        return common / len(wanted) - 0.3 * len(text.splitlines()) / len(rows)
+
+    return max(sorted(options, key=at_first_sight, reverse=True)[:CANDIDATES], key=likeness)
 
 
 def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -166,6 +175,10 @@ def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
             body = getattr(child, name, None)
             if isinstance(body, list) and body:
                 yield body
+
+
+def _text(nodes: Nodes) -> str:
+    return "\n".join(line for node in nodes for line in _lines(node))
 
 
 def _lines(node: ast.AST) -> list[str]:
@@ -180,8 +193,10 @@ def _bare(node: FunctionTree) -> FunctionTree:
 
 
 def _place(tree: SourceTree, found: Definition, line: int | None = None) -> str:
-    path = tree.path(Target.parse(f"{found.module}:{found.qualname}").module)
-    return f"{path}:{line or found.first_line}"
+    """File and line; the file from the root of its tree."""
+    path = tree.path(found.module)
+    name = found.module if path is None else path.relative_to(tree.root).as_posix()
+    return f"{name}:{line or found.first_line}"
 
 
 def _unified(old: Sequence[str], new: Sequence[str], a: str, b: str) -> Iterator[str]:

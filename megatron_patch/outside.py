@@ -119,8 +119,8 @@ def _check(file: str, patch: Patch, taken: Collection[str]) -> None:
     """Raise ``SettingsError`` when ``patch`` is not a record that can be judged."""
     try:
         why = next(_faults(patch, taken), None)
-    except (ValueError, TypeError, AttributeError, OSError, SyntaxError) as error:
-        why = str(error) or type(error).__name__
+    except Exception as error:  # what a field that is not what it should be leads to
+        why = f"{type(error).__name__}: {error}; correct the record, or take it out"
     if why is not None:
         raise _error(f"{file}: record {patch.id!r}", why)
 

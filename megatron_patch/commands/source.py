@@ -68,8 +68,9 @@ def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[Sourc
         ids = " ".join(entry.patch.id for entry in drifted)
         print(
             f"megatron-patch {options.command}: {len(drifted)} of the selected patches did not "
-            f"fit, and nothing of them is written. Look at `megatron-patch check --diff {ids}` with the "
-            "same --megatron; --allow-drift edits unknown source for you to read",
+            "fit, and nothing of them is written. Look at "
+            f"`megatron-patch check --diff {ids}` with the same --megatron; "
+            "--allow-drift edits unknown source for you to read",
             file=sys.stderr,
         )
     return tree, made, SOME_DID_NOT_FIT if drifted else 0
