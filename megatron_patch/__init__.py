@@ -136,8 +136,10 @@ def _start() -> None:
         setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
     else:
         names = [*vars(first)["__all__"], "__all__", "__version__", "_engine"]
-        globals().update({name: vars(first)[name] for name in names})
+        globals().update({name: vars(first)[name] for name in names if name in vars(first)})
         _running.put_in_place_of(__name__, first)
+        if "_engine" not in vars(first):
+            return  # it is about to be, when the records that import this have been read
     try:
         install()
     except BaseException:

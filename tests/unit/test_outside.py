@@ -154,7 +154,17 @@ def test_a_process_runs_it(file, fork):
     assert done.stdout.splitlines() == ["2", "their-own disabled"], done.stderr
 
 
-def test_so_does_a_process_of_run_where_this_package_has_another_name(file, fork, tmp_path):
+@pytest.mark.parametrize("with_helper", [False, True])
+def test_so_does_a_process_of_run_where_this_package_has_another_name(
+    file, fork, tmp_path, with_helper
+):
+    if with_helper:  # a module that does not know in which way it is imported
+        (fork.root / "helper_of_records.py").write_text("from megatron_patch.model import Before\n")
+        file.write_text(
+            RECORD.replace("import Before, Kind", "import Kind").replace(
+                "import hunks\n", "import hunks\nfrom helper_of_records import Before\n"
+            )
+        )
     script = tmp_path / "serve.py"
     script.write_text("from megatron.core.thing import Thing\nprint(Thing().one(1))\n")
     # In another directory than that which the path is relative to.
