@@ -13,11 +13,11 @@ from typing import Union
 
 from .errors import TargetError
 from .fingerprint import Definition, FunctionTree, statements_of, without_docstring
-from .judge import Miss, Verdict, find_definition
 from .matching import match, places, with_field
 from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .rewrite import as_written
 from .source_tree import SourceTree
+from .verdicts import Miss, Verdict, find_definition
 
 Nodes = Sequence[Union[ast.stmt, ast.expr]]
 

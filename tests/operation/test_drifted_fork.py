@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.judge import find_definition
 from megatron_patch.model import Target, is_known_by_digest
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.verdicts import find_definition
 
 from ..unit.source_trees import git, repository
 from .test_command import megatron_patch_command

@@ -14,7 +14,7 @@ from megatron_patch.model import METAVARIABLE, Before, Edit, Replace, Requires, 
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, write
-from .trees import ID, command, write_patchable_tree
+from .trees import ID, command, write_patchable_tree, write_tree
 
 TEXT = '''
 class Thing:
@@ -174,3 +174,13 @@ def test_against_needs_diff_and_a_tree(tmp_path):
     nowhere = tmp_path / "nowhere"
     done = command("check", "--diff", "--against", str(nowhere), "--megatron", str(tmp_path))
     assert (done.returncode, f"{nowhere} is not a Megatron tree" in done.stderr) == (2, True)
+
+
+def test_what_does_not_fit_has_other_next_steps(tmp_path):
+    context = "class DynamicInferenceContext:\n    def current_input_and_position_ids(self): ...\n"
+    write_tree(tmp_path, context)
+    (tmp_path / "megatron" / "core" / "__init__.py").touch()
+    done = command("check", ID, "--diff", "--megatron", str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    for part in ("cannot be accepted", "MEGATRON_PATCH_RECORDS", f"MEGATRON_PATCH=-{ID}."):
+        assert part in done.stdout
