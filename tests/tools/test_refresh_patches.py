@@ -141,7 +141,7 @@ def test_the_table_of_the_readme(project):
     head = (
         f"| id | group | kind | before | after | {versions} |\n|---|---|---|---|---|---|---|---|\n"
     )
-    link = "main [#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
+    link = "outside [#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
     row = f"| `sample` | {link} | correctness | none | some | patched | has it |  |\n"
     table = f"{refresh_patches.BEGIN}\n{head}{row}{refresh_patches.END}"
     assert project.read("README.md") == f"# Title\n\n{table}\n\nThe end.\n"
