@@ -120,8 +120,9 @@ def of_ledger(patch: Patch) -> Iterator[str]:
         targets = {target for target, _ in source.digests}
         where = f"{patch.id}, {source.releases}"
         if source.proved in TOLD:
-            if not targets or targets - {*patch.told_by}:
-                yield f"{where}: told by {sorted(targets)}; the record says {patch.told_by}"
+            tells = patch.told_by or (patch.target,)
+            if not targets or targets - {*tells}:
+                yield f"{where}: told by {sorted(targets)}; the record says {tells}"
         elif source.proved not in needed:
             yield f"{where}: proved is {source.proved!r}; expected one of {sorted(needed)}"
         elif targets != needed[source.proved]:
@@ -224,6 +225,11 @@ def on_release(
             f"{patch.id} is {verdict.judgement} on {release} ({verdict.reason}); the record says "
             f"{patch.releases}, fixed in {patch.fixed_in}: {expected(patch, release)}"
         )
+    there = {t: found.digest for t in patch.told_by if (found := find_definition(t, read))}
+    for source in sources_of(patch):
+        met = all(there.get(target) == digest for target, digest in source.digests)
+        if source.proved in TOLD and met and len(source.digests) < len(there):
+            yield f"{patch.id} on {release}: told by less than {sorted(there)}, which are all there"
     if verdict.variant is None:
         return
     why = why_not(verdict.variant, lambda target: find_definition(target, read))

@@ -267,8 +267,10 @@ def test_each_record_has_sources_of_what_the_pins_need():
         assert (Judgement.UPSTREAMED in wanted) <= (HAS_IT in proved), patch.id
 
 
-def decides(source: Source) -> bool:
-    """Whether the installed release is that source."""
+def decides(patch: Patch, source: Source) -> bool:
+    """Whether the installed release is that source, and has what the patch is for."""
+    if find_definition(patch.target, read_source) is None:
+        return False
     found = {target: find_definition(target, read_source) for target, _ in source.digests}
     return all(found[t] is not None and found[t].digest == d for t, d in source.digests)  # type: ignore[union-attr]
 
@@ -289,7 +291,7 @@ def mutants(patch: Patch, source: Source) -> Iterator[Source]:
 def test_an_entry_of_the_ledger_that_is_wrong_is_told(module, constant, patch, hunks):
     """What the release is known by, with one thing changed: nothing of it goes unseen."""
     known = sources_of(patch)
-    deciding = [source for source in known if decides(source)]
+    deciding = [source for source in known if decides(patch, source)]
     others = tuple(source for source in known if source not in deciding)
     for source in deciding:
         for mutant in mutants(patch, source):

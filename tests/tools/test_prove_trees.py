@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.model import HAS_IT, NEEDS_NONE, Replace
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Substitute
 from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import prove
@@ -22,10 +22,6 @@ TARGET = f"{MODULE}:get"
 OLD = "def get(x):\n    return 1\n"
 
 
-def get(x):  # type: ignore[no-untyped-def]
-    return 2
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     return Tree("1.0", write(tmp_path / "tree", OLD).root)
@@ -33,7 +29,7 @@ def tree(tmp_path: Path) -> Tree:
 
 def known(digest: str) -> object:
     """A record whose one variant is for source of this digest."""
-    patch = make_patch(Replace(TARGET, get), known=lambda _: digest)
+    patch = make_patch(Substitute(TARGET, "return 1", "return 2"), known=lambda _: digest)
     return patch._replace(fixed_in="2.0", told_by=(TARGET,))
 
 
