@@ -10,6 +10,7 @@ from . import rewrite
 from .errors import RewriteError, SettingsError
 from .fingerprint import Definition
 from .model import Add, Before, Judgement, Patch, Requires, Source, Substitute, Target, Variant
+from .sources import megatron_version
 from .verdicts import Finder, Miss, Reader, Verdict
 
 
@@ -80,7 +81,7 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
     """What the source comes closest to, and what is as close in other targets.
 
     By the modules that are there and by the targets that match; among equals, by what is there and
-    what the edits fit.
+    what the edits fit; then those of the release that the tree says it is.
     """
 
     def coarse(candidate: Candidate) -> tuple[int, int]:
@@ -88,11 +89,16 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
         modules = [read(Target.parse(miss.target).module) for miss in misses]
         return modules.count(None), len(misses) - len(candidate.source.digests)
 
+    version = megatron_version(read) or ""
+    line = version.rpartition(".")[0] if version.count(".") > 1 else version
+
     def fine(candidate: Candidate) -> tuple[int, ...]:
         misses = candidate.misses
+        # A replacement as a whole fits all source alike: that of the tree's own release is closer.
+        elsewhere = f"{line}." not in candidate.source.releases
         absent = sum(miss.definition is None for miss in misses)
         unfit = sum(len(miss.anchors) for miss in misses)
-        return *coarse(candidate), absent, unfit, len(misses)
+        return *coarse(candidate), absent, unfit, len(misses), elsewhere
 
     found = [min(candidates, key=fine)]
     targets = {miss.target for miss in found[0].misses}

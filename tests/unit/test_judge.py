@@ -22,6 +22,7 @@ from megatron_patch.model import (
     Requires,
     Source,
     Substitute,
+    Variant,
 )
 from megatron_patch.rewrite import edited
 from megatron_patch.verdicts import find_definition
@@ -345,3 +346,23 @@ def test_an_independent_hook_goes_below_one_of_another_patch():
     assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.DRIFTED
     both = both.replace("total = 1", "total = 10")
     assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.UPSTREAMED
+
+
+@pytest.mark.parametrize(("version", "closest"), [((0, 1), "first"), ((0, 2), "second")])
+def test_a_replacement_for_the_trees_own_release_is_the_closest(version, closest):
+    """All replacements fit all source: what else would tell them apart?"""
+    of_both = Replace(TWO, new_two)
+    patch = PATCH._replace(
+        variants=(Variant("first", (of_both,)), Variant("second", (of_both,))),
+        sources=(
+            Source("first", ((TWO, "0" * 16),), "0.1.0 and 0.1.1"),
+            Source("second", ((TWO, "1" * 16),), "0.2.0"),
+        ),
+    )
+    major, minor = version
+    info = f"MAJOR = {major}\nMINOR = {minor}\nPATCH = 7\nPRE_RELEASE = 'rc1'\n"
+    texts = {"m": TEXT, "megatron.core.package_info": info}
+    found = judge(patch, texts.get)
+    assert found.judgement is Judgement.DRIFTED
+    assert found.closest is not None
+    assert found.closest.name == closest
