@@ -61,6 +61,10 @@ __all__ = [
 ]
 
 _engine: Engine
+if "_engine" not in globals() and not os.environ.get(RECORDS):
+    # Before another copy, in another thread, can find this one. Not on a reload, which goes on with
+    # the engine that runs.
+    _engine = Engine(SERIES)
 
 
 def install() -> None:
@@ -128,7 +132,7 @@ def _start() -> None:
     first = _running.first_copy(__name__)
     if vars(first) is globals():
         try:
-            if "_engine" not in globals():  # a reload goes on with the engine that runs
+            if "_engine" not in globals():
                 _engine = Engine(_series())
         except BaseException:
             sys.modules.pop(_running.NAME, None)
