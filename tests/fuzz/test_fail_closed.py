@@ -72,6 +72,8 @@ class Case:
         verdict = judge(patch, full)
         if verdict.variant:
             dotted = {edit.target for edit in verdict.variant.edits if is_known_by_digest(edit)}
+        elif find_definition(patch.target, full) is None:
+            dotted = set()  # there is nothing to look at
         else:
             met = filter(_is_met, sources_of(patch))
             dotted = {target for source in met for target, _ in source.digests}

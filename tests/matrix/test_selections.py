@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from types import FunctionType
 
 import pytest
 from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 
 import megatron_patch
 from megatron_patch.backports import SERIES
 from tools.differential.selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Selections
 
-VERSION = Version(importlib.metadata.version("megatron-core"))
+from ..conftest import RELEASE
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +81,7 @@ def test_the_same_is_changed_as_by_installing(found, selection):
 
 def test_the_matrix_has_each_patch_that_the_release_needs_and_that_is_on_by_default(found):
     needed = [
-        patch for patch in SERIES if patch.default and VERSION in SpecifierSet(patch.releases)
+        patch for patch in SERIES if patch.default and RELEASE in SpecifierSet(patch.releases)
     ]
     assert found.applied(ALL) == [patch.id for patch in needed]
     for selection in (PERFORMANCE, CORRECTNESS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -31,10 +30,11 @@ from megatron_patch.verdicts import find_definition
 from tools import pins
 from tools.starting.stubs import FILL
 
+from .. import conftest
 from ..unit.sample import digest_in, make_patch
 from . import contract
 
-RELEASE = importlib.metadata.version("megatron-core")
+RELEASE = str(conftest.RELEASE)
 PINS = [pin.version for pin in pins.read_pins((pins.REPOSITORY / "tox.ini").read_text())]
 
 

@@ -240,7 +240,7 @@ def test_process_that_cannot_be_interrupted_is_ended_and_started_again(checkout,
         """,
     )
     checkout.write(B, "def test_of_the_next_file():\n    pass\n")
-    session = run(limits=Limits(test=1, grace=1, start=200, session=250))
+    session = run(limits=Limits(test=1, grace=4, start=200, session=250))
     assert outcomes_of(session) == {
         f"{A}::test_before": "passed",
         f"{A}::test_deaf": "timeout",
