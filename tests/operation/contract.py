@@ -111,6 +111,8 @@ def of_ledger(patch: Patch) -> Iterator[str]:
     }
     if len(needed) != len(patch.variants):
         yield f"{patch.id} has two variants of one name"
+    if len({variant.edits for variant in patch.variants}) != len(patch.variants):
+        yield f"{patch.id} has two variants with the same edits"
     if needed.keys() & {*TOLD}:
         yield f"{patch.id} has a variant that is named like source without one"
     sources = sources_of(patch)

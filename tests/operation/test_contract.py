@@ -194,6 +194,10 @@ WRONG = {
         GOOD._replace(variants=GOOD.variants * 2),
         "two variants of one name",
     ),
+    "two variants with the same edits": (
+        GOOD._replace(variants=(*GOOD.variants, GOOD.variants[0]._replace(name="new"))),
+        "two variants with the same edits",
+    ),
     "a variant named like none": (
         GOOD._replace(variants=(*GOOD.variants, Variant(HAS_IT, ()))),
         "named like source without one",

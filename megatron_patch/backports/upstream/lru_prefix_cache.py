@@ -50,7 +50,7 @@ COMES_BACK_WITHOUT_HASHES = Requires(
 )
 AVAILABLE_IN_0_19 = Requires(
     f"{CONTEXT}.check_availability",
-    "0.19 counts what is available as the hunks of 0.17 and 0.18 do",
+    "0.19 counts what is available as the hunks of 0.17 do",
 )
 
 LRU_PREFIX_CACHE = Patch(
@@ -76,7 +76,6 @@ LRU_PREFIX_CACHE = Patch(
     target=f"{CONTEXT}._compute_prefix_match",
     variants=(
         Variant("0.17", (*HUNKS.of("0.17"), COMES_BACK_WITHOUT_HASHES)),
-        Variant("0.18", (*HUNKS.of("0.18"), COMES_BACK_WITHOUT_HASHES)),
         Variant("0.19", (AVAILABLE_IN_0_19, *HUNKS.of("0.19"), COMES_BACK_WITHOUT_HASHES)),
     ),
     told_by=(RESUME,),
