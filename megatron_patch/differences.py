@@ -13,7 +13,7 @@ from typing import Union
 
 from .errors import TargetError
 from .fingerprint import Definition, FunctionTree, statements_of, without_docstring
-from .matching import match, places, with_field
+from .matching import bodies, match, places, with_field
 from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .rewrite import as_written
 from .source_tree import SourceTree
@@ -99,13 +99,14 @@ def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
 
 
 def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Iterator[str]:
-    count = len(places(found.node, edit.find, edit.put))
-    if count == 1:
-        (place,) = places(found.node, edit.find, edit.put)
-        yield from _folded(f"{_place(tree, found, place.nodes[0].lineno)}: this edit fits:")
+    there = places(found.node, edit.find, edit.put)
+    if len(there) == 1:
+        line = there[0].nodes[0].lineno
+        yield from _folded(f"{_place(tree, found, line)}: this edit fits:")
         yield from _marked(" ", as_written(edit.find).splitlines())
-    elif count:
-        yield from _folded(f"{_place(tree, found)}: this is there {count} times; expected once:")
+    elif there:
+        times = f"{len(there)} times"
+        yield from _folded(f"{_place(tree, found)}: this is there {times}; expected once:")
         yield from _marked(" ", as_written(edit.find).splitlines())
     else:
         expected, closest = _closest(edit, found.node)
@@ -141,7 +142,7 @@ def _closest(edit: Substitute, node: FunctionTree) -> tuple[list[str], Nodes]:
 
 def _stretches(node: FunctionTree, size: int) -> Iterator[Nodes]:
     """Consecutive statements, about ``size`` of them."""
-    for body in _bodies(node):
+    for body in bodies(node):
         for length in range(max(1, size - 1), size + 3):
             for index in range(len(body) - length + 1):
                 yield body[index : index + length]
@@ -167,14 +168,6 @@ def _most_like(pattern: Nodes, options: Sequence[Nodes]) -> Nodes:
         return common / len(wanted) - 0.3 * len(text.splitlines()) / len(rows)
 
     return max(sorted(options, key=at_first_sight, reverse=True)[:CANDIDATES], key=likeness)
-
-
-def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    for child in ast.walk(node):
-        for name in ("body", "orelse", "finalbody"):
-            body = getattr(child, name, None)
-            if isinstance(body, list) and body:
-                yield body
 
 
 def _text(nodes: Nodes) -> str:

@@ -47,7 +47,7 @@ def places(node: ast.AST, find: str, put: str) -> list[Place]:
         ]
     return [
         Place(body[index : index + len(found)], bindings, body, index)
-        for body in _bodies(node)
+        for body in bodies(node)
         for index in range(len(body) - len(found) + 1)
         if type(body[index]) is type(first)  # which most are not
         and (bindings := match(found, body[index : index + len(found)])) is not None
@@ -166,14 +166,14 @@ def with_field(node: Any, name: str, value: object) -> Any:
     return twin
 
 
-def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
+def bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
     """All lists of statements in a statement; there are none in expressions."""
     for name in ("body", "orelse", "finalbody"):
         body: list[ast.stmt] = getattr(node, name, [])
         if body:
             yield body
         for statement in body:
-            yield from _bodies(statement)
+            yield from bodies(statement)
     for name in ("handlers", "cases"):
         for part in getattr(node, name, []):
-            yield from _bodies(part)
+            yield from bodies(part)

@@ -40,7 +40,7 @@ def misses_of(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
     for edit in independent_hooks(variant):
         found = find(edit.target)
         # Where the hook is made already, something of the patch may be made already.
-        if found is None or not is_taken(edit, find) or rewrite.undone(found.node, [edit]):
+        if found is None or not rewrite.takes(found, edit) or rewrite.undone(found.node, [edit]):
             yield Miss(edit.target, None, found)
 
 
@@ -102,9 +102,10 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
 
     found = [min(candidates, key=fine)]
     targets = {miss.target for miss in found[0].misses}
+    best = coarse(found[0])
     for candidate in candidates:
         others = {miss.target for miss in candidate.misses}
-        if coarse(candidate) == coarse(found[0]) and not others & targets:
+        if not others & targets and coarse(candidate) == best:
             found.append(candidate)
             targets |= others
     return found

@@ -26,7 +26,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
-from megatron_patch.errors import NotMegatronError, SourceMissingError, TargetError  # noqa: E402
+from megatron_patch.errors import (  # noqa: E402
+    LedgerError,
+    NotMegatronError,
+    SourceMissingError,
+    TargetError,
+)
 from megatron_patch.model import Target  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from megatron_patch.sources import megatron_version  # noqa: E402
@@ -119,7 +124,7 @@ def write(root: Path, stub: Stub) -> list[Path]:
     except BaseException as error:
         for path in written:
             path.unlink()
-        if isinstance(error, ledger_file.LedgerError):
+        if isinstance(error, LedgerError):
             raise StartError(str(error)) from error
         raise
     return [*written, index]
@@ -134,7 +139,7 @@ def start(root: Path, options: argparse.Namespace) -> str:
     try:
         target = Target.parse(options.target)
         found = look(root, target, options.megatron)
-    except (ValueError, ledger_file.LedgerError) as error:
+    except (ValueError, LedgerError) as error:
         raise StartError(str(error)) from error
     today = date.today().isoformat()
     stub = Stub(options.id, target, options.ours, first_variant(found), today)

@@ -26,23 +26,19 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch import ledger  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
-from megatron_patch.errors import NotMegatronError  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
-from megatron_patch.source_tree import SourceTree  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
+from tools.history.trees import tree_of  # noqa: E402
 from tools.proving import entries, trees, wanted  # noqa: E402
 from tools.proving.answers import Answer, Journal, answer  # noqa: E402
 from tools.proving.runs import Bench  # noqa: E402
-from tools.proving.trees import Tree  # noqa: E402
 from tools.proving.wanted import Question  # noqa: E402
 
 #: No release that is supported branched off before.
@@ -163,18 +159,6 @@ def proved(
         }
         for done in concurrent.futures.as_completed(running):
             yield *running[done], done.result()
-
-
-def tree_of(text: str) -> Tree:
-    """A release and its folder. Raises ``ArgumentTypeError`` on another form or no such tree."""
-    version, equals, folder = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected VERSION=DIR")
-    try:
-        Version(version)
-        return Tree(version, SourceTree.at(Path(folder)).root)
-    except (InvalidVersion, NotMegatronError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def parser() -> argparse.ArgumentParser:

@@ -29,11 +29,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.errors import LedgerError  # noqa: E402
 from tools.history import drift, drift_report, ledger, ledger_file  # noqa: E402
 from tools.history.commits import Clone  # noqa: E402
 from tools.history.digests import targets_of  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
-from tools.history.ledger_file import LedgerError  # noqa: E402
+from tools.history.trees import tree_of  # noqa: E402
 
 SOURCES = REPOSITORY / "megatron_patch" / "ledger" / "sources.json"
 
@@ -101,14 +102,6 @@ def day(text: str) -> str:
     return datetime.strptime(text, "%Y-%m-%d").strftime("%Y-%m-%d")
 
 
-def unpacked(text: str) -> tuple[str, Path]:
-    """A release and its folder. Raises ``ValueError`` on another form than ``VERSION=DIR``."""
-    version, equals, folder = text.partition("=")
-    if not equals or not Path(folder, "megatron").is_dir():
-        raise ValueError(f"{text!r}: expected VERSION=DIR, with `megatron` in the folder")
-    return version, Path(folder)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -126,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tree",
         metavar="VERSION=DIR",
-        type=unpacked,
+        type=tree_of,
         action="append",
         default=[],
         help="a release that has no tag, and where its wheel is unpacked; repeatable",

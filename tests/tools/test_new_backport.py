@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
+from megatron_patch.errors import LedgerError
 from tests.unit.source_trees import MODULE, write
 from tools import new_backport
 from tools.history import ledger_file
@@ -172,7 +173,7 @@ def test_what_cannot_be_written_leaves_nothing(root, tree, capsys, monkeypatch, 
     def fail(path: Path, text: str) -> None:
         calls.append(path)
         if len(calls) > number:
-            raise ledger_file.LedgerError(f"{path} cannot be written")
+            raise LedgerError(f"{path} cannot be written")
         replace(path, text)
 
     monkeypatch.setattr(ledger_file, "replace", fail)

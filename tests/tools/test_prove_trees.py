@@ -12,10 +12,10 @@ from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import prove
 from tools.history.ledger import Ledger
+from tools.history.trees import Tree
 from tools.proving import entries, trees
 from tools.proving.answers import Answer, Journal
 from tools.proving.runs import Outcome
-from tools.proving.trees import Tree
 from tools.proving.wanted import Question
 
 TARGET = f"{MODULE}:get"

@@ -187,6 +187,24 @@ def test_check(
     assert output.read_text() == text
 
 
+def test_a_release_without_a_tag_is_read_from_its_folder(
+    made: Made, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "wheel" / FILE
+    file.parent.mkdir(parents=True)
+    (file.parent / "__init__.py").touch()
+    file.write_text(source(1), encoding="utf-8")
+    tree = ["--tree", f"0.1.9={tmp_path / 'wheel'}"]
+    assert survey.main(["--megatron", str(made.upstream.root), "--output", str(output), *tree]) == 0
+    found = ledger_file.load(output).targets[RESET][digest("reset", 1)]
+    assert "0.1.9" in found["releases"]
+    for wrong, why in (("0.1.9", "expected VERSION=DIR"), (f"new={tmp_path}", "new"),
+                       (f"0.1.9={tmp_path}", "is not a Megatron tree")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            survey.main(["--megatron", str(made.upstream.root), "--tree", wrong])
+        assert why in capsys.readouterr().err
+
+
 def test_check_says_which_targets_are_new(
     made: Made, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,14 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_patch.errors import LedgerError
 from megatron_patch.ledger import FORMAT
 
 from .commits import natural
 from .ledger import Entries, Ledger
-
-
-class LedgerError(Exception):
-    """The file is no ledger that this version can read. The message names the next step."""
 
 
 def as_text(ledger: Ledger) -> str:

@@ -16,6 +16,7 @@ from tools.history import ledger_file
 from tools.history.ledger import Ledger
 
 from .answers import UNKNOWN, Answer
+from .wanted import are_alike
 
 SOURCES = ledger.FILE.with_name("sources.json")
 Entry = Mapping[str, object]
@@ -29,7 +30,8 @@ def entries_of(
     ``kept`` are entries that stay.
     """
     known = {_key(entry): entry for entry in kept}
-    for answer in answers:
+    # What has the change on one branch may look as if it never needed it on another.
+    for answer in sorted(answers, key=lambda answer: answer.proved == NEEDS_NONE):
         if answer.question.patch != patch.id or answer.proved == UNKNOWN:
             continue
         digests = dict(answer.digests)
@@ -46,11 +48,8 @@ def entries_of(
         if not known.get(_key(entry), {}).get("commit"):
             known[_key(entry)] = entry
     names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
-    # What has the change on one branch may look as if it never needed it on another.
-    has_it = {digests for proved, digests in known if proved == HAS_IT}
-    kept_keys = [k for k in known if k[0] != NEEDS_NONE or k[1] not in has_it]
     return sorted(
-        (known[key] for key in kept_keys),
+        known.values(),
         key=lambda entry: (
             names.index(str(entry["proved"])),
             json.dumps(entry["digests"], sort_keys=True),
@@ -59,12 +58,10 @@ def entries_of(
 
 
 def _agree(patch: Patch, one: str, other: str) -> bool:
-    """Whether two variants are the same, but for hooks that need nothing known."""
-    edits = {
-        variant.name: [edit for edit in variant.edits if not getattr(edit, "independent", "")]
-        for variant in patch.variants
-    }
-    return one == other or (one in edits and edits[one] == edits.get(other))
+    """Whether source can be known by both names."""
+    variants = {variant.name: variant for variant in patch.variants}
+    both = one in variants and other in variants
+    return one == other or (both and are_alike(variants[one], variants[other]))
 
 
 def _key(entry: Entry) -> tuple[str, str]:

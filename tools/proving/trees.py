@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 from packaging.version import Version
 
 from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import Judgement, Patch
 from megatron_patch.source_tree import SourceTree
+from tools.history.trees import Tree
 
 from .answers import Answer, answer
 from .runs import Bench
 from .wanted import Question, question_at
-
-
-class Tree(NamedTuple):
-    """A release, and the folder that holds its ``megatron``."""
-
-    version: str
-    root: Path
 
 
 def ask(tree: Tree, patches: Sequence[Patch]) -> tuple[Question, ...]:

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from megatron_patch.errors import RewriteError, TargetError
+from megatron_patch.errors import TargetError
 from megatron_patch.judge import trees_kept
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (
-    Before,
+    Edit,
     Judgement,
     Patch,
     Replace,
@@ -18,8 +18,7 @@ from megatron_patch.model import (
     Variant,
     is_known_by_digest,
 )
-from megatron_patch.rewrite import takes
-from megatron_patch.unknown import why_not
+from megatron_patch.unknown import independent_hooks, is_taken, why_not
 from megatron_patch.verdicts import Finder, Reader, find_definition
 from tools.history.commits import Clone, Commit
 from tools.history.drift import Verdicts
@@ -53,7 +52,7 @@ def question_at(patch: Patch, read: Reader) -> Question | None:
         fitting = [
             variant
             for variant in reversed(patch.variants)
-            if fits(variant, read) and is_read(patch, variant, find)
+            if fits(variant, find) and is_read(patch, variant, find)
         ]
         fitting.sort(key=lambda variant: len(variant.edits))
         return Question(
@@ -78,33 +77,30 @@ def is_read(patch: Patch, variant: Variant, find: Finder) -> bool:
 
 
 def digests_of(patch: Patch, variant: Variant, target: str) -> set[str | None]:
-    """Those that the package knows of ``target``, where ``variant`` or one like it is needed.
-
-    Variants are alike when they differ only in hooks that need nothing known.
-    """
-    core = [edit for edit in variant.edits if not getattr(edit, "independent", "")]
-    alike = {
-        other.name
-        for other in patch.variants
-        if [edit for edit in other.edits if not getattr(edit, "independent", "")] == core
-    }
+    """Those that the package knows of ``target``, where ``variant`` or one like it is needed."""
+    alike = {other.name for other in patch.variants if are_alike(variant, other)}
     sources = sources_of(patch._replace(sources=None))
     return {dict(source.digests).get(target) for source in sources if source.proved in alike}
 
 
-def fits(variant: Variant, read: Reader) -> bool:
+def are_alike(one: Variant, other: Variant) -> bool:
+    """Whether two variants differ at most in hooks that need nothing known."""
+
+    def core(variant: Variant) -> list[Edit]:
+        hooks = independent_hooks(variant)
+        return [edit for edit in variant.edits if edit not in hooks]
+
+    return core(one) == core(other)
+
+
+def fits(variant: Variant, find: Finder) -> bool:
     """Whether all targets of the variant are there, and its edits can be made in them."""
-    find = functools.cache(functools.partial(find_definition, read=read))
-    if any(find(target) is None for target in known_targets(variant)):
+    there = all(find(target) is not None for target in known_targets(variant))
+    if not there or not all(is_taken(hook, find) for hook in independent_hooks(variant)):
         return False
-    for edit in variant.edits:
-        if isinstance(edit, Before) and edit.independent:
-            there = find(edit.target)
-            if there is None or not takes(there, edit):
-                return False
     try:
         return why_not(variant, find) is None
-    except (RewriteError, TargetError):
+    except TargetError:
         return False
 
 
@@ -121,6 +117,7 @@ def ask(
 ) -> dict[Question, list[Commit]]:
     """The questions that the ledger leaves open, and the commits at which each comes up."""
     verdicts = Verdicts(clone, patches)
+    by_id = {patch.id: patch for patch in patches}
     # A verdict is kept as long as its source may come again: the same object is the same source.
     kept: dict[tuple[str, int], Question | None] = {}
     found: dict[Question, list[Commit]] = {}
@@ -131,9 +128,8 @@ def ask(
                 continue
             key = patch_id, id(verdict)
             if key not in kept:
-                patch = next(patch for patch in patches if patch.id == patch_id)
                 with trees_kept():
-                    kept[key] = question_at(patch, clone.reader(commit.id))
+                    kept[key] = question_at(by_id[patch_id], clone.reader(commit.id))
             question = kept[key]
             if question is not None:
                 found.setdefault(question, []).append(commit)
