@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch import ledger
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Substitute
 from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
@@ -156,3 +157,8 @@ def test_answers_go_to_the_journal_and_are_not_asked_again(tree, tmp_path, capsy
     assert json.loads(path.read_text())
     assert prove.main(arguments) == 0
     assert capsys.readouterr().out == "1.0: 0 questions\n"
+
+
+def test_the_ledger_of_the_package_is_as_the_tool_writes_it():
+    written = entries.as_text(entries.of_series([], keep=True))
+    assert written == ledger.FILE.read_text(encoding="utf-8")
