@@ -14,6 +14,9 @@ them. With `--anew` the present ledger counts for nothing, and everything is pro
 With `--tree VERSION=DIR`, releases on disk take the place of the clone, for a record that is new.
 What was proved there says no commit, and `--anew` on a clone replaces it.
 
+What a variant replaces as a whole, or relies on (`Requires`), no proof can judge: it has to be
+known for that patch already, or read by you: `--read DIGEST` says so for what `check` prints.
+
 `--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
 """
 
@@ -98,7 +101,9 @@ def run_on_trees(journal: Journal, options: argparse.Namespace) -> int:
     tried: set[Question] = set() if options.again else journal.unknown
     for tree in options.tree:
         patches = knowing(journal, keep=not options.anew)
-        asked = [question for question in trees.ask(tree, patches) if question not in tried]
+        asked = [
+            question for question in trees.ask(tree, patches, options.read) if question not in tried
+        ]
         print(f"{tree.version}: {len(asked)} questions", *(question.patch for question in asked))
         if asked and not options.plan:
             answers = trees.prove(tree, patches, asked, options.python, options.seconds)
@@ -114,7 +119,7 @@ def run(clone: Clone, journal: Journal, options: argparse.Namespace) -> int:
     """Ask and answer until nothing is left that could be answered; or plan."""
     begin = time.monotonic()
     tried: set[Question] = set() if options.again else journal.unknown
-    while plan := planned(clone, journal, tried, keep=not options.anew):
+    while plan := planned(clone, journal, tried, options):
         print(f"{sum(len(asked) for _, asked in plan)} questions at {len(plan)} commits")
         if options.plan:
             for commit, asked in plan:
@@ -139,10 +144,12 @@ def knowing(journal: Journal, *, keep: bool) -> list[Patch]:
     return [patch._replace(sources=tuple(map(ledger.source, known[patch.id]))) for patch in SERIES]
 
 
-def planned(clone: Clone, journal: Journal, tried: set[Question], *, keep: bool) -> Plan:
+def planned(
+    clone: Clone, journal: Journal, tried: set[Question], options: argparse.Namespace
+) -> Plan:
     """What has to be asked, where, with what the journal has answered so far."""
-    patches = knowing(journal, keep=keep)
-    questions = wanted.ask(clone, patches, commits_of(clone, patches))
+    patches = knowing(journal, keep=not options.anew)
+    questions = wanted.ask(clone, patches, commits_of(clone, patches), options.read)
     return wanted.cover({q: commits for q, commits in questions.items() if q not in tried})
 
 
@@ -174,6 +181,13 @@ def parser() -> argparse.ArgumentParser:
         help="a release, and the folder that its `megatron` is in; repeatable",
     )
     made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
+    made.add_argument(
+        "--read",
+        action="append",
+        default=[],
+        metavar="DIGEST",
+        help="of what a variant replaces or relies on, and you have read; repeatable",
+    )
     made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
     made.add_argument("--python", default=sys.executable, help="that runs the proofs")
     made.add_argument("--seconds", type=float, default=900, help="for the proofs of a commit")

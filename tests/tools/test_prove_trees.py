@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import ledger
-from megatron_patch.model import HAS_IT, NEEDS_NONE, Substitute
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Requires, Substitute
 from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import prove
@@ -48,6 +48,15 @@ def test_what_is_not_known_is_asked_and_nothing_else(tree):
     )
     assert trees.ask(tree, [known(digest)]) == ()
     assert trees.ask(Tree("1.0", write(tree.root, "").root), [unknown]) == ()
+
+
+def test_what_a_variant_relies_on_has_to_be_read_by_somebody(tree):
+    edits = Substitute(TARGET, "return 1", "return 2"), Requires(TARGET, "what it relies on")
+    patch = make_patch(*edits, known=lambda _: "0" * 16)._replace(told_by=(TARGET,))
+    digest = digest_of(tree)
+    for reviewed, fitting in (((), ()), ((digest,), (("the sample", ((TARGET, digest),)),))):
+        (question,) = trees.ask(tree, [patch], reviewed)
+        assert question.fitting == fitting
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from packaging.version import Version
 
@@ -17,12 +17,14 @@ from .runs import Bench
 from .wanted import Question, question_at
 
 
-def ask(tree: Tree, patches: Sequence[Patch]) -> tuple[Question, ...]:
+def ask(
+    tree: Tree, patches: Sequence[Patch], reviewed: Collection[str] = ()
+) -> tuple[Question, ...]:
     """What the ledger leaves open on the tree: a question for each patch that is drifted there."""
     read = SourceTree.at(tree.root).read
     with trees_kept():
         drifted = [p for p in patches if judge(p, read).judgement is Judgement.DRIFTED]
-        found = (question_at(patch, read) for patch in drifted)
+        found = (question_at(patch, read, reviewed) for patch in drifted)
         return tuple(question for question in found if question is not None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from megatron_patch.errors import TargetError
@@ -40,8 +40,11 @@ class Question(NamedTuple):
     told: Digests
 
 
-def question_at(patch: Patch, read: Reader) -> Question | None:
-    """What has to be asked of source that is not known; ``None`` where it cannot be read."""
+def question_at(patch: Patch, read: Reader, reviewed: Collection[str] = ()) -> Question | None:
+    """What has to be asked of source that is not known; ``None`` where it cannot be read.
+
+    ``reviewed`` are digests that a person has read, beside those that the package knows.
+    """
     find = functools.cache(functools.partial(find_definition, read=read))
 
     def digests(targets: Iterable[str]) -> Digests:
@@ -52,7 +55,7 @@ def question_at(patch: Patch, read: Reader) -> Question | None:
         fitting = [
             variant
             for variant in reversed(patch.variants)
-            if fits(variant, find) and is_read(patch, variant, find)
+            if fits(variant, find) and is_read(patch, variant, find, reviewed)
         ]
         fitting.sort(key=lambda variant: len(variant.edits))
         return Question(
@@ -64,7 +67,7 @@ def question_at(patch: Patch, read: Reader) -> Question | None:
         return None
 
 
-def is_read(patch: Patch, variant: Variant, find: Finder) -> bool:
+def is_read(patch: Patch, variant: Variant, find: Finder, reviewed: Collection[str] = ()) -> bool:
     """Whether what the variant replaces as a whole, or relies on, is what it is known to.
 
     Other edits look for the code that they change, and the proofs show what comes of it. A
@@ -73,7 +76,9 @@ def is_read(patch: Patch, variant: Variant, find: Finder) -> bool:
     """
     read = [edit.target for edit in variant.edits if isinstance(edit, (Replace, Requires))]
     there = {target: definition.digest for target in read if (definition := find(target))}
-    return all(there.get(target) in digests_of(patch, variant, target) for target in read)
+    return all(
+        there.get(target) in (*reviewed, *digests_of(patch, variant, target)) for target in read
+    )
 
 
 def digests_of(patch: Patch, variant: Variant, target: str) -> set[str | None]:
@@ -113,6 +118,7 @@ def ask(
     clone: Clone,
     patches: Sequence[Patch],
     commits: Iterable[Commit],
+    reviewed: Collection[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Question, list[Commit]]:
     """The questions that the ledger leaves open, and the commits at which each comes up."""
@@ -129,7 +135,7 @@ def ask(
             key = patch_id, id(verdict)
             if key not in kept:
                 with trees_kept():
-                    kept[key] = question_at(by_id[patch_id], clone.reader(commit.id))
+                    kept[key] = question_at(by_id[patch_id], clone.reader(commit.id), reviewed)
             question = kept[key]
             if question is not None:
                 found.setdefault(question, []).append(commit)
