@@ -17,6 +17,8 @@ What was proved there says no commit, and `--anew` on a clone replaces it.
 What a variant replaces as a whole, or relies on (`Requires`), no proof can judge: it has to be
 known for that patch already, or read by you: `--read DIGEST` says so for what `check` prints.
 
+With `--check`, nothing is proved: the digests of each entry have to be those that its commit has.
+
 `--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
 """
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +44,7 @@ from tools.history.git import CloneError  # noqa: E402
 from tools.history.trees import tree_of  # noqa: E402
 from tools.proving import entries, trees, wanted  # noqa: E402
 from tools.proving.answers import Answer, Journal, answer  # noqa: E402
+from tools.proving.checking import complaints  # noqa: E402
 from tools.proving.runs import Bench  # noqa: E402
 from tools.proving.wanted import Question  # noqa: E402
 
@@ -79,21 +83,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prove, or write what was proved; returns the exit status."""
     made = parser()
     options = made.parse_args(arguments)
-    journal = Journal(options.journal)
+    if not options.check and options.journal is None:
+        made.error("expected --journal FILE")
+    journal = Journal(options.journal or Path())
     if options.write:
         path = entries.write(journal.answers, keep=not options.anew)
         print(f"wrote {path}")
         return 0
-    if (options.megatron is None) == (not options.tree):
-        made.error("expected one of --megatron and --tree")
+    if (options.megatron is None) == (not options.tree) or (options.check and options.tree):
+        made.error("expected one of --megatron and --tree; with --check, --megatron")
     try:
         if options.tree:
             return run_on_trees(journal, options)
         with Clone(options.megatron) as clone:
-            return run(clone, journal, options)
+            return check(clone) if options.check else run(clone, journal, options)
     except CloneError as error:
         print(f"prove: {error}", file=sys.stderr)
         return 2
+
+
+def check(clone: Clone) -> int:
+    """Say which entries of the ledger are not what their commits have; returns the exit status."""
+    entries = json.loads(ledger.FILE.read_text(encoding="utf-8"))["patches"]
+    found = list(complaints(clone, entries))
+    for complaint in found:
+        print(f"prove: {complaint}", file=sys.stderr)
+    number = sum(map(len, entries.values()))
+    print(f"{number} entries, {len(found)} that are not what their commits have")
+    return 1 if found else 0
 
 
 def run_on_trees(journal: Journal, options: argparse.Namespace) -> int:
@@ -180,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="VERSION=DIR",
         help="a release, and the folder that its `megatron` is in; repeatable",
     )
-    made.add_argument("--journal", type=Path, required=True, metavar="FILE", help="of the answers")
+    made.add_argument("--journal", type=Path, metavar="FILE", help="of the answers")
     made.add_argument(
         "--read",
         action="append",
@@ -194,6 +211,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--again", action="store_true", help="ask again what stayed unknown")
     made.add_argument("--anew", action="store_true", help="take nothing for proved")
     made.add_argument("--plan", action="store_true", help="say what there is to do")
+    made.add_argument("--check", action="store_true", help="compare the ledger with its commits")
     made.add_argument("--write", action="store_true", help="write the ledger of the answers")
     return made
 

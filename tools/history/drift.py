@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import Judgement, Patch
-from megatron_patch.verdicts import Verdict
+from megatron_patch.verdicts import Reader, Verdict
 
 from .commits import Clone, Commit
 from .digests import History
@@ -51,29 +52,28 @@ class Drift:
     others: Counter[str] = field(default_factory=Counter)
 
 
-class Verdicts:
-    """The verdicts of patches on commits of a clone, each judged once for the same source."""
+Answer = TypeVar("Answer")
 
-    def __init__(self, clone: Clone, patches: Sequence[Patch]) -> None:
+
+class BySource(Generic[Answer]):
+    """What is found out from the source of commits, each once for the same source.
+
+    The same source is: all modules that were read for an answer, as they were then.
+    """
+
+    def __init__(self, clone: Clone) -> None:
         self.clone = clone
-        self.patches = patches
-        self.judged = 0
-        # By patch, the newest first: the blobs that the judge has asked for, and its verdict.
-        self._known: dict[str, list[tuple[dict[str, str | None], Verdict]]] = {}
+        self.number = 0  #: of answers that were found out
+        # By name, the newest first: the blobs that were asked for, and the answer.
+        self._known: dict[str, list[tuple[dict[str, str | None], Answer]]] = {}
 
-    def at(self, commit: Commit) -> Judged:
-        """What the patches are at ``commit``."""
-        with trees_kept():
-            return Judged(
-                commit, {patch.id: self._verdict(patch, commit) for patch in self.patches}
-            )
-
-    def _verdict(self, patch: Patch, commit: Commit) -> Verdict:
-        known = self._known.setdefault(patch.id, [])
-        for index, (asked, verdict) in enumerate(known):
+    def of(self, name: str, commit: Commit, find_out: Callable[[Reader], Answer]) -> Answer:
+        """What ``find_out`` makes of the source of ``commit``; ``name`` is that of the question."""
+        known = self._known.setdefault(name, [])
+        for index, (asked, answer) in enumerate(known):
             if all(self._blob(commit, module) == blob for module, blob in asked.items()):
                 known.insert(0, known.pop(index))
-                return verdict
+                return answer
         asked = {}
         read = self.clone.reader(commit.id)
 
@@ -81,13 +81,37 @@ class Verdicts:
             asked[module] = self._blob(commit, module)
             return read(module)
 
-        verdict = judge(patch, ask)
-        known.insert(0, (asked, verdict))
-        self.judged += 1
-        return verdict
+        answer = find_out(ask)
+        known.insert(0, (asked, answer))
+        self.number += 1
+        return answer
 
     def _blob(self, commit: Commit, module: str) -> str | None:
         return self.clone.module_blob(commit.id, module)
+
+
+class Verdicts:
+    """The verdicts of patches on commits of a clone, each judged once for the same source."""
+
+    def __init__(self, clone: Clone, patches: Sequence[Patch]) -> None:
+        self.patches = patches
+        self._known = BySource[Verdict](clone)
+
+    @property
+    def judged(self) -> int:
+        """How often the judge has been asked."""
+        return self._known.number
+
+    def at(self, commit: Commit) -> Judged:
+        """What the patches are at ``commit``."""
+        with trees_kept():
+            return Judged(
+                commit,
+                {
+                    patch.id: self._known.of(patch.id, commit, functools.partial(judge, patch))
+                    for patch in self.patches
+                },
+            )
 
 
 def touching(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from megatron_patch.errors import TargetError
 from megatron_patch.judge import trees_kept
@@ -21,7 +21,7 @@ from megatron_patch.model import (
 from megatron_patch.unknown import independent_hooks, is_taken, why_not
 from megatron_patch.verdicts import Finder, Reader, find_definition
 from tools.history.commits import Clone, Commit
-from tools.history.drift import Verdicts
+from tools.history.drift import BySource, Verdicts
 
 #: Targets and their digests.
 Digests = tuple[tuple[str, str], ...]
@@ -124,19 +124,20 @@ def ask(
     """The questions that the ledger leaves open, and the commits at which each comes up."""
     verdicts = Verdicts(clone, patches)
     by_id = {patch.id: patch for patch in patches}
-    # A verdict is kept as long as its source may come again: the same object is the same source.
-    kept: dict[tuple[str, int], Question | None] = {}
+    # The judge need not have read what a question is about.
+    known = BySource[Optional[Question]](clone)
     found: dict[Question, list[Commit]] = {}
     for number, commit in enumerate(commits, 1):
         progress(f"{number} commits, {len(found)} questions")
         for patch_id, verdict in verdicts.at(commit).verdicts.items():
             if verdict.judgement is not Judgement.DRIFTED:
                 continue
-            key = patch_id, id(verdict)
-            if key not in kept:
-                with trees_kept():
-                    kept[key] = question_at(by_id[patch_id], clone.reader(commit.id), reviewed)
-            question = kept[key]
+            with trees_kept():
+                question = known.of(
+                    patch_id,
+                    commit,
+                    functools.partial(question_at, by_id[patch_id], reviewed=reviewed),
+                )
             if question is not None:
                 found.setdefault(question, []).append(commit)
     return found

@@ -1,0 +1,85 @@
+"""Which source of a clone is asked about, and whether the ledger is what its commits have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_patch.model import HAS_IT, Patch, Substitute
+from tests.unit.sample import make_patch
+from tools import prove
+from tools.history.commits import Clone
+from tools.proving import wanted
+
+from .history_repository import FILE, GET, RESET, Upstream, digest, source
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Upstream:
+    return Upstream(tmp_path / "upstream")
+
+
+@pytest.fixture
+def clone(upstream: Upstream) -> Iterator[Clone]:
+    upstream.commit({FILE: source(1)})
+    with Clone(upstream.root) as opened:
+        yield opened
+
+
+def unproved(told_by: str = GET) -> Patch:
+    """A record that nothing is known of: the judge need not look at any source for it."""
+    made = make_patch(Substitute(RESET, "return 1", "return 9"), known=lambda _: "0" * 16)
+    return made._replace(sources=(), told_by=(told_by,))
+
+
+def test_source_that_the_judge_has_not_looked_at_is_told_apart(upstream, clone):
+    upstream.commit({FILE: source(1, get=4)})
+    commits = clone.first_parent("main")
+    questions = wanted.ask(clone, [unproved()], commits)
+    assert {question.told: tuple(asked) for question, asked in questions.items()} == {
+        ((GET, digest("get", 0)),): tuple(commits[:1]),
+        ((GET, digest("get", 4)),): tuple(commits[1:]),
+    }
+
+
+@pytest.fixture
+def ledger(clone, tmp_path, monkeypatch):
+    """Writes a ledger of one entry, that is said to be proved at the head of main."""
+
+    def write(of_get: str, commit: str | None = None) -> str:
+        (head,) = clone.first_parent("main")
+        entry = {
+            "proved": HAS_IT,
+            "digests": {GET: of_get},
+            "releases": "main",
+            "commit": head.id if commit is None else commit,
+        }
+        file = tmp_path / "proofs.json"
+        file.write_text(json.dumps({"format": 1, "patches": {"a-patch": [entry]}}))
+        monkeypatch.setattr(prove.ledger, "FILE", file)
+        return head.id
+
+    return write
+
+
+def check(clone: Clone) -> int:
+    return prove.main(["--megatron", str(clone.path), "--check"])
+
+
+def test_an_entry_is_what_its_commit_has(clone, ledger, capsys):
+    ledger(digest("get", 0))
+    assert check(clone) == 0
+    assert "1 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("commit", [None, "f" * 40])
+def test_an_entry_that_somebody_has_made_is_found(clone, ledger, capsys, commit):
+    head = ledger(digest("get", 5), commit)
+    assert check(clone) == 1
+    complaint = capsys.readouterr().err
+    assert "a-patch" in complaint
+    assert (commit or head)[:10] in complaint
+    assert (digest("get", 5) if commit is None else "no such commit") in complaint
