@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -88,13 +89,14 @@ def update(one, lengths, offsets, tables, padded, decode):
     def tensor(values, *shape):
         return torch.tensor(values, dtype=torch.int32).view(len(lengths), *shape)
 
-    dimensions = SimpleNamespace(req_count=len(lengths))
-    padded_dimensions = SimpleNamespace(
-        req_count=padded, token_count=max(sum(lengths), 1), prefill_req_count=int(not decode)
-    )
-    one.update(
-        tensor(lengths), tensor(offsets), tensor(tables, MAX_BLOCKS), dimensions, padded_dimensions
-    )
+    batch = tensor(lengths), tensor(offsets), tensor(tables, MAX_BLOCKS)
+    if "real_batch_size" in inspect.signature(one.update).parameters:  # before upstream #2380
+        one.update(*batch, max(sum(lengths), 1), len(lengths), padded, decode)
+    else:
+        padded_dimensions = SimpleNamespace(
+            req_count=padded, token_count=max(sum(lengths), 1), prefill_req_count=int(not decode)
+        )
+        one.update(*batch, SimpleNamespace(req_count=len(lengths)), padded_dimensions)
     return {
         name: (value.tolist(), value.dtype) if isinstance(value, torch.Tensor) else value
         for name, value in one.state_data.items()

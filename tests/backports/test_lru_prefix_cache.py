@@ -97,7 +97,8 @@ def hashes(prompt: tuple[int, ...]) -> list[int]:
 
 def cached(engine, prompt: tuple[int, ...]) -> int:  # type: ignore[no-untyped-def]
     """How many blocks of the prompt are cached; none without those before it."""
-    known = support.allocator(engine.context).kv_hash_to_block_id
+    blocks = vars(support.allocator(engine.context))
+    known = blocks.get("kv_hash_to_block_id", blocks.get("hash_to_block_id"))
     found = [block_hash in known for block_hash in hashes(prompt)]
     assert not any(dropwhile(bool, found))
     return sum(found)

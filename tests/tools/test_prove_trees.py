@@ -125,6 +125,23 @@ def test_an_entry_of_a_tree_has_no_commit():
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "commit", "proved"),
+    [(HAS_IT, "", "the sample"), (HAS_IT, "b" * 40, HAS_IT), ("another", "", "another")],
+)
+def test_what_no_commit_is_said_of_gives_way_to_a_proof(said, commit, proved):
+    patch = known("0" * 16)
+    other = patch.variants[0]._replace(name="another", edits=())  # type: ignore[attr-defined]
+    patch = patch._replace(variants=(*patch.variants, other))  # type: ignore[attr-defined]
+    digests = ((TARGET, "1" * 16),)
+    question = Question(patch.id, (("the sample", digests),), digests)
+    answer = Answer(question, "a" * 40, "the sample", digests, "fails", "passes")
+    kept = {"proved": said, "digests": dict(digests), "releases": "1.0", "commit": commit}
+    surveyed = Ledger({}, {TARGET: {"1" * 16: {"main": ["a" * 12]}}})
+    (entry,) = entries.entries_of(patch, [answer], surveyed, [kept])
+    assert entry["proved"] == proved
+
+
 def test_a_digest_that_no_release_has_is_that_of_the_tree():
     surveyed = Ledger({}, {TARGET: {"1" * 16: {"main": ["a" * 12]}}})
     assert entries.where({TARGET: "1" * 16}, "1.0", surveyed) == "1.0"

@@ -41,9 +41,17 @@ def entries_of(
             "releases": where(digests, answer.commit, surveyed),
             "commit": answer.commit if is_commit(answer.commit) else "",
         }
-        told = [other for other in known.values() if other["digests"] == digests]
-        if any(not _agree(patch, answer.proved, str(other["proved"])) for other in told):
+        rivals = [
+            key
+            for key, other in known.items()
+            if other["digests"] == digests
+            and not _agree(patch, answer.proved, str(other["proved"]))
+        ]
+        names = {variant.name for variant in patch.variants}
+        if any(known[k]["commit"] or {k[0], answer.proved} <= names for k in rivals):
             continue  # what was known first stays: the edits of several variants may do
+        for key in rivals:  # what no commit is said of gives way to a proof
+            del known[key]
         # What was proved on a commit stays so; what no commit is said of is proved now.
         if not known.get(_key(entry), {}).get("commit"):
             known[_key(entry)] = entry

@@ -11,6 +11,9 @@ repeated blocks in two places, one for each eviction policy. Here the repeated b
 and dropped first, so that everything below sees each block once. (Upstream has come to the same
 with #5995.) Neither refuses to take more off a count than is there.
 
+Before 0.17 (main since #3063), the LRU policy also keeps blocks that have no hash, such as the last
+of each request: they are neither free nor can they be evicted. They go back to the pool there.
+
 Not covered: counts that are already wrong when the patch is applied, until the next ``reset()``;
 and what else is wrong with the LRU policy (upstream #5822, #5995), where blocks are lost or handed
 out twice in other ways.
@@ -45,6 +48,9 @@ KV_BLOCK_REF_COUNTS = Patch(
     removal="no supported release is older than 0.19.0",
     updated="2026-11-24",
     target=f"{CONTEXTS}.dynamic_context:DynamicInferenceContext._compute_prefix_match",
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=(
+        Variant("main-c9312e6a54", HUNKS.of("main-c9312e6a54")),
+        Variant("0.17", HUNKS.of("0.17")),
+    ),
     told_by=(RELEASE,),
 )

@@ -75,6 +75,7 @@ LRU_PREFIX_CACHE = Patch(
     updated="2026-11-25",
     target=f"{CONTEXT}._compute_prefix_match",
     variants=(
+        Variant("main-c9312e6a54", (*HUNKS.of("main-c9312e6a54"), COMES_BACK_WITHOUT_HASHES)),
         Variant("0.17", (*HUNKS.of("0.17"), COMES_BACK_WITHOUT_HASHES)),
         Variant("0.19", (AVAILABLE_IN_0_19, *HUNKS.of("0.19"), COMES_BACK_WITHOUT_HASHES)),
     ),
