@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, cast
 
+from .definitions import Definition
 from .errors import ForeignPatchError, RewriteError
-from .fingerprint import Definition
 from .line_numbers import file_of, renumber
 from .model import Add, Target
 from .sources import read_source

@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Union
 
+from .definitions import Definition, statements_of
 from .errors import TargetError
-from .fingerprint import Definition, FunctionTree, statements_of, without_docstring
+from .fingerprint import FunctionTree, without_docstring
 from .matching import bodies, match, places, with_field
 from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .rewrite import as_written

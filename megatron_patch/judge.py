@@ -7,7 +7,7 @@ import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from . import fingerprint, recognising
+from . import definitions, recognising
 from .errors import SettingsError, TargetError
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Source, Variant, is_known_by_digest
@@ -122,7 +122,7 @@ def trees_kept() -> Iterator[None]:
         yield
     finally:
         keep_texts(False)
-        fingerprint.forget()
+        definitions.forget()
         recognising.forget()
         if collecting:
             gc.enable()

@@ -14,7 +14,7 @@ import linecache
 from difflib import SequenceMatcher
 from typing import Any
 
-from .fingerprint import Definition, lines_of
+from .definitions import Definition, lines_of
 
 
 class File:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from .fingerprint import FunctionTree, equal, statements_of
+from .definitions import statements_of
+from .fingerprint import FunctionTree, equal
 from .model import METAVARIABLE
 
 #: What the metavariables of a pattern stand for in one place.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Union
 
+from .definitions import Definition
 from .errors import ForeignPatchError
-from .fingerprint import Definition
 from .model import Target
 from .sources import ABSENT, namespace_of
 

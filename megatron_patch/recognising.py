@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from . import fingerprint, rewrite
-from .fingerprint import Definition, FunctionNode
+from .definitions import Definition
+from .fingerprint import FunctionNode
 from .ledger import sources_of
 from .model import Add, Patch, Replace, Source, Target, Variant, changes_code, is_known_by_digest
 

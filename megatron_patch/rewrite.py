@@ -14,18 +14,9 @@ from dataclasses import replace as dataclass_replace
 from enum import Enum
 from typing import Any, cast
 
+from .definitions import Definition, first_line, last_line, lines_of, statements_of
 from .errors import RewriteError
-from .fingerprint import (
-    Definition,
-    FunctionNode,
-    FunctionTree,
-    equal,
-    first_line,
-    last_line,
-    lines_of,
-    statements_of,
-    without_docstring,
-)
+from .fingerprint import FunctionNode, FunctionTree, equal, without_docstring
 from .matching import Bindings, exchanged, places, with_field
 from .model import METAVARIABLE, Before, Edit, Replace, Substitute, source_of
 

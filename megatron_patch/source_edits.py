@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from . import fingerprint, rewrite
+from . import definitions, rewrite
+from .definitions import Definition, first_line, last_line
 from .errors import DriftedError, RewriteError, TargetError
-from .fingerprint import Definition, equal, first_line, last_line
+from .fingerprint import equal
 from .judge import judge
 from .model import Add, Edit, Judgement, Patch, Requires, Target, Variant
 from .source_tree import SourceTree
@@ -246,7 +247,7 @@ def _first_target(variant: Variant, module: str, scope: str) -> str:
 
 
 def _located(module: str, text: str, dotted: str) -> Definition:
-    found = fingerprint.locate(module, text, Target.parse(dotted).qualname)
+    found = definitions.locate(module, text, Target.parse(dotted).qualname)
     if found is None:
         raise TargetError(f"{dotted} is not found")
     return found

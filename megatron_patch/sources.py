@@ -186,7 +186,7 @@ def _constants(text: str) -> dict[str, object]:
     """What the assignments of constants in the source of a module give to which names."""
     import ast
 
-    from .fingerprint import parse
+    from .definitions import parse
 
     values: dict[str, object] = {}
     for node in parse(text).body:

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import rewrite
+from .definitions import Definition
 from .errors import RewriteError, SettingsError
-from .fingerprint import Definition
 from .model import Add, Before, Judgement, Patch, Requires, Source, Substitute, Target, Variant
 from .sources import megatron_version
 from .verdicts import Finder, Miss, Reader, Verdict

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import fingerprint, rewrite
-from .fingerprint import Definition
+from . import definitions, rewrite
+from .definitions import Definition
 from .model import Judgement, Substitute, Target, Variant
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
@@ -69,4 +69,4 @@ def find_definition(target: str, read: Reader) -> Definition | None:
     """The definition of ``module:Class.method``, ``None`` if there is no such thing."""
     parsed = Target.parse(target)
     text = read(parsed.module)
-    return None if text is None else fingerprint.locate(parsed.module, text, parsed.qualname)
+    return None if text is None else definitions.locate(parsed.module, text, parsed.qualname)

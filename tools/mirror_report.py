@@ -33,8 +33,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.definitions import locate  # noqa: E402
 from megatron_patch.errors import TargetError  # noqa: E402
-from megatron_patch.fingerprint import digest, locate  # noqa: E402
+from megatron_patch.fingerprint import digest  # noqa: E402
 from megatron_patch.ledger import sources_of  # noqa: E402
 from megatron_patch.model import HAS_IT, Add, Patch, Target  # noqa: E402
 

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.fingerprint import locate, without_docstring
+from megatron_patch.definitions import locate
+from megatron_patch.fingerprint import without_docstring
 from megatron_patch.model import Judgement, Patch, Target
 from megatron_patch.sources import read_source
 from megatron_patch.verdicts import Reader

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
-from megatron_patch.fingerprint import Definition, locate
+from megatron_patch.definitions import Definition, locate
 from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import (

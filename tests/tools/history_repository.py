@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from megatron_patch.fingerprint import locate
+from megatron_patch.definitions import locate
 
 MODULE = "megatron.core.context"
 FILE = "megatron/core/context.py"

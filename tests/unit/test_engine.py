@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from megatron_patch import fingerprint
+from megatron_patch import definitions
 from megatron_patch.engine import Engine
 from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
 from megatron_patch.model import NEEDS_NONE, Add, Requires, Source, State, Substitute
@@ -504,8 +504,8 @@ def test_one_summary_a_process_when_all_are_settled(
 def test_no_tree_is_kept_when_all_is_settled(workshop, both):
     importlib.import_module("target_module")
     workshop.engine(both)
-    assert fingerprint.locate.cache_info().currsize == 0
-    assert fingerprint._parse_module.cache_info().currsize == 0
+    assert definitions.locate.cache_info().currsize == 0
+    assert definitions._parse_module.cache_info().currsize == 0
 
 
 def test_threads_that_import_at_once_all_see_the_patch(workshop, both):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import hunks
-from megatron_patch.fingerprint import locate
+from megatron_patch.definitions import locate
 from megatron_patch.model import METAVARIABLE, Add, Substitute
 from megatron_patch.rewrite import edited
 

@@ -190,7 +190,7 @@ print(json.dumps([state, value, statements, missing]))
 
 PATCH = """
 from megatron_patch.engine import Engine
-from megatron_patch.fingerprint import locate
+from megatron_patch.definitions import locate
 from megatron_patch.model import Kind, Patch, Source, Substitute, Variant
 from megatron_patch.settings import Settings
 

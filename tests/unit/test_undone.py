@@ -8,8 +8,9 @@ import itertools
 
 import pytest
 
+from megatron_patch.definitions import locate
 from megatron_patch.errors import DriftedError, MegatronPatchWarning
-from megatron_patch.fingerprint import canonical, locate
+from megatron_patch.fingerprint import canonical
 from megatron_patch.judge import judge
 from megatron_patch.model import (
     Add,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from megatron_patch.definitions import Definition, forget, locate
 from megatron_patch.errors import TargetError
-from megatron_patch.fingerprint import Definition, forget, locate
 from megatron_patch.model import Patch, Target
 
 from .commits import Clone, Commit, paths_of
