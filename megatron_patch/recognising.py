@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping
 from enum import Enum
 
-from . import fingerprint, rewrite
+from . import fingerprint, undoing
 from .definitions import Definition
 from .fingerprint import FunctionNode
 from .ledger import sources_of
@@ -79,8 +79,8 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
                     for edit in variant.edits
                     if edit.target == target and changes_code(edit) and not isinstance(edit, Add)
                 ]
-                original = rewrite.undone(node, edits) if edits else None
-                if original is rewrite.Gone.WHOLE:
+                original = undoing.undone(node, edits) if edits else None
+                if original is undoing.Gone.WHOLE:
                     for source in sources_of(other):
                         if source.proved == variant.name:
                             found.setdefault(dict(source.digests)[target], ids | {other.id})

@@ -9,16 +9,14 @@ from __future__ import annotations
 import ast
 import copy
 import textwrap
-from collections.abc import Sequence
 from dataclasses import replace as dataclass_replace
-from enum import Enum
-from typing import Any, cast
+from typing import Any
 
-from .definitions import Definition, first_line, last_line, lines_of, statements_of
+from .definitions import Definition, first_line, last_line, lines_of
 from .errors import RewriteError
 from .fingerprint import FunctionNode, FunctionTree, equal, without_docstring
 from .matching import Bindings, exchanged, places, with_field
-from .model import METAVARIABLE, Before, Edit, Replace, Substitute, source_of
+from .model import METAVARIABLE, Before, Replace, Substitute, source_of
 
 
 def edited(definition: Definition, edit: Replace | Before | Substitute) -> Definition:
@@ -227,35 +225,3 @@ def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tu
         return sum(map(len, lines[:row])) + len(lines[row].encode()[:column].decode())
 
     return offset(first.lineno, first.col_offset), offset(last.end_lineno, last.end_col_offset)
-
-
-class Gone(Enum):
-    """What cannot be had back from edited source."""
-
-    WHOLE = "a function that was replaced as a whole"
-
-
-def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | None:
-    """The tree that one patch's ``edits`` of one target have made ``node`` from.
-
-    ``None`` when the edits are not in there, and ``Gone.WHOLE`` when they have replaced it as a
-    whole. ``node`` is not changed.
-    """
-    for edit in reversed(edits):
-        body = without_docstring(node)
-        if isinstance(edit, Replace):
-            (new,) = statements_of(source_of(edit.function))
-            same = equal(without_docstring(cast(FunctionTree, new)), body)
-            return Gone.WHOLE if same and edit is edits[0] else None
-        if isinstance(edit, Before):
-            statements = statements_of(edit.statements)
-            if not equal(body[: len(statements)], statements):
-                return None
-            head = node.body[: len(node.body) - len(body)]
-            node = with_field(node, "body", [*head, *body[len(statements) :]])
-        elif isinstance(edit, Substitute):
-            found = places(node, edit.put, edit.find) if edit.put.strip() else []
-            if len(found) != 1:
-                return None
-            node = exchanged(node, found[0], edit.find)
-    return node

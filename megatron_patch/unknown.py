@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import rewrite
+from . import rewrite, undoing
 from .definitions import Definition
 from .errors import RewriteError, SettingsError
 from .model import Add, Before, Judgement, Patch, Requires, Source, Substitute, Target, Variant
@@ -40,7 +40,7 @@ def misses_of(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
     for edit in independent_hooks(variant):
         found = find(edit.target)
         # Where the hook is made already, something of the patch may be made already.
-        if found is None or not rewrite.takes(found, edit) or rewrite.undone(found.node, [edit]):
+        if found is None or not rewrite.takes(found, edit) or undoing.undone(found.node, [edit]):
             yield Miss(edit.target, None, found)
 
 

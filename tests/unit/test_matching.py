@@ -12,7 +12,8 @@ from megatron_patch.errors import RewriteError
 from megatron_patch.fingerprint import canonical
 from megatron_patch.matching import match, places
 from megatron_patch.model import METAVARIABLE, Substitute
-from megatron_patch.rewrite import edited, occurrences, undone
+from megatron_patch.rewrite import edited, occurrences
+from megatron_patch.undoing import undone
 
 
 def code(text: str) -> str:

@@ -23,9 +23,10 @@ from megatron_patch.model import (
     Substitute,
     Variant,
 )
-from megatron_patch.rewrite import Gone, edited, undone
+from megatron_patch.rewrite import edited
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.undoing import Gone, undone
 
 from .sample import Workshop, digest_in, make_patch
 
