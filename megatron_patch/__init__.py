@@ -33,9 +33,10 @@ from .errors import (
     StrictModeError,
     TargetError,
 )
-from .model import Kind, Origin, Patch, PatchStatus, State
+from .model import Kind, Origin, Patch
 from .settings import RECORDS, Settings
 from .sources import megatron_version
+from .states import PatchStatus, State
 
 __version__ = "0.1.0"
 

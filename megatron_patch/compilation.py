@@ -14,9 +14,9 @@ from types import CodeType, FunctionType
 from typing import Any, cast
 
 from .definitions import Definition
+from .edits import Add, Target
 from .errors import ForeignPatchError, RewriteError
 from .line_numbers import file_of, renumber
-from .model import Add, Target
 from .sources import read_source
 
 

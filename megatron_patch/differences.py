@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import Union
 
 from .definitions import Definition, statements_of
+from .edits import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .errors import TargetError
 from .fingerprint import FunctionTree, without_docstring
 from .matching import bodies, match, places, with_field
-from .model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .rewrite import as_written
 from .source_tree import SourceTree
 from .verdicts import Miss, Verdict, find_definition

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import notices
+from .edits import Add, Target
 from .errors import (
     ForeignPatchError,
     MegatronPatchError,
@@ -20,9 +21,10 @@ from .errors import (
 )
 from .forks import ForkSafeLock
 from .importer import PostImportFinder, is_ready
-from .model import UNHEALTHY, Add, Judgement, Patch, PatchStatus, State, Target, Variant
+from .model import Patch, Variant
 from .settings import Settings
 from .sources import megatron_version
+from .states import UNHEALTHY, PatchStatus, State
 
 if TYPE_CHECKING:
     from types import FunctionType
@@ -178,6 +180,7 @@ class Engine:
         """Judge one patch, and apply it if it fits and all its modules are there."""
         from .judge import judge
         from .places import inherited_from
+        from .verdicts import Judgement
 
         def is_there(target: str) -> bool:
             module = Target.parse(target).module

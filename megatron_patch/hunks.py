@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .model import METAVARIABLE, Add, Substitute
+from .edits import METAVARIABLE, Add, Substitute
 from .sources import read_data
 
 _HEADER = re.compile(r"@@ ([\w.]+) @@(?: (.+))?")

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .edits import Target
 from .judge import judge
 from .ledger import sources_of
-from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Target
+from .model import HAS_IT, NEEDS_NONE, Patch
 from .settings import ACCEPT, RECORDS
 from .source_tree import SourceTree
-from .verdicts import ANY_METHOD, Miss, Verdict
+from .verdicts import ANY_METHOD, Judgement, Miss, Verdict
 
 
 @dataclass(frozen=True)

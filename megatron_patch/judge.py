@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from . import definitions, recognising
+from .edits import is_known_by_digest
 from .errors import SettingsError, TargetError
 from .ledger import sources_of
-from .model import HAS_IT, NEEDS_NONE, Judgement, Patch, Source, Variant, is_known_by_digest
+from .model import HAS_IT, NEEDS_NONE, Patch, Source, Variant
 from .sources import keep_texts, read_source
 from .unknown import (
     Candidate,
@@ -22,7 +23,7 @@ from .unknown import (
     misses_of,
     verdict_of_unknown,
 )
-from .verdicts import Finder, Reader, Verdict, find_definition
+from .verdicts import Finder, Judgement, Reader, Verdict, find_definition
 
 
 def judge(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from .definitions import statements_of
+from .edits import METAVARIABLE
 from .fingerprint import FunctionTree, equal
-from .model import METAVARIABLE
 
 #: What the metavariables of a pattern stand for in one place.
 Bindings = Mapping[str, ast.expr]

@@ -16,22 +16,10 @@ from datetime import date
 from types import ModuleType
 from typing import Any
 
+from .edits import Add, Before, Edit, Replace, Requires, Substitute, Target, source_of
 from .errors import SettingsError
 from .judge import TOLD, variant_of
-from .model import (
-    Add,
-    Before,
-    Edit,
-    Kind,
-    Patch,
-    Replace,
-    Requires,
-    Source,
-    Substitute,
-    Target,
-    Variant,
-    source_of,
-)
+from .model import Kind, Patch, Source, Variant
 from .settings import RECORDS, names_of
 from .sources import read_data
 
@@ -156,7 +144,7 @@ def _faults_of_edits(variant: Variant) -> Iterator[str]:
     """What is wrong with edits; raises what reading their code raises."""
     for edit in variant.edits:
         if not isinstance(edit, EDITS):
-            yield f"{edit!r:.60} is no edit of megatron_patch.model"
+            yield f"{edit!r:.60} is no edit of megatron_patch.edits"
         Target.parse(edit.target)
         _read_code(edit)
     if not variant.edits:

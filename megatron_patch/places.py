@@ -14,8 +14,8 @@ from types import CodeType, FunctionType
 from typing import Any, Union
 
 from .definitions import Definition
+from .edits import Target
 from .errors import ForeignPatchError
-from .model import Target
 from .sources import ABSENT, namespace_of
 
 #: An attribute of a function whose code is ours: the ids of the patches in it.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import FunctionType
 
 from . import compilation, rewrite
+from .edits import Add, Edit, Requires, Target, changes_code
 from .errors import ForeignPatchError, TargetError
-from .model import Add, Edit, Patch, Requires, Target, Variant, changes_code
+from .model import Patch, Variant
 from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
 from .sources import ABSENT, namespace_of, read_source
 from .verdicts import find_definition

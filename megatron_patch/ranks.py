@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import RankMismatchError
-from .model import PatchStatus, State
+from .states import PatchStatus, State
 
 Summary = Mapping[str, str]
 

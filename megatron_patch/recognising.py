@@ -9,9 +9,10 @@ from enum import Enum
 
 from . import fingerprint, undoing
 from .definitions import Definition
+from .edits import Add, Replace, Target, changes_code, is_known_by_digest
 from .fingerprint import FunctionNode
 from .ledger import sources_of
-from .model import Add, Patch, Replace, Source, Target, Variant, changes_code, is_known_by_digest
+from .model import Patch, Source, Variant
 
 #: The digests of a target without edits of the series, and the ids of the patches left out.
 Below = Mapping[str, frozenset[str]]

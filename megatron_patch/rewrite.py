@@ -13,10 +13,10 @@ from dataclasses import replace as dataclass_replace
 from typing import Any
 
 from .definitions import Definition, first_line, last_line, lines_of
+from .edits import METAVARIABLE, Before, Replace, Substitute, source_of
 from .errors import RewriteError
 from .fingerprint import FunctionNode, FunctionTree, equal, without_docstring
 from .matching import Bindings, exchanged, places, with_field
-from .model import METAVARIABLE, Before, Replace, Substitute, source_of
 
 
 def edited(definition: Definition, edit: Replace | Before | Substitute) -> Definition:

@@ -15,11 +15,13 @@ from types import MappingProxyType
 
 from . import definitions, rewrite
 from .definitions import Definition, first_line, last_line
+from .edits import Add, Edit, Requires, Target
 from .errors import DriftedError, RewriteError, TargetError
 from .fingerprint import equal
 from .judge import judge
-from .model import Add, Edit, Judgement, Patch, Requires, Target, Variant
+from .model import Patch, Variant
 from .source_tree import SourceTree
+from .verdicts import Judgement
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from enum import Enum
 from typing import cast
 
 from .definitions import statements_of
+from .edits import Before, Edit, Replace, Substitute, source_of
 from .fingerprint import FunctionTree, equal, without_docstring
 from .matching import exchanged, places, with_field
-from .model import Before, Edit, Replace, Substitute, source_of
 
 
 class Gone(Enum):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from . import rewrite, undoing
 from .definitions import Definition
+from .edits import Add, Before, Requires, Substitute, Target
 from .errors import RewriteError, SettingsError
-from .model import Add, Before, Judgement, Patch, Requires, Source, Substitute, Target, Variant
+from .model import Patch, Source, Variant
 from .sources import megatron_version
-from .verdicts import Finder, Miss, Reader, Verdict
+from .verdicts import Finder, Judgement, Miss, Reader, Verdict
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from . import definitions, rewrite
 from .definitions import Definition
-from .model import Judgement, Substitute, Target, Variant
+from .edits import Substitute, Target
+from .model import Variant
 
 #: Gives a module's source text, or ``None`` for a module that does not exist.
 Reader = Callable[[str], "str | None"]
@@ -16,6 +18,18 @@ Finder = Callable[[str], "Definition | None"]
 
 #: What an independent hook needs, in words.
 ANY_METHOD = "a plain method with the hook's parameter, and not yet with the hook"
+
+
+class Judgement(str, Enum):
+    """What source says of a patch."""
+
+    APPLICABLE = "applicable"  #: it is known, and needs the patch
+    UPSTREAMED = "upstreamed"  #: it has the change already
+    NOT_APPLICABLE = "not_applicable"  #: it has no such target, or never needed the change
+    DRIFTED = "drifted"  #: it is not known
+
+    def __str__(self) -> str:
+        return self.value
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,11 @@ sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.definitions import locate  # noqa: E402
+from megatron_patch.edits import Add, Target  # noqa: E402
 from megatron_patch.errors import TargetError  # noqa: E402
 from megatron_patch.fingerprint import digest  # noqa: E402
 from megatron_patch.ledger import sources_of  # noqa: E402
-from megatron_patch.model import HAS_IT, Add, Patch, Target  # noqa: E402
+from megatron_patch.model import HAS_IT, Patch  # noqa: E402
 
 TESTS = Path("tests/unit_tests")
 SEARCHED = TESTS / "inference"

@@ -26,13 +26,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.edits import Target  # noqa: E402
 from megatron_patch.errors import (  # noqa: E402
     LedgerError,
     NotMegatronError,
     SourceMissingError,
     TargetError,
 )
-from megatron_patch.model import Target  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from megatron_patch.sources import megatron_version  # noqa: E402
 from megatron_patch.verdicts import find_definition  # noqa: E402

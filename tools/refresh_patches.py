@@ -29,9 +29,10 @@ from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
 from megatron_patch.export import UPSTREAM  # noqa: E402
 from megatron_patch.judge import judge  # noqa: E402
-from megatron_patch.model import Judgement, Patch  # noqa: E402
+from megatron_patch.model import Patch  # noqa: E402
 from megatron_patch.source_edits import source_patches  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
+from megatron_patch.verdicts import Judgement  # noqa: E402
 from tools import pins  # noqa: E402
 from tools.pins import Pin  # noqa: E402
 

@@ -8,10 +8,10 @@ from functools import partial
 
 from .. import inspection
 from ..judge import trees_kept
-from ..model import Judgement
 from ..settings import Settings, selected
 from ..source_tree import SourceTree
 from ..sources import megatron_version
+from ..verdicts import Judgement
 from . import SERIES
 
 

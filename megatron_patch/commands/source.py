@@ -7,10 +7,10 @@ import sys
 
 from .. import export as exporting
 from .. import in_place
-from ..model import Judgement
 from ..settings import Settings, selected
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
+from ..verdicts import Judgement
 from . import SERIES
 
 #: The exit status when some of the selected patches did not fit, and the rest was written.

@@ -10,8 +10,10 @@ import platform
 from pathlib import Path
 
 from .. import status as status_of_process
-from ..model import UNHEALTHY, Patch, PatchStatus, State, Target
+from ..edits import Target
+from ..model import Patch
 from ..sources import find_module_spec, megatron_version
+from ..states import UNHEALTHY, PatchStatus, State
 from . import SERIES
 
 UNSETTLED = UNHEALTHY | {State.PENDING}

@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.definitions import locate
+from megatron_patch.edits import Target
 from megatron_patch.fingerprint import without_docstring
-from megatron_patch.model import Judgement, Patch, Target
+from megatron_patch.model import Patch
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import Reader
+from megatron_patch.verdicts import Judgement, Reader
 from tools.benchmarking import as_it_is  # noqa: F401
 
 from ..conftest import RELEASE, expected_state

@@ -14,7 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.attention_length_views import ATTENTION_LENGTH_VIEWS, CONTEXT
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state
 from ..upstream import support

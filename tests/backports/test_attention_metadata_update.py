@@ -16,7 +16,7 @@ from megatron_patch.backports.ours.attention_metadata_update import (
     ATTENTION_METADATA_UPDATE,
 )
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 from tools.benchmarking import select, selected
 
 from ..conftest import RELEASE, expected_state, not_in_source

@@ -17,11 +17,11 @@ from megatron_patch.backports.upstream.block_allocator_reset import (
     CONTEXTS,
     KV_BLOCKS,
 )
+from megatron_patch.edits import Target
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement, Target
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
-from megatron_patch.verdicts import find_definition
+from megatron_patch.verdicts import Judgement, find_definition
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support

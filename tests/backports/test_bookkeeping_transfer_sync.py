@@ -21,7 +21,7 @@ from megatron_patch.backports.upstream.bookkeeping_transfer_sync import (
     TRANSFER,
 )
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed

@@ -12,7 +12,7 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.dp_sampling_seed import DP_SAMPLING_SEED
-from megatron_patch.model import Target
+from megatron_patch.edits import Target
 
 from ..conftest import RELEASE
 from .checks import needs, proof, state_of

@@ -19,7 +19,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.graph_argument_check import ERRORS, GRAPH_ARGUMENT_CHECK
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import expected_state, not_in_source
 from .checks import as_it_is, needs, proof, state_of, with_one_token_changed

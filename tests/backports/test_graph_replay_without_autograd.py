@@ -22,8 +22,8 @@ from megatron_patch.backports.ours.graph_replay_without_autograd import (
     GRAPH_REPLAY_WITHOUT_AUTOGRAD,
 )
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
 from megatron_patch.sources import read_source
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import as_it_is, proof, state_of, with_one_token_changed

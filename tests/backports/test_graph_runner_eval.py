@@ -13,7 +13,7 @@ import megatron_patch
 from megatron_patch import State
 from megatron_patch.backports.upstream.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import needs, proof, state_of, with_one_token_changed

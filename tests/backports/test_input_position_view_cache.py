@@ -21,10 +21,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
+from megatron_patch.edits import is_known_by_digest
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement, is_known_by_digest
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support

@@ -16,7 +16,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW, TARGET
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state
 from .checks import (

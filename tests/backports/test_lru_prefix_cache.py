@@ -12,11 +12,13 @@ from packaging.version import Version
 from megatron_patch import State, source_edits, testing
 from megatron_patch.backports import SERIES
 from megatron_patch.backports.upstream.lru_prefix_cache import LRU_PREFIX_CACHE
+from megatron_patch.edits import Requires, Target
 from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
-from megatron_patch.model import Judgement, Patch, Requires, Target, Variant
+from megatron_patch.model import Patch, Variant
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, SOURCE, expected_state
 from ..upstream import support

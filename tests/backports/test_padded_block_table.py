@@ -14,7 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import assert_same_outputs, needs, proof, state_of, with_one_token_changed

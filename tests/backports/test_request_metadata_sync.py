@@ -16,7 +16,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.request_metadata_sync import GENERATE, REQUEST_METADATA_SYNC
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import needs, proof, state_of, with_one_token_changed

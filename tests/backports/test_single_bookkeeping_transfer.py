@@ -12,9 +12,9 @@ from megatron_patch.backports.upstream.single_bookkeeping_transfer import (
     SINGLE_BOOKKEEPING_TRANSFER,
 )
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed

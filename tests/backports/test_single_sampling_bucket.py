@@ -17,10 +17,11 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
+from megatron_patch.edits import is_known_by_digest
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement, is_known_by_digest
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import parameters_of
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import (

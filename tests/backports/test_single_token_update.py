@@ -20,7 +20,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support

@@ -18,8 +18,8 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.step_log_sync import FORWARD, STEP_LOG_SYNC
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
 from megatron_patch.testing.releases import engine_class
+from megatron_patch.verdicts import Judgement
 from tools.benchmarking import selected
 
 from ..conftest import RELEASE, expected_state, not_in_source

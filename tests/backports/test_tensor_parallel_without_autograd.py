@@ -27,7 +27,7 @@ from megatron_patch.backports.ours.tensor_parallel_without_autograd import (
     TENSOR_PARALLEL_WITHOUT_AUTOGRAD,
 )
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement
+from megatron_patch.verdicts import Judgement
 
 from ..conftest import RELEASE, expected_state
 from .checks import (

@@ -19,22 +19,14 @@ from hypothesis import strategies as st
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
 from megatron_patch.definitions import Definition, locate
+from megatron_patch.edits import Add, Before, Requires, Target, is_known_by_digest
 from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
-from megatron_patch.model import (
-    Add,
-    Before,
-    Judgement,
-    Patch,
-    Requires,
-    Source,
-    Target,
-    is_known_by_digest,
-)
+from megatron_patch.model import Patch, Source
 from megatron_patch.rewrite import edited
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
-from megatron_patch.verdicts import Verdict, find_definition
+from megatron_patch.verdicts import Judgement, Verdict, find_definition
 from tests.unit.sample import make_patch
 
 from .code import FUNCTIONS, Code, Edit, functions, has_docstring, meaning, reduced

@@ -11,25 +11,21 @@ from pathlib import Path
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
-from megatron_patch.hunks import Hunks
-from megatron_patch.judge import judge
-from megatron_patch.ledger import sources_of
-from megatron_patch.model import (
-    HAS_IT,
+from megatron_patch.edits import (
     METAVARIABLE,
-    NEEDS_NONE,
     Add,
     Edit,
-    Judgement,
-    Patch,
     Requires,
-    Source,
     Substitute,
     Target,
     is_known_by_digest,
 )
+from megatron_patch.hunks import Hunks
+from megatron_patch.judge import judge
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source
 from megatron_patch.unknown import why_not
-from megatron_patch.verdicts import Reader, find_definition
+from megatron_patch.verdicts import Judgement, Reader, find_definition
 from tools.starting.stubs import FILL
 
 REPORTS = Path(__file__).parents[2] / "docs" / "upstream"

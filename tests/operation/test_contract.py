@@ -11,22 +11,12 @@ import pytest
 
 from megatron_patch import backports, ledger
 from megatron_patch.backports import SERIES
+from megatron_patch.edits import METAVARIABLE, Add, Requires, Substitute
 from megatron_patch.hunks import Hunk, Hunks
 from megatron_patch.ledger import sources_of
-from megatron_patch.model import (
-    HAS_IT,
-    METAVARIABLE,
-    NEEDS_NONE,
-    Add,
-    Judgement,
-    Patch,
-    Requires,
-    Source,
-    Substitute,
-    Variant,
-)
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source, Variant
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import find_definition
+from megatron_patch.verdicts import Judgement, find_definition
 from tools import pins
 from tools.starting.stubs import FILL
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Target, is_known_by_digest
+from megatron_patch.edits import Target, is_known_by_digest
 from megatron_patch.source_tree import SourceTree
 from megatron_patch.verdicts import find_definition
 

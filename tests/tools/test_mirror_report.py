@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.edits import Add, Before, Replace
 from megatron_patch.fingerprint import digest
-from megatron_patch.model import Add, Before, Replace
 from tests.unit.sample import make_patch
 from tools import mirror_report
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.model import Add, Replace
+from megatron_patch.edits import Add, Replace
 from tests.unit.sample import digest_in, make_patch
 from tools import pin_report
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import ledger
-from megatron_patch.model import HAS_IT, NEEDS_NONE, Requires, Substitute
+from megatron_patch.edits import Requires, Substitute
+from megatron_patch.model import HAS_IT, NEEDS_NONE
 from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import prove

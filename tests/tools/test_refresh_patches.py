@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Patch, Replace
+from megatron_patch.edits import Replace
+from megatron_patch.model import Patch
 from tests.unit.sample import digest_in, make_patch
 from tools import add_pin, pins, refresh_patches
 

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from megatron_patch.backports import SERIES
+from megatron_patch.edits import Add, Replace
 from megatron_patch.judge import judge
 from megatron_patch.ledger import FORMAT
-from megatron_patch.model import Add, Judgement, Patch, Replace
+from megatron_patch.model import Patch
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import find_definition
+from megatron_patch.verdicts import Judgement, find_definition
 from tests.tools.history_repository import (
     FILE,
     GET,

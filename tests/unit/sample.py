@@ -12,19 +12,11 @@ from typing import Any
 
 import pytest
 
+from megatron_patch.edits import Edit, Target, is_known_by_digest
 from megatron_patch.engine import Engine
-from megatron_patch.model import (
-    HAS_IT,
-    Edit,
-    Kind,
-    Patch,
-    PatchStatus,
-    Source,
-    Target,
-    Variant,
-    is_known_by_digest,
-)
+from megatron_patch.model import HAS_IT, Kind, Patch, Source, Variant
 from megatron_patch.settings import Settings
+from megatron_patch.states import PatchStatus
 from megatron_patch.verdicts import find_definition
 
 

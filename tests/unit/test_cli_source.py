@@ -10,8 +10,8 @@ import pytest
 from megatron_patch import in_place
 from megatron_patch.cli import main
 from megatron_patch.commands import check, source
+from megatron_patch.edits import Replace, Substitute
 from megatron_patch.errors import TreeError
-from megatron_patch.model import Replace, Substitute
 from megatron_patch.source_edits import source_patches
 
 from .sample import digest_in, make_patch

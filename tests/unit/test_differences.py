@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_patch.differences import WIDTH, differences
+from megatron_patch.edits import METAVARIABLE, Before, Edit, Replace, Requires, Substitute
 from megatron_patch.judge import judge
-from megatron_patch.model import METAVARIABLE, Before, Edit, Replace, Requires, Substitute
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, write

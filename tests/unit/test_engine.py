@@ -12,10 +12,12 @@ import threading
 import pytest
 
 from megatron_patch import definitions
+from megatron_patch.edits import Add, Requires, Substitute
 from megatron_patch.engine import Engine
 from megatron_patch.errors import MegatronPatchWarning, SettingsError, StrictModeError
-from megatron_patch.model import NEEDS_NONE, Add, Requires, Source, State, Substitute
+from megatron_patch.model import NEEDS_NONE, Source
 from megatron_patch.settings import Settings
+from megatron_patch.states import State
 
 from .sample import Workshop, make_patch, only
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import export
-from megatron_patch.model import Before, Edit, Patch, Substitute
+from megatron_patch.edits import Before, Edit, Substitute
+from megatron_patch.model import Patch
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, git, made, repository, write

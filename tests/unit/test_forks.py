@@ -14,8 +14,8 @@ import pytest
 
 from megatron_patch import forks
 from megatron_patch.engine import Engine
-from megatron_patch.model import State
 from megatron_patch.settings import Settings
+from megatron_patch.states import State
 
 from .sample import only
 from .test_engine import both, thing

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_patch import hunks
 from megatron_patch.definitions import locate
-from megatron_patch.model import METAVARIABLE, Add, Substitute
+from megatron_patch.edits import METAVARIABLE, Add, Substitute
 from megatron_patch.rewrite import edited
 
 HEAD = """\

@@ -15,9 +15,10 @@ from unittest import mock
 import pytest
 
 from megatron_patch import notices
+from megatron_patch.edits import Substitute
 from megatron_patch.errors import MegatronPatchWarning, StrictModeError
-from megatron_patch.model import State, Substitute
 from megatron_patch.settings import Settings
+from megatron_patch.states import State
 
 from .sample import only
 from .test_engine import MODULE, ONE, both, thing

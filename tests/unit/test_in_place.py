@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from megatron_patch import in_place
+from megatron_patch.edits import Substitute
 from megatron_patch.errors import TreeError
 from megatron_patch.inspection import inspect
-from megatron_patch.model import Judgement, Substitute
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.verdicts import Judgement
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, git, made, repository, write

@@ -9,23 +9,12 @@ import textwrap
 
 import pytest
 
+from megatron_patch.edits import Add, Before, Replace, Requires, Substitute
 from megatron_patch.errors import SettingsError
 from megatron_patch.judge import judge, trees_kept
-from megatron_patch.model import (
-    HAS_IT,
-    NEEDS_NONE,
-    Add,
-    Before,
-    Judgement,
-    Patch,
-    Replace,
-    Requires,
-    Source,
-    Substitute,
-    Variant,
-)
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source, Variant
 from megatron_patch.rewrite import edited
-from megatron_patch.verdicts import find_definition
+from megatron_patch.verdicts import Judgement, find_definition
 
 from .sample import digest_in, make_patch
 

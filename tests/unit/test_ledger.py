@@ -9,8 +9,10 @@ import pytest
 
 from megatron_patch import errors, ledger
 from megatron_patch.backports import SERIES
+from megatron_patch.edits import Substitute
 from megatron_patch.judge import judge, variant_of
-from megatron_patch.model import HAS_IT, NEEDS_NONE, Judgement, Source, Substitute, Variant
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Source, Variant
+from megatron_patch.verdicts import Judgement
 
 from .sample import make_patch
 

@@ -13,7 +13,8 @@ import traceback
 
 import pytest
 
-from megatron_patch.model import Add, State, Substitute
+from megatron_patch.edits import Add, Substitute
+from megatron_patch.states import State
 
 from .sample import Workshop, only
 from .trees import environment
@@ -191,7 +192,8 @@ print(json.dumps([state, value, statements, missing]))
 PATCH = """
 from megatron_patch.engine import Engine
 from megatron_patch.definitions import locate
-from megatron_patch.model import Kind, Patch, Source, Substitute, Variant
+from megatron_patch.model import Kind, Patch, Source, Variant
+from megatron_patch.edits import Substitute
 from megatron_patch.settings import Settings
 
 TARGET = "target_module:Thing.method"

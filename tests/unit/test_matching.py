@@ -8,10 +8,10 @@ import textwrap
 import pytest
 
 from megatron_patch.definitions import Definition, locate
+from megatron_patch.edits import METAVARIABLE, Substitute
 from megatron_patch.errors import RewriteError
 from megatron_patch.fingerprint import canonical
 from megatron_patch.matching import match, places
-from megatron_patch.model import METAVARIABLE, Substitute
 from megatron_patch.rewrite import edited, occurrences
 from megatron_patch.undoing import undone
 

@@ -12,8 +12,9 @@ from megatron_patch import outside
 from megatron_patch.backports import SERIES
 from megatron_patch.errors import SettingsError
 from megatron_patch.judge import judge
-from megatron_patch.model import Judgement, Origin
+from megatron_patch.model import Origin
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.verdicts import Judgement
 
 from .sample import digest_in
 from .source_trees import MODULE, PATH, write
@@ -35,7 +36,8 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_patch import hunks
-from megatron_patch.model import Before, Kind, Patch, Source, Variant
+from megatron_patch.edits import Before
+from megatron_patch.model import Kind, Patch, Source, Variant
 
 HUNKS = hunks.beside(__file__)
 ONE = "{ONE}"
@@ -159,9 +161,9 @@ def test_so_does_a_process_of_run_where_this_package_has_another_name(
     file, fork, tmp_path, with_helper
 ):
     if with_helper:  # a module that does not know in which way it is imported
-        (fork.root / "helper_of_records.py").write_text("from megatron_patch.model import Before\n")
+        (fork.root / "helper_of_records.py").write_text("from megatron_patch.edits import Before\n")
         file.write_text(
-            RECORD.replace("import Before, Kind", "import Kind").replace(
+            RECORD.replace("from megatron_patch.edits import Before\n", "").replace(
                 "import hunks\n", "import hunks\nfrom helper_of_records import Before\n"
             )
         )
@@ -241,7 +243,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_hunks_that_are_not_there(file):
     file.with_suffix(".diff").unlink()
-    with pytest.raises(SettingsError, match=r"records\.py, line 9: .*records\.diff"):
+    with pytest.raises(SettingsError, match=r"records\.py, line 10: .*records\.diff"):
         records(file)
 
 

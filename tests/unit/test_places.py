@@ -12,8 +12,9 @@ import types
 import pytest
 import wrapt
 
-from megatron_patch.model import Requires, State, Substitute
+from megatron_patch.edits import Requires, Substitute
 from megatron_patch.settings import Settings
+from megatron_patch.states import State
 
 from .sample import only
 

@@ -7,7 +7,8 @@ import inspect
 
 import pytest
 
-from megatron_patch.model import Add, Before, Edit, Replace, Requires, State, Substitute
+from megatron_patch.edits import Add, Before, Edit, Replace, Requires, Substitute
+from megatron_patch.states import State
 
 from .sample import Workshop, only
 

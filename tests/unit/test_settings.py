@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from megatron_patch.edits import Substitute
 from megatron_patch.errors import SettingsError
-from megatron_patch.model import NEWEST_RELEASE, Kind, Substitute
+from megatron_patch.model import NEWEST_RELEASE, Kind
 from megatron_patch.settings import Settings, selected
 
 from .sample import make_patch

@@ -7,10 +7,12 @@ import textwrap
 
 import pytest
 
+from megatron_patch.edits import Add, Before, Edit, Replace, Requires, Substitute
 from megatron_patch.errors import DriftedError
 from megatron_patch.fingerprint import canonical
-from megatron_patch.model import Add, Before, Edit, Judgement, Patch, Replace, Requires, Substitute
+from megatron_patch.model import Patch
 from megatron_patch.source_edits import source_patches
+from megatron_patch.verdicts import Judgement
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, made, write

@@ -9,24 +9,17 @@ import itertools
 import pytest
 
 from megatron_patch.definitions import locate
+from megatron_patch.edits import Add, Before, Edit, Replace, Substitute
 from megatron_patch.errors import DriftedError, MegatronPatchWarning
 from megatron_patch.fingerprint import canonical
 from megatron_patch.judge import judge
-from megatron_patch.model import (
-    Add,
-    Before,
-    Edit,
-    Judgement,
-    Patch,
-    Replace,
-    State,
-    Substitute,
-    Variant,
-)
+from megatron_patch.model import Patch, Variant
 from megatron_patch.rewrite import edited
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.states import State
 from megatron_patch.undoing import Gone, undone
+from megatron_patch.verdicts import Judgement
 
 from .sample import Workshop, digest_in, make_patch
 

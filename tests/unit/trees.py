@@ -11,7 +11,7 @@ from pathlib import Path
 
 import megatron_patch
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Target
+from megatron_patch.edits import Target
 
 # A directory with the package under test and nothing else, wherever that is installed.
 _directory = tempfile.TemporaryDirectory(prefix="megatron_patch-")

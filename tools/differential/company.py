@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from megatron_patch.backports import SERIES
-from megatron_patch.model import Add, Target, changes_code
+from megatron_patch.edits import Add, Target, changes_code
 
 BANNED = 7
 """The token that guests ban."""

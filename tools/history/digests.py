@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from megatron_patch.definitions import Definition, forget, locate
+from megatron_patch.edits import Target
 from megatron_patch.errors import TargetError
-from megatron_patch.model import Patch, Target
+from megatron_patch.model import Patch
 
 from .commits import Clone, Commit, paths_of
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from megatron_patch.judge import judge, trees_kept
-from megatron_patch.model import Judgement, Patch
-from megatron_patch.verdicts import Reader, Verdict
+from megatron_patch.model import Patch
+from megatron_patch.verdicts import Judgement, Reader, Verdict
 
 from .commits import Clone, Commit
 from .digests import History

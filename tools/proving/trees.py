@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from packaging.version import Version
 
 from megatron_patch.judge import judge, trees_kept
-from megatron_patch.model import Judgement, Patch
+from megatron_patch.model import Patch
 from megatron_patch.source_tree import SourceTree
+from megatron_patch.verdicts import Judgement
 from tools.history.trees import Tree
 
 from .answers import Answer, answer

@@ -6,20 +6,13 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
+from megatron_patch.edits import Edit, Replace, Requires, is_known_by_digest
 from megatron_patch.errors import TargetError
 from megatron_patch.judge import trees_kept
 from megatron_patch.ledger import sources_of
-from megatron_patch.model import (
-    Edit,
-    Judgement,
-    Patch,
-    Replace,
-    Requires,
-    Variant,
-    is_known_by_digest,
-)
+from megatron_patch.model import Patch, Variant
 from megatron_patch.unknown import independent_hooks, is_taken, why_not
-from megatron_patch.verdicts import Finder, Reader, find_definition
+from megatron_patch.verdicts import Finder, Judgement, Reader, find_definition
 from tools.history.commits import Clone, Commit
 from tools.history.drift import BySource, Verdicts
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from megatron_patch.model import Target
+from megatron_patch.edits import Target
 
 FILL = "TODO"
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 from ... import hunks
-from ...model import Kind, Patch, Replace, Variant
+from ...edits import Replace
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 

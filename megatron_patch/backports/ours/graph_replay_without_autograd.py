@@ -21,7 +21,8 @@ and 0.15 only ``apply()`` is left out: the parameters are still passed to each r
 from __future__ import annotations
 
 from ... import hunks
-from ...model import Kind, Patch, Requires, Variant
+from ...edits import Requires
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 

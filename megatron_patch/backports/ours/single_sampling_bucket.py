@@ -22,7 +22,8 @@ Their drafts are, in 0.18 and later.
 from __future__ import annotations
 
 from ... import hunks
-from ...model import Kind, Patch, Requires, Variant
+from ...edits import Requires
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 

@@ -22,7 +22,8 @@ differentiation under ``torch.no_grad()``, which ``apply()`` refuses, are comput
 from __future__ import annotations
 
 from ... import hunks
-from ...model import Kind, Patch, Requires, Variant
+from ...edits import Requires
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 

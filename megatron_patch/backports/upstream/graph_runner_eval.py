@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 from ... import hunks
-from ...model import Add, Kind, Patch, Variant
+from ...edits import Add
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 if TYPE_CHECKING:
     from torch import Tensor
-from ...model import Add, Before, Kind, Patch, Replace, Variant
+from ...edits import Add, Before, Replace
+from ...model import Kind, Patch, Variant
 
 CONTEXT = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext"
 

@@ -34,7 +34,8 @@ alone needs more blocks than there are (0.17 does not refuse it).
 from __future__ import annotations
 
 from ... import hunks
-from ...model import Kind, Patch, Requires, Variant
+from ...edits import Requires
+from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 
