@@ -9,7 +9,7 @@ import pytest
 import torch
 from packaging.version import Version
 
-from megatron_patch import State, source_edits, testing
+from megatron_patch import State, testing, text_edits
 from megatron_patch.backports import SERIES
 from megatron_patch.backports.upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from megatron_patch.edits import Requires, Target
@@ -361,7 +361,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         if isinstance(edit, Requires):
             continue
         module = Target.parse(edit.target).module
-        texts[module] = source_edits.with_edit(module, texts[module], edit)
+        texts[module] = text_edits.with_edit(module, texts[module], edit)
 
     def verdict() -> Judgement:
         def read(module: str) -> str | None:

@@ -1,0 +1,153 @@
+"""Make one edit in the text of a whole file; what the edit leaves alone stays byte for byte."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import itertools
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from . import definitions, rewrite
+from .definitions import Definition, first_line, last_line
+from .edits import Add, Edit, Requires, Target
+from .errors import TargetError
+from .fingerprint import equal
+from .model import Variant
+
+
+def with_edit(module: str, text: str, edit: Edit) -> str:
+    """``text`` with one edit of one target.
+
+    Raises ``TargetError`` or ``RewriteError`` when it does not fit.
+    """
+    assert not isinstance(edit, (Add, Requires))
+    old = _located(module, text, edit.target)
+    new = rewrite.edited(old, edit)
+    lines = _lines(text)
+    start = old.first_line - 1
+    end = start + len(_lines(old.segment))
+    lines[start:end] = _changed(lines[start:end], _lines(new.segment))
+    return "".join(lines)
+
+
+def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
+    """``text`` with the helper, above the first target of its class or module.
+
+    In a class it is below that target if a default of it, or a decorator, names the target. A
+    helper that is an assignment goes below the module's imports. Raises ``TargetError`` when there
+    is no such place, or when the name is taken.
+    """
+    target = Target.parse(edit.target)
+    tree = ast.parse(text)
+    lines = _lines(text)
+    source = edit.source.strip("\n") + "\n"
+    if isinstance(edit.definition, str) and not target.scope:
+        row = _below_imports(module, tree)
+        source = "\n" + source
+    else:
+        anchor = _located(module, text, _first_target(variant, module, target.scope))
+        if target.scope:
+            row = anchor.first_line - 1
+            margin = anchor.segment[: -len(anchor.segment.lstrip())]
+            source = rewrite.indented(source, margin) + "\n"
+            if anchor.node.name in _evaluated_names(source):
+                row = last_line(anchor.node)
+                source = "\n" + source.removesuffix("\n")
+        else:
+            row = first_line(next(n for n in tree.body if last_line(n) >= anchor.first_line)) - 1
+            source += "\n\n"
+        while row and lines[row - 1].lstrip().startswith("#"):
+            row -= 1  # a comment above a definition belongs to it
+    end = _line_end(lines)
+    lines[row:row] = [line.removesuffix("\n") + end for line in _lines(source)]
+    result = "".join(lines)
+    body = tree.body
+    for scope in filter(None, target.scope.split(".")):
+        body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == scope).body
+    if target.name in _bound(body):
+        raise TargetError(f"{target}: the name is taken; expected it to be free")
+    index = sum(first_line(node) <= row for node in body)
+    body[index:index] = ast.parse(edit.source).body
+    if not equal(ast.parse(result), tree):
+        raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
+    return result
+
+
+def _evaluated_names(source: str) -> set[str]:
+    """The names that the definition ``source`` needs when it is run: defaults and decorators."""
+    (node,) = ast.parse(textwrap.dedent(source)).body
+    parts: list[ast.AST] = list(getattr(node, "decorator_list", []))
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        parts += [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+    return {n.id for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)}
+
+
+def _below_imports(module: str, tree: ast.Module) -> int:
+    """The number of the last line of the imports at the top of a module."""
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    top = itertools.takewhile(lambda node: not isinstance(node, definitions), tree.body)
+    imports = [node for node in top if isinstance(node, (ast.Import, ast.ImportFrom))]
+    if not imports:
+        raise TargetError(f"{module}: there are no imports to put a helper below")
+    return last_line(imports[-1])
+
+
+def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
+    """The names that statements bind in their own scope."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        else:
+            yield from _bound(ast.iter_child_nodes(node))
+
+
+def _first_target(variant: Variant, module: str, scope: str) -> str:
+    """The first edited target of the module, and of the class ``scope`` unless that is empty."""
+    for edit in variant.edits:
+        target = Target.parse(edit.target)
+        inside = target.scope == scope or not scope
+        if not isinstance(edit, Add) and target.module == module and inside:
+            return edit.target
+    raise TargetError(f"{module}: no edit of {scope or 'the module'} to put a helper next to")
+
+
+def _located(module: str, text: str, dotted: str) -> Definition:
+    found = definitions.locate(module, text, Target.parse(dotted).qualname)
+    if found is None:
+        raise TargetError(f"{dotted} is not found")
+    return found
+
+
+def _lines(text: str) -> list[str]:
+    """Lines with their ends, as the tokenizer counts them."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$", text)
+
+
+def _line_end(lines: Sequence[str]) -> str:
+    return next((m.group() for line in lines if (m := re.search(r"[\r\n]+$", line))), "\n")
+
+
+def _changed(old: list[str], new: list[str]) -> list[str]:
+    """The lines ``new``, which end in line feeds, with the ends that lines have in ``old``.
+
+    What is equal but for its end stays byte for byte, also where ends are mixed.
+    """
+    end = _line_end(old)
+    open_ended = not old[-1].endswith(("\r", "\n"))
+    if open_ended:
+        old = [*old[:-1], old[-1] + end]
+    bare = [line.rstrip("\r\n") + "\n" for line in old]
+    lines: list[str] = []
+    matcher = difflib.SequenceMatcher(None, bare, new, autojunk=False)
+    for tag, start, stop, first, last in matcher.get_opcodes():
+        put = [line.removesuffix("\n") + end for line in new[first:last]]
+        lines += old[start:stop] if tag == "equal" else put
+    if open_ended:
+        lines[-1] = lines[-1].removesuffix(end)
+    return lines
