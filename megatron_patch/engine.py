@@ -5,48 +5,22 @@ Nothing here runs on a hot path: the functions that are put in place are plain f
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from . import notices
 from .edits import Add, Target
-from .errors import (
-    ForeignPatchError,
-    MegatronPatchError,
-    SettingsError,
-    StrictModeError,
-    TargetError,
-)
+from .errors import ForeignPatchError, MegatronPatchError, SettingsError, StrictModeError
 from .forks import ForkSafeLock
 from .importer import PostImportFinder, is_ready
 from .model import Patch, Variant
 from .settings import Settings
-from .sources import megatron_version
-from .states import UNHEALTHY, PatchStatus, State
-
-if TYPE_CHECKING:
-    from types import FunctionType
-
-    from .places import Addition, Change, CodeChange, Condition
+from .stack import Case, Stack
+from .states import PatchStatus, State
+from .telling import Teller
 
 # What judges and compiles, `judge` and `plan`, and `logging` are imported by the first call that
 # needs them: they are a third of the time that `import megatron_patch` would take, in processes
 # without Megatron too.
-
-
-class Record:
-    """The state of one patch in this process."""
-
-    def __init__(self, patch: Patch) -> None:
-        self.patch = patch
-        self.state = State.DISABLED
-        self.reason = "not installed"
-        self.changes: list[Change] = []
-        self.conditions: list[Condition] = []
-        self.upstreamed = ""  #: the reason, where the source has the change
-        self.warned: set[State] = set()
 
 
 def modules_of(patch: Patch) -> set[str]:
@@ -59,17 +33,17 @@ class Engine:
     """The patches of one process. All methods are safe to call from several threads."""
 
     def __init__(self, series: Sequence[Patch]) -> None:
-        self.records = {patch.id: Record(patch) for patch in series}
-        self._applied: list[Record] = []
+        self.cases = {patch.id: Case(patch) for patch in series}
+        self._stack = Stack()
+        self._teller = Teller()
         self._settings = Settings()
-        self._summarised = False
         self._lock = ForkSafeLock()
         self.finder = PostImportFinder(self._imported)
 
     @property
     def series(self) -> tuple[Patch, ...]:
         """The patches, in the order in which they are applied."""
-        return tuple(record.patch for record in self.records.values())
+        return tuple(case.patch for case in self.cases.values())
 
     def install(self, settings: Settings) -> None:
         """Select the patches, settle those whose modules are imported, wait for the others.
@@ -80,15 +54,15 @@ class Engine:
         """
         with self._lock:
             self._settings = settings
-            out = [r for r in self.records.values() if r.patch.id not in settings.selected]
-            for record in self._last_first(out):
-                self._revert(record, "not selected by MEGATRON_PATCH")
-            for record in self.records.values():
+            out = [case for case in self.cases.values() if case.patch.id not in settings.selected]
+            for case in self._stack.last_first(out):
+                self._revert(case, "not selected by MEGATRON_PATCH")
+            for case in self.cases.values():
                 # Also what failed before, it may not now, and what was on top of another patch.
-                if record not in out and record not in self._applied:
-                    record.state, record.reason = State.PENDING, _waiting(record.patch)
-            selected = [r for r in self.records.values() if r.state is not State.DISABLED]
-            self.finder.watch({m for record in selected for m in modules_of(record.patch)})
+                if case not in out and case not in self._stack:
+                    case.state, case.reason = State.PENDING, _waiting(case.patch)
+            selected = [case for case in self.cases.values() if case.state is not State.DISABLED]
+            self.finder.watch({m for case in selected for m in modules_of(case.patch)})
             try:
                 self._settle()
             except (StrictModeError, SettingsError):
@@ -99,8 +73,8 @@ class Engine:
         """Restore the original objects, except where somebody else's patch is on top of ours."""
         with self._lock:
             self.finder.stop()
-            for record in self._last_first(list(self.records.values())):
-                self._revert(record, "uninstalled")
+            for case in self._stack.last_first(list(self.cases.values())):
+                self._revert(case, "uninstalled")
 
     def status(self) -> tuple[PatchStatus, ...]:
         """One entry a patch, in the order of the series, looked up now."""
@@ -108,14 +82,14 @@ class Engine:
             self._settle(raising=False)
             return tuple(
                 PatchStatus(
-                    id=r.patch.id,
-                    kind=r.patch.kind,
-                    state=r.state,
-                    reason=r.reason,
-                    upstream_pr=r.patch.upstream_pr,
-                    fixed_in=r.patch.fixed_in,
+                    id=case.patch.id,
+                    kind=case.patch.kind,
+                    state=case.state,
+                    reason=case.reason,
+                    upstream_pr=case.patch.upstream_pr,
+                    fixed_in=case.patch.fixed_in,
                 )
-                for r in self.records.values()
+                for case in self.cases.values()
             )
 
     def _imported(self, name: str) -> None:
@@ -130,21 +104,20 @@ class Engine:
                 raise
             except Exception as error:
                 why = f"{notices.described(error)}, after {name} was imported"
-                for record in self.records.values():
-                    if record.state is State.PENDING and name in modules_of(record.patch):
-                        record.state, record.reason = State.FAILED, why
+                for case in self.cases.values():
+                    if case.state is State.PENDING and name in modules_of(case.patch):
+                        case.state, case.reason = State.FAILED, why
                 if self._settings.strict:
                     raise StrictModeError(why) from error
                 notices.line(f"{why}; Megatron runs as it is")
 
     def _decide_again(self, name: str) -> None:
-        records = [r for r in self.records.values() if name in modules_of(r.patch)]
-        for record in self._last_first(records):
-            if record.state is not State.DISABLED:
+        cases = [case for case in self.cases.values() if name in modules_of(case.patch)]
+        for case in self._stack.last_first(cases):
+            if case.state is not State.DISABLED:
                 # A reload has made new functions; those of other modules are still ours.
-                _undo(record.changes)
-                self._forget(record)
-                record.state, record.reason = State.PENDING, _waiting(record.patch)
+                self._stack.take(case)
+                case.state, case.reason = State.PENDING, _waiting(case.patch)
         self._settle(ready=name)
 
     def _settle(self, ready: str | None = None, raising: bool = True) -> None:
@@ -154,29 +127,29 @@ class Engine:
         """
         wrong: list[SettingsError] = []
 
-        def is_due(record: Record) -> bool:
-            main = Target.parse(record.patch.target).module
-            return record.state is State.PENDING and (main == ready or is_ready(main))
+        def is_due(case: Case) -> bool:
+            main = Target.parse(case.patch.target).module
+            return case.state is State.PENDING and (main == ready or is_ready(main))
 
-        if any(map(is_due, self.records.values())):
+        if any(map(is_due, self.cases.values())):
             from .judge import trees_kept
 
             with trees_kept():
-                for record in filter(is_due, self.records.values()):
+                for case in filter(is_due, self.cases.values()):
                     try:
-                        self._decide(record, ready)
+                        self._decide(case, ready)
                     except SettingsError as error:
-                        record.state, record.reason = State.FAILED, str(error)
+                        case.state, case.reason = State.FAILED, str(error)
                         wrong.append(error)
                     except Exception as error:
-                        record.state = State.FAILED
-                        record.reason = f"{notices.described(error)}, while judging"
+                        case.state = State.FAILED
+                        case.reason = f"{notices.described(error)}, while judging"
         self._find_shadows()
-        self._tell(raising)
+        self._teller.tell(list(self.cases.values()), strict=self._settings.strict and raising)
         if wrong and raising and ready is None:
             raise wrong[0]
 
-    def _decide(self, record: Record, ready: str | None) -> None:
+    def _decide(self, case: Case, ready: str | None) -> None:
         """Judge one patch, and apply it if it fits and all its modules are there."""
         from .judge import judge
         from .places import inherited_from
@@ -187,162 +160,77 @@ class Engine:
             return module == ready or is_ready(module)
 
         verdict = judge(
-            record.patch,
-            accepted=self._settings.accepted.get(record.patch.id, frozenset()),
+            case.patch,
+            accepted=self._settings.accepted.get(case.patch.id, frozenset()),
             series=self.series,
         )
         if verdict.variant is None:
-            record.state, record.reason = State(verdict.judgement.value), verdict.reason
+            case.state, case.reason = State(verdict.judgement.value), verdict.reason
             if verdict.judgement is Judgement.UPSTREAMED:
                 # What is not imported yet is judged again when it is.
-                record.upstreamed = verdict.reason
-                self._prove(record, [target for target in verdict.proof if is_there(target)])
-            inherited = inherited_from(Target.parse(record.patch.target))
+                case.upstreamed = verdict.reason
+                self._prove(case, [target for target in verdict.proof if is_there(target)])
+            inherited = inherited_from(Target.parse(case.patch.target))
             if verdict.judgement is Judgement.NOT_APPLICABLE and inherited:
-                record.state = State.DRIFTED
-                record.reason = f"{record.patch.target} is not defined there{inherited}"
+                case.state = State.DRIFTED
+                case.reason = f"{case.patch.target} is not defined there{inherited}"
             return
         if all(is_there(edit.target) for edit in verdict.variant.edits):
-            self._apply(record, verdict.variant, verdict.reason)
+            self._apply(case, verdict.variant, verdict.reason)
 
-    def _prove(self, record: Record, targets: Sequence[str]) -> None:
+    def _prove(self, case: Case, targets: Sequence[str]) -> None:
         """Where the source has a change already, its code must be what runs, or be below that."""
         from .plan import prove
 
         try:
-            record.conditions = [prove(t, self._on_top, wrapped=True) for t in targets]
+            case.conditions = [prove(t, self._stack.on_top, wrapped=True) for t in targets]
         except ForeignPatchError as error:
-            record.state, record.reason = State.SHADOWED, str(error)
+            case.state, case.reason = State.SHADOWED, str(error)
         else:
-            record.state, record.reason = State.UPSTREAMED, record.upstreamed
+            case.state, case.reason = State.UPSTREAMED, case.upstreamed
 
-    def _apply(self, record: Record, variant: Variant, reason: str) -> None:
+    def _apply(self, case: Case, variant: Variant, reason: str) -> None:
         """All edits of the variant, or none."""
         from .plan import plan
 
-        done: list[Change] = []
         try:
-            made = plan(record.patch, variant, self._on_top)
-            for change in made.changes:
-                done.append(change)
-                change.make()
-                if not change.is_made:
-                    raise TargetError(f"{change.target}: setting the attribute had no effect")
+            self._stack.put(case, plan(case.patch, variant, self._stack.on_top))
         except Exception as error:
-            _undo(done)
             foreign = isinstance(error, ForeignPatchError)
-            record.state = State.SHADOWED if foreign else State.FAILED
-            record.reason = (
+            case.state = State.SHADOWED if foreign else State.FAILED
+            case.reason = (
                 str(error) if isinstance(error, MegatronPatchError) else f"{error!r} while applying"
             )
             if not isinstance(error, MegatronPatchError):
-                notices.logger().exception("%s: applying failed; rolled back", record.patch.id)
+                notices.logger().exception("%s: applying failed; rolled back", case.patch.id)
             return
-        record.changes, record.conditions = made.changes, made.conditions
-        record.state, record.reason = State.APPLIED, reason
-        self._applied.append(record)
-
-    def _on_top(self, function: FunctionType) -> CodeChange | None:
-        """The last change of a function's code."""
-        for record in reversed(self._applied):
-            for change in record.changes:
-                if getattr(change, "function", None) is function:
-                    return change  # type: ignore[return-value]
-        return None
-
-    def _runs(self, item: Condition | Addition) -> bool:
-        """Whether what runs as a target is what was judged, or what we made of it."""
-        function: FunctionType | None = getattr(item, "function", None)
-        if not item.is_there or function is None:
-            return item.is_there
-        top = self._on_top(function)
-        return top.is_made if top else function.__code__ is item.released  # type: ignore[union-attr]
-
-    def _last_first(self, records: Sequence[Record]) -> list[Record]:
-        """``records``, and before each those that were applied on top of it."""
-        below: set[object] = set()
-        found: list[Record] = []
-        for record in self._applied:
-            places = {change.place for change in record.changes}
-            if record in records or places & below:
-                found.append(record)
-                below |= places
-        return [*reversed(found), *(record for record in records if record not in found)]
+        case.state, case.reason = State.APPLIED, reason
 
     def _find_shadows(self) -> None:
-        for record in self.records.values():
-            items = (*record.changes, *record.conditions)
-            foreign = [str(item.target) for item in items if not self._runs(item)]
-            if record not in self._applied:
-                if foreign or (items and record.state is State.SHADOWED):
-                    self._prove(record, [str(item.target) for item in items])
+        for case in self.cases.values():
+            items = (*case.changes, *case.conditions)
+            foreign = [str(item.target) for item in items if not self._stack.runs(item)]
+            if case not in self._stack:
+                if foreign or (items and case.state is State.SHADOWED):
+                    self._prove(case, [str(item.target) for item in items])
             elif foreign:
-                record.state = State.SHADOWED
-                record.reason = f"{', '.join(foreign)}: somebody else replaced what was there"
+                case.state = State.SHADOWED
+                case.reason = f"{', '.join(foreign)}: somebody else replaced what was there"
             else:
-                if record.state is State.SHADOWED:
-                    record.reason = "the other patch is gone; ours runs again"
-                record.state = State.APPLIED
+                if case.state is State.SHADOWED:
+                    case.reason = "the other patch is gone; ours runs again"
+                case.state = State.APPLIED
 
-    def _revert(self, record: Record, reason: str) -> None:
-        if record in self._applied:
-            foreign = [str(c.target) for c in record.changes if not (c.is_there and c.is_made)]
+    def _revert(self, case: Case, reason: str) -> None:
+        if case in self._stack:
+            foreign = [str(c.target) for c in case.changes if not (c.is_there and c.is_made)]
             if foreign:
-                record.state = State.SHADOWED
-                record.reason = f"not removed: {', '.join(foreign)} is not what we put there"
+                case.state = State.SHADOWED
+                case.reason = f"not removed: {', '.join(foreign)} is not what we put there"
                 return
-            _undo(record.changes)
-        self._forget(record)
-        record.state, record.reason = State.DISABLED, reason
-
-    def _forget(self, record: Record) -> None:
-        record.changes, record.conditions = [], []
-        if record in self._applied:
-            self._applied.remove(record)
-
-    def _tell(self, raising: bool) -> None:
-        unhealthy = [r for r in self.records.values() if r.state in UNHEALTHY]
-        for record in unhealthy:
-            if record.state not in record.warned:
-                record.warned.add(record.state)
-                message = _message(record)
-                notices.log("warning", message)
-                if not (self._settings.strict and raising):
-                    notices.warn(message)
-        self._summarise()
-        if unhealthy and self._settings.strict and raising:
-            raise StrictModeError("\n".join(map(_message, unhealthy)))
-
-    def _summarise(self) -> None:
-        """Log, once a process, what became of the selected patches when all of them are settled."""
-        states = [r.state for r in self.records.values() if r.state is not State.DISABLED]
-        counts: Counter[State] = Counter(states)
-        if self._summarised or not counts or counts[State.PENDING]:
-            return
-        self._summarised = True
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts many processes a node
-            shown = [State.APPLIED, State.UPSTREAMED, State.DRIFTED]
-            shown += [state for state in counts if state not in shown]
-            version = megatron_version() or "of unknown version"
-            found = ", ".join(f"{counts[state]} {state}" for state in shown)
-            notices.log("info", f"megatron-core {version}: {found}")
-
-
-def _undo(changes: Sequence[Change]) -> None:
-    for change in reversed(changes):
-        if change.is_made:
-            change.undo()
+        self._stack.take(case)
+        case.state, case.reason = State.DISABLED, reason
 
 
 def _waiting(patch: Patch) -> str:
     return f"{Target.parse(patch.target).module} has not been imported yet"
-
-
-def _message(record: Record) -> str:
-    patch = record.patch
-    change = "this change" if patch.upstream_pr is None else f"upstream #{patch.upstream_pr}"
-    return (
-        f"{patch.id} is {record.state}: {record.reason}. Megatron runs as it is, without "
-        f"{change}; known releases: megatron-core {patch.releases}. "
-        f"To run without the patch on purpose, set MEGATRON_PATCH=-{patch.id}"
-    )

@@ -119,8 +119,8 @@ def alternating(selections: Sequence[str]) -> Iterator[Callable[[str], None]]:
             select("none")
             select(name)
             # In the order of the series, in which they were made: several may be of one function.
-            records = megatron_patch._engine.records.values()
-            made[name] = [change for record in records for change in record.changes]
+            cases = megatron_patch._engine.cases.values()
+            made[name] = [change for case in cases for change in case.changes]
         select("none")
         current: list[Change] = []
 

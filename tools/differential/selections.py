@@ -124,8 +124,8 @@ class Selections:
             self.states[selection] = {
                 entry.id: str(entry.state) for entry in megatron_patch.status()
             }
-            for record in megatron_patch._engine.records.values():
-                for change in record.changes:
+            for case in megatron_patch._engine.cases.values():
+                for change in case.changes:
                     difference = _difference(change)
                     found[id(difference.owner), difference.name] = difference
         self._kept[selection] = list(found.values())
