@@ -18,7 +18,7 @@ from .fingerprint import FunctionTree, without_docstring
 from .matching import bodies, match, places, with_field
 from .rewrite import as_written
 from .source_tree import SourceTree
-from .verdicts import Miss, Verdict, find_definition
+from .verdicts import Judgement, Miss, find_definition
 
 Nodes = Sequence[Union[ast.stmt, ast.expr]]
 
@@ -27,14 +27,14 @@ WIDTH = 80
 CANDIDATES = 8
 
 
-def differences(verdict: Verdict, tree: SourceTree, against: SourceTree | None = None) -> str:
-    """What to read for a drifted verdict on ``tree``: each target that is not known.
+def differences(judgement: Judgement, tree: SourceTree, against: SourceTree | None = None) -> str:
+    """What to read for a drifted ``judgement`` on ``tree``: each target that is not known.
 
     With ``against``, as a difference to the same target there; without, each edit of the closest
     variant, and as differences those that do not fit.
     """
     lines: list[str] = []
-    for miss in dict.fromkeys(verdict.misses):
+    for miss in dict.fromkeys(judgement.misses):
         if miss.definition is None:
             lines += _folded(f"{miss.target} is not there.")
             continue
@@ -44,7 +44,7 @@ def differences(verdict: Verdict, tree: SourceTree, against: SourceTree | None =
             continue
         if against is not None:
             lines += _folded(f"{against.root} has no {miss.target}.")
-        edits = verdict.closest.edits if verdict.closest is not None else ()
+        edits = judgement.closest.edits if judgement.closest is not None else ()
         for edit in edits:
             if edit.target == miss.target:
                 lines += _of_edit(edit, miss.definition, tree)

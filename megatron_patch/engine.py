@@ -153,30 +153,30 @@ class Engine:
         """Judge one patch, and apply it if it fits and all its modules are there."""
         from .judge import judge
         from .places import inherited_from
-        from .verdicts import Judgement
+        from .verdicts import Verdict
 
         def is_there(target: str) -> bool:
             module = Target.parse(target).module
             return module == ready or is_ready(module)
 
-        verdict = judge(
+        judgement = judge(
             case.patch,
             accepted=self._settings.accepted.get(case.patch.id, frozenset()),
             series=self.series,
         )
-        if verdict.variant is None:
-            case.state, case.reason = State(verdict.judgement.value), verdict.reason
-            if verdict.judgement is Judgement.UPSTREAMED:
+        if judgement.variant is None:
+            case.state, case.reason = State(judgement.verdict.value), judgement.reason
+            if judgement.verdict is Verdict.UPSTREAMED:
                 # What is not imported yet is judged again when it is.
-                case.upstreamed = verdict.reason
-                self._prove(case, [target for target in verdict.proof if is_there(target)])
+                case.upstreamed = judgement.reason
+                self._prove(case, [target for target in judgement.proof if is_there(target)])
             inherited = inherited_from(Target.parse(case.patch.target))
-            if verdict.judgement is Judgement.NOT_APPLICABLE and inherited:
+            if judgement.verdict is Verdict.NOT_APPLICABLE and inherited:
                 case.state = State.DRIFTED
                 case.reason = f"{case.patch.target} is not defined there{inherited}"
             return
-        if all(is_there(edit.target) for edit in verdict.variant.edits):
-            self._apply(case, verdict.variant, verdict.reason)
+        if all(is_there(edit.target) for edit in judgement.variant.edits):
+            self._apply(case, judgement.variant, judgement.reason)
 
     def _prove(self, case: Case, targets: Sequence[str]) -> None:
         """Where the source has a change already, its code must be what runs, or be below that."""

@@ -40,10 +40,10 @@ class Drift:
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on one patch: ``applicable``, ``upstreamed``, ``drifted``, ``not_applicable``."""
+    """What is to be told of one patch."""
 
     id: str
-    verdict: str
+    verdict: Verdict
     reason: str
     drifts: tuple[Drift, ...]
     known: tuple[str, ...]  #: releases whose source is known
@@ -57,7 +57,7 @@ class Finding:
         }
 
     def __str__(self) -> str:
-        if self.verdict != Judgement.DRIFTED.value:
+        if self.verdict is not Verdict.DRIFTED:
             return f"{self.id}: {self.verdict}\n    {self.reason}"
         lines = [f"{self.id}: {self.verdict}"]
         drifts = [line for drift in self.drifts for line in str(drift).splitlines()]
@@ -106,28 +106,31 @@ def inspect(
     tree: SourceTree,
     accepted: Collection[str] = frozenset(),
     series: Sequence[Patch] = (),
-    explain: Callable[[Verdict, SourceTree], str] | None = None,
+    explain: Callable[[Judgement, SourceTree], str] | None = None,
 ) -> Finding:
-    """Judge ``patch`` on ``tree``; ``explain`` says more of a drifted verdict.
+    """Judge ``patch`` on ``tree``; ``explain`` says more where it is drifted.
 
     Raises ``SettingsError`` as :func:`~.judge.judge` does.
     """
-    verdict = judge(patch, tree.read, accepted, series)
-    digests = [miss.found for miss in verdict.misses]
+    judgement = judge(patch, tree.read, accepted, series)
+    digests = [miss.found for miss in judgement.misses]
+    is_drifted = bool(digests) and judgement.variant is None
     accept = None
-    if verdict.misses and verdict.variant is None and None not in digests:
+    if is_drifted and None not in digests:
         everything = frozenset(filter(None, digests))
         if judge(patch, tree.read, everything).variant is not None:
             accept = ",".join(f"{patch.id}@{digest}" for digest in dict.fromkeys(digests))
     known = sorted(sources_of(patch), key=lambda source: source.proved in NOTES)
     return Finding(
         id=patch.id,
-        verdict=verdict.judgement.value,
-        reason=verdict.reason,
-        drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in verdict.misses)),
+        verdict=judgement.verdict,
+        reason=judgement.reason,
+        drifts=tuple(dict.fromkeys(_drift(miss, tree) for miss in judgement.misses)),
         known=tuple(source.releases + NOTES.get(source.proved, "") for source in known),
         accept=accept,
-        diff=explain(verdict, tree) if explain and verdict.misses and not verdict.variant else None,
+        diff=explain(judgement, tree)
+        if explain and judgement.misses and not judgement.variant
+        else None,
     )
 
 

@@ -20,8 +20,8 @@ from .unknown import (
     differences,
     independent_hooks,
     is_taken,
+    judgement_of_unknown,
     misses_of,
-    verdict_of_unknown,
 )
 from .verdicts import Finder, Judgement, Reader, Verdict, find_definition
 
@@ -31,7 +31,7 @@ def judge(
     read: Reader = read_source,
     accepted: Collection[str] = frozenset(),
     series: Sequence[Patch] = (),
-) -> Verdict:
+) -> Judgement:
     """What the source that ``read`` gives means for ``patch``.
 
     ``accepted`` are digests of source that is to be taken for that of the closest variant. Raises
@@ -46,11 +46,11 @@ def judge(
         check_accepted(patch, find, accepted)
         if find(patch.target) is None:
             reason = f"{patch.target} does not exist in this release"
-            return Verdict(Judgement.NOT_APPLICABLE, reason)
+            return Judgement(Verdict.NOT_APPLICABLE, reason)
         known = sources_of(patch)
         for source in known:
             if source.proved in TOLD and not differences(source, find):
-                return _verdict_on_told(source)
+                return _judgement_on_told(source)
         candidates: list[Candidate] = []
         for source in known:
             if source.proved in TOLD:
@@ -61,16 +61,16 @@ def judge(
                 if recognising.is_made_of_helpers(variant) and recognising.has_helpers(
                     variant, read
                 ):
-                    return _verdict_on_made(variant, source)
+                    return _judgement_on_made(variant, source)
                 reason = f"source of {source.releases}"
-                return Verdict(Judgement.APPLICABLE, reason, variant)
+                return Judgement(Verdict.APPLICABLE, reason, variant)
             candidates.append(Candidate(variant, source, misses))
         if not candidates:
-            return Verdict(Judgement.DRIFTED, f"{patch.target}: no known source")
-        verdict = _verdict_below_edits(patch, known, find, read, series) if series else None
-        if verdict is not None:
-            return verdict
-        return verdict_of_unknown(patch, closest_of(candidates, read), find, accepted)
+            return Judgement(Verdict.DRIFTED, f"{patch.target}: no known source")
+        below = _judgement_below_edits(patch, known, find, read, series) if series else None
+        if below is not None:
+            return below
+        return judgement_of_unknown(patch, closest_of(candidates, read), find, accepted)
     except SettingsError:
         raise
     except (SyntaxError, UnicodeError) as error:
@@ -83,11 +83,11 @@ def judge(
         # Not its message: all ranks have to say the same, and where it came up is chance.
         why = f"nested too deeply for what is left of the stack ({type(error).__name__})"
         reason = f"{patch.target}: the source cannot be judged: it is {why}"
-    return Verdict(Judgement.DRIFTED, reason)
+    return Judgement(Verdict.DRIFTED, reason)
 
 
 #: What needs no edits, and what that means for a patch.
-TOLD = {HAS_IT: Judgement.UPSTREAMED, NEEDS_NONE: Judgement.NOT_APPLICABLE}
+TOLD = {HAS_IT: Verdict.UPSTREAMED, NEEDS_NONE: Verdict.NOT_APPLICABLE}
 
 
 def variant_of(patch: Patch, source: Source) -> Variant:
@@ -129,30 +129,30 @@ def trees_kept() -> Iterator[None]:
             gc.enable()
 
 
-def _verdict_on_told(source: Source, below: str = "") -> Verdict:
+def _judgement_on_told(source: Source, below: str = "") -> Judgement:
     targets = tuple(target for target, _ in source.digests)
     reason = f"{', '.join(targets)} is that of {source.releases}{below}"
     if source.proved == NEEDS_NONE:
-        return Verdict(Judgement.NOT_APPLICABLE, f"{reason}, which needs no patch")
-    return Verdict(Judgement.UPSTREAMED, reason, proof=targets)
+        return Judgement(Verdict.NOT_APPLICABLE, f"{reason}, which needs no patch")
+    return Judgement(Verdict.UPSTREAMED, reason, proof=targets)
 
 
-def _verdict_on_made(variant: Variant, source: Source) -> Verdict:
+def _judgement_on_made(variant: Variant, source: Source) -> Judgement:
     reason = f"source of {source.releases}, with this patch made in it"
-    return Verdict(Judgement.UPSTREAMED, reason, proof=recognising.provable(variant))
+    return Judgement(Verdict.UPSTREAMED, reason, proof=recognising.provable(variant))
 
 
-def _verdict_below_edits(
+def _judgement_below_edits(
     patch: Patch, known: Sequence[Source], find: Finder, read: Reader, series: Sequence[Patch]
-) -> Verdict | None:
-    """The verdict if the source is known but for edits of the series that are made in it."""
+) -> Judgement | None:
+    """The judgement if the source is known but for edits of the series that are made in it."""
     below = functools.cache(functools.partial(recognising.below, find=find, series=tuple(series)))
     for source in known:
         if source.proved in TOLD and all(
             patch.id not in below(target).get(digest, {patch.id})
             for target, digest in source.digests
         ):
-            return _verdict_on_told(source, ", below other patches")
+            return _judgement_on_told(source, ", below other patches")
     for source in known:
         if source.proved in TOLD:
             continue
@@ -161,8 +161,8 @@ def _verdict_below_edits(
             continue
         found = recognising.made(patch, variant, source, below, read)
         if found is recognising.Made.ALL:
-            return _verdict_on_made(variant, source)
+            return _judgement_on_made(variant, source)
         if found is recognising.Made.NONE:
             reason = f"source of {source.releases}, with other patches of the series made in it"
-            return Verdict(Judgement.APPLICABLE, reason, variant)
+            return Judgement(Verdict.APPLICABLE, reason, variant)
     return None

@@ -14,7 +14,7 @@ from .errors import DriftedError, RewriteError, TargetError
 from .judge import judge
 from .model import Patch, Variant
 from .source_tree import SourceTree
-from .verdicts import Judgement
+from .verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Skipped:
     """A patch that changes nothing in a tree, and why."""
 
     patch: Patch
-    judgement: Judgement
+    verdict: Verdict
     reason: str
 
 
@@ -69,20 +69,20 @@ def source_patches(
     for number, patch in enumerate(series, 1):
         if patch.id not in chosen:
             continue
-        verdict = judge(patch, tree.read, accepted.get(patch.id, ()), series)
-        variant = verdict.variant
-        if variant is None and verdict.judgement is not Judgement.DRIFTED:
-            skipped.append(Skipped(patch, verdict.judgement, verdict.reason))
+        judgement = judge(patch, tree.read, accepted.get(patch.id, ()), series)
+        variant = judgement.variant
+        if variant is None and judgement.verdict is not Verdict.DRIFTED:
+            skipped.append(Skipped(patch, judgement.verdict, judgement.reason))
             continue
         if variant is None and allow_drift:
-            variant = verdict.closest
+            variant = judgement.closest
         if variant is None:
-            drifted.append(Skipped(patch, Judgement.DRIFTED, verdict.reason))
+            drifted.append(Skipped(patch, Verdict.DRIFTED, judgement.reason))
             continue
         try:
             made.append(SourcePatch(number, patch, files.edit(variant)))
         except (RewriteError, TargetError) as error:
-            drifted.append(Skipped(patch, Judgement.DRIFTED, str(error)))
+            drifted.append(Skipped(patch, Verdict.DRIFTED, str(error)))
     if drifted and not partial:
         raise DriftedError("\n".join(f"{entry.patch.id}: {entry.reason}" for entry in drifted))
     return made, [*skipped, *drifted]

@@ -54,9 +54,9 @@ def is_taken(hook: Before, find: Finder) -> bool:
     return found is not None and rewrite.takes(found, hook)
 
 
-def verdict_of_unknown(
+def judgement_of_unknown(
     patch: Patch, closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
-) -> Verdict:
+) -> Judgement:
     variant, misses = closest[0].variant, closest[0].misses
     reasons = [
         f"{'; '.join(map(str, other.misses))} (source of {other.source.releases})"
@@ -69,13 +69,13 @@ def verdict_of_unknown(
             digest = f"found {found.digest}" if found else "not found"
             reasons.append(f"{target}: {digest}, which is not known to need no patch")
     reason = "; or ".join(reasons)
-    drifted = functools.partial(Verdict, Judgement.DRIFTED, misses=misses, closest=variant)
+    drifted = functools.partial(Judgement, Verdict.DRIFTED, misses=misses, closest=variant)
     if not all(miss.expected and miss.found in accepted for miss in misses):
         return drifted(f"unknown source: {reason}")
     why = why_not(variant, find)
     if why is not None:
         return drifted(f"accepted source, but {why}")
-    return Verdict(Judgement.APPLICABLE, f"accepted source: {reason}", variant, misses)
+    return Judgement(Verdict.APPLICABLE, f"accepted source: {reason}", variant, misses)
 
 
 def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:

@@ -20,7 +20,7 @@ Finder = Callable[[str], "Definition | None"]
 ANY_METHOD = "a plain method with the hook's parameter, and not yet with the hook"
 
 
-class Judgement(str, Enum):
+class Verdict(str, Enum):
     """What source says of a patch."""
 
     APPLICABLE = "applicable"  #: it is known, and needs the patch
@@ -64,14 +64,14 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What the source says of a patch: ``variant`` is set when, and only when, it applies.
 
     Where the source is not known, ``misses`` are those against the ``closest`` variant. ``proof``
     are the targets that tell source which has the change already.
     """
 
-    judgement: Judgement
+    verdict: Verdict
     reason: str
     variant: Variant | None = None
     misses: tuple[Miss, ...] = ()

@@ -32,7 +32,7 @@ from megatron_patch.judge import judge  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
 from megatron_patch.source_edits import source_patches  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
-from megatron_patch.verdicts import Judgement  # noqa: E402
+from megatron_patch.verdicts import Verdict  # noqa: E402
 from tools import pins  # noqa: E402
 from tools.pins import Pin  # noqa: E402
 
@@ -54,11 +54,11 @@ class PinnedSeries:
 
 def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> PinnedSeries:
     """Make the files for a pin. Raises `DriftedError` when edits of known source do not fit it."""
-    verdicts = {patch.id: judge(patch, tree.read, series=series) for patch in series}
-    applicable = {id for id, verdict in verdicts.items() if verdict.variant is not None}
+    judgements = {patch.id: judge(patch, tree.read, series=series) for patch in series}
+    applicable = {id for id, judgement in judgements.items() if judgement.variant is not None}
     selected = [patch.id for patch in series if patch.default and patch.id in applicable]
     made, _ = source_patches(tree, series, selected)
-    cells = {id: verdict.judgement.value for id, verdict in verdicts.items()}
+    cells = {id: judgement.verdict.value for id, judgement in judgements.items()}
     cells |= {id: "opt-in" for id in applicable}
     for entry in made:
         name = export.file_name(entry)
@@ -68,9 +68,9 @@ def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> Pi
         export.files(made),
         cells,
         tuple(
-            f"{id} on {version}: {verdict.reason}"
-            for id, verdict in verdicts.items()
-            if verdict.judgement is Judgement.DRIFTED
+            f"{id} on {version}: {judgement.reason}"
+            for id, judgement in judgements.items()
+            if judgement.verdict is Verdict.DRIFTED
         ),
     )
 
@@ -118,7 +118,7 @@ def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> st
 
 def _short(cell: str) -> str:
     """A cell of `patches/README.md`, for a column of a wider table."""
-    words = {Judgement.UPSTREAMED.value: "has it", Judgement.NOT_APPLICABLE.value: ""}
+    words = {Verdict.UPSTREAMED.value: "has it", Verdict.NOT_APPLICABLE.value: ""}
     return "patched" if cell.startswith("[") else words.get(cell, cell)
 
 

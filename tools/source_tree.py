@@ -71,7 +71,7 @@ def build(source: SourceTree, output: Path) -> str:
         if patches:  # without one, git would read from the terminal
             git("am", "--quiet", "--keep-cr", *map(str, patches), cwd=output)
     lines = git("log", "--reverse", "--format=%h %s", cwd=output).splitlines()
-    lines += [f"left out {entry.patch.id}: {entry.judgement} ({entry.reason})" for entry in skipped]
+    lines += [f"left out {entry.patch.id}: {entry.verdict} ({entry.reason})" for entry in skipped]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from ..judge import trees_kept
 from ..settings import Settings, selected
 from ..source_tree import SourceTree
 from ..sources import megatron_version
-from ..verdicts import Judgement
+from ..verdicts import Verdict
 from . import SERIES
 
 
@@ -49,4 +49,4 @@ def check(options: argparse.Namespace) -> int:
         print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
         for finding in findings:
             print(finding)
-    return int(any(finding.verdict == Judgement.DRIFTED.value for finding in findings))
+    return int(any(finding.verdict is Verdict.DRIFTED for finding in findings))

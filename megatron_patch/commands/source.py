@@ -10,7 +10,7 @@ from .. import in_place
 from ..settings import Settings, selected
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
-from ..verdicts import Judgement
+from ..verdicts import Verdict
 from . import SERIES
 
 #: The exit status when some of the selected patches did not fit, and the rest was written.
@@ -58,10 +58,10 @@ def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[Sourc
         accepted=Settings.from_environment(SERIES).accepted,
         partial=True,
     )
-    drifted = [entry for entry in skipped if entry.judgement is Judgement.DRIFTED]
+    drifted = [entry for entry in skipped if entry.verdict is Verdict.DRIFTED]
     for entry in skipped:
         if entry not in drifted:
-            print(f"left out {entry.patch.id}: {entry.judgement} ({entry.reason})")
+            print(f"left out {entry.patch.id}: {entry.verdict} ({entry.reason})")
     for entry in drifted:
         print(f"skipped {entry.patch.id}: drifted ({entry.reason})", file=sys.stderr)
     if drifted:

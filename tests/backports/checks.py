@@ -14,7 +14,7 @@ from megatron_patch.edits import Target
 from megatron_patch.fingerprint import without_docstring
 from megatron_patch.model import Patch
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import Judgement, Reader
+from megatron_patch.verdicts import Reader, Verdict
 from tools.benchmarking import as_it_is  # noqa: F401
 
 from ..conftest import RELEASE, expected_state
@@ -59,7 +59,7 @@ def state_of(patch: Patch) -> State:
 def assert_state_of_record(patch: Patch) -> None:
     """``patch`` is what its record says of the release; opt-in patches as if they were on."""
     said = contract.expected(patch, str(RELEASE))
-    state = State.APPLIED if said is Judgement.APPLICABLE else State(said.value)
+    state = State.APPLIED if said is Verdict.APPLICABLE else State(said.value)
     assert state_of(patch) is expected_state(state)
 
 

@@ -14,7 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.active_slice_views import ACTIVE_SLICE_VIEWS, BUILD, CONTEXT
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state
 from ..upstream import support
@@ -259,6 +259,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 @only_patched
 @pytest.mark.parametrize("target", [BUILD, PAD])
 def test_changed_source_is_left_alone(target):
-    verdict = judge(ACTIVE_SLICE_VIEWS, with_one_token_changed(target))
-    assert verdict.variant is None
-    assert verdict.judgement is Judgement.DRIFTED
+    judgement = judge(ACTIVE_SLICE_VIEWS, with_one_token_changed(target))
+    assert judgement.variant is None
+    assert judgement.verdict is Verdict.DRIFTED

@@ -14,7 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.attention_length_views import ATTENTION_LENGTH_VIEWS, CONTEXT
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state
 from ..upstream import support
@@ -229,6 +229,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 
 @only_patched
 def test_changed_source_is_left_alone():
-    verdict = judge(ATTENTION_LENGTH_VIEWS, with_one_token_changed(INITIALIZE))
-    assert verdict.variant is None
-    assert verdict.judgement is Judgement.DRIFTED
+    judgement = judge(ATTENTION_LENGTH_VIEWS, with_one_token_changed(INITIALIZE))
+    assert judgement.variant is None
+    assert judgement.verdict is Verdict.DRIFTED

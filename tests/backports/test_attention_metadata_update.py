@@ -16,7 +16,7 @@ from megatron_patch.backports.ours.attention_metadata_update import (
     ATTENTION_METADATA_UPDATE,
 )
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 from tools.benchmarking import select, selected
 
 from ..conftest import RELEASE, expected_state, not_in_source
@@ -180,6 +180,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched, graphs):
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(ATTENTION_METADATA_UPDATE, with_one_token_changed(UPDATE))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert UPDATE in verdict.reason
+    judgement = judge(ATTENTION_METADATA_UPDATE, with_one_token_changed(UPDATE))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert UPDATE in judgement.reason

@@ -21,7 +21,7 @@ from megatron_patch.edits import Target
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
-from megatron_patch.verdicts import Judgement, find_definition
+from megatron_patch.verdicts import Verdict, find_definition
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
@@ -96,8 +96,8 @@ def test_source_with_the_fix_of_upstream_is_upstreamed():
                 text = text.replace(segment, segment.replace(new, in_place))
         return text
 
-    verdict = judge(BLOCK_ALLOCATOR_RESET, read)
-    assert (verdict.judgement, verdict.variant) == (Judgement.UPSTREAMED, None)
+    judgement = judge(BLOCK_ALLOCATOR_RESET, read)
+    assert (judgement.verdict, judgement.variant) == (Verdict.UPSTREAMED, None)
 
 
 LIVE = [("allocate", 2), ("allocate", 2), ("release", 0)]

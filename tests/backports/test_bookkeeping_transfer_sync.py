@@ -21,7 +21,7 @@ from megatron_patch.backports.upstream.bookkeeping_transfer_sync import (
     TRANSFER,
 )
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed
@@ -260,9 +260,9 @@ def test_what_arrives_is_the_buffer():
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(BOOKKEEPING_TRANSFER_SYNC, with_one_token_changed(TRANSFER))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert TRANSFER in verdict.reason
+    judgement = judge(BOOKKEEPING_TRANSFER_SYNC, with_one_token_changed(TRANSFER))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert TRANSFER in judgement.reason
 
 
 # ------------------------------------------------------------------------ on a GPU

@@ -19,7 +19,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.graph_argument_check import ERRORS, GRAPH_ARGUMENT_CHECK
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import expected_state, not_in_source
 from .checks import as_it_is, needs, proof, state_of, with_one_token_changed
@@ -198,6 +198,6 @@ def test_the_check_takes_less_than_a_third_of_the_time(graphs, unpatched):
 
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(GRAPH_ARGUMENT_CHECK, with_one_token_changed(ERRORS))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert ERRORS in verdict.reason
+    judgement = judge(GRAPH_ARGUMENT_CHECK, with_one_token_changed(ERRORS))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert ERRORS in judgement.reason

@@ -23,7 +23,7 @@ from megatron_patch.backports.ours.graph_replay_without_autograd import (
 )
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import as_it_is, proof, state_of, with_one_token_changed
@@ -375,6 +375,6 @@ if RELEASE >= Version("0.16"):  # before, they are looked for as they are
 @not_in_source
 @pytest.mark.parametrize(("target", "read"), DRIFTED)
 def test_one_changed_token_in_a_target_is_drifted(target, read):
-    verdict = judge(GRAPH_REPLAY_WITHOUT_AUTOGRAD, read)
-    assert verdict.judgement is Judgement.DRIFTED
-    assert target in verdict.reason
+    judgement = judge(GRAPH_REPLAY_WITHOUT_AUTOGRAD, read)
+    assert judgement.verdict is Verdict.DRIFTED
+    assert target in judgement.reason

@@ -13,7 +13,7 @@ import megatron_patch
 from megatron_patch import State
 from megatron_patch.backports.upstream.graph_runner_eval import CALL, GRAPH_RUNNER_EVAL
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import needs, proof, state_of, with_one_token_changed
@@ -144,6 +144,6 @@ def test_the_modes_are_those_that_the_unpatched_manager_leaves(unpatched, captur
 @not_in_source
 @only_patched
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(GRAPH_RUNNER_EVAL, with_one_token_changed(CALL))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert CALL in verdict.reason
+    judgement = judge(GRAPH_RUNNER_EVAL, with_one_token_changed(CALL))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert CALL in judgement.reason

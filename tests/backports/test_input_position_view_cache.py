@@ -25,7 +25,7 @@ from megatron_patch.edits import is_known_by_digest
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
@@ -327,9 +327,9 @@ def test_one_changed_token_in_any_target_is_drifted():
     variant = judge(INPUT_POSITION_VIEW_CACHE, read_source).variant
     assert variant is not None
     for target in {edit.target for edit in variant.edits if is_known_by_digest(edit)}:
-        verdict = judge(INPUT_POSITION_VIEW_CACHE, with_one_token_changed(target))
-        assert verdict.judgement is Judgement.DRIFTED
-        assert target in verdict.reason
+        judgement = judge(INPUT_POSITION_VIEW_CACHE, with_one_token_changed(target))
+        assert judgement.verdict is Verdict.DRIFTED
+        assert target in judgement.reason
 
 
 @not_in_source

@@ -16,7 +16,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW, TARGET
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state
 from .checks import (
@@ -218,6 +218,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 
 
 def test_changed_source_is_left_alone():
-    verdict = judge(LAST_TOKEN_LOGITS_VIEW, with_one_token_changed(TARGET))
-    assert verdict.variant is None
-    assert verdict.judgement is Judgement.DRIFTED
+    judgement = judge(LAST_TOKEN_LOGITS_VIEW, with_one_token_changed(TARGET))
+    assert judgement.variant is None
+    assert judgement.verdict is Verdict.DRIFTED

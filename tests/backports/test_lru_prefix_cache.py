@@ -18,7 +18,7 @@ from megatron_patch.ledger import sources_of
 from megatron_patch.model import Patch, Variant
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import context_parameters
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, SOURCE, expected_state
 from ..upstream import support
@@ -354,7 +354,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         (variant, judge(with_variant(variant), series=SERIES))
         for variant in LRU_PREFIX_CACHE.variants
     ]
-    (variant,) = [v for v, found in verdicts if found.judgement is not Judgement.DRIFTED]
+    (variant,) = [v for v, found in verdicts if found.verdict is not Verdict.DRIFTED]
     modules = {Target.parse(edit.target).module for edit in variant.edits}
     texts = {module: read_source(module) or "" for module in modules}
     for edit in () if SOURCE else variant.edits:
@@ -363,13 +363,13 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         module = Target.parse(edit.target).module
         texts[module] = text_edits.with_edit(module, texts[module], edit)
 
-    def verdict() -> Judgement:
+    def verdict() -> Verdict:
         def read(module: str) -> str | None:
             return texts.get(module) or read_source(module)
 
-        return judge(LRU_PREFIX_CACHE, read, series=SERIES).judgement
+        return judge(LRU_PREFIX_CACHE, read, series=SERIES).verdict
 
-    assert verdict() is Judgement.UPSTREAMED
+    assert verdict() is Verdict.UPSTREAMED
     (module,) = [module for module in texts if module.endswith("inference_request")]
     old = "            kv_cache_epoch=kv_cache_epoch,\n        )\n        # Preserve"
     assert texts[module].count(old) == 1
@@ -379,7 +379,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         "            enable_prefix_caching=old_request.enable_prefix_caching,\n        )",
     )
     texts[module] = texts[module].replace(old, new)
-    assert verdict() is Judgement.DRIFTED
+    assert verdict() is Verdict.DRIFTED
 
 
 # All together.

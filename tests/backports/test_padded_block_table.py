@@ -14,7 +14,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.padded_block_table import PADDED_BLOCK_TABLE
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import assert_same_outputs, needs, proof, state_of, with_one_token_changed
@@ -270,6 +270,6 @@ def test_one_changed_token_in_the_target_is_drifted():
     variant = judge(PADDED_BLOCK_TABLE).variant
     assert variant is not None
     (edit,) = variant.edits
-    verdict = judge(PADDED_BLOCK_TABLE, with_one_token_changed(edit.target))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert edit.target in verdict.reason
+    judgement = judge(PADDED_BLOCK_TABLE, with_one_token_changed(edit.target))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert edit.target in judgement.reason

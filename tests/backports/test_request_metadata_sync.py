@@ -16,7 +16,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.request_metadata_sync import GENERATE, REQUEST_METADATA_SYNC
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import needs, proof, state_of, with_one_token_changed
@@ -162,8 +162,8 @@ def test_unpatched_parameters_are_those_of_the_step_before(held_back, unpatched,
 @not_in_source
 @affected
 def test_one_changed_token_in_the_target_is_drifted(device):
-    verdict = judge(REQUEST_METADATA_SYNC, with_one_token_changed(GENERATE))
-    assert verdict.judgement is Judgement.DRIFTED
+    judgement = judge(REQUEST_METADATA_SYNC, with_one_token_changed(GENERATE))
+    assert judgement.verdict is Verdict.DRIFTED
 
 
 @affected

@@ -14,7 +14,7 @@ from megatron_patch.backports.upstream.single_bookkeeping_transfer import (
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import engine_class
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from .checks import REQUESTS, assert_same_outputs, needs, proof, state_of, with_one_token_changed
@@ -177,14 +177,14 @@ def test_source_that_leaves_the_transfer_to_the_controller_is_left_alone():
         assert text.count(transfer) == 1
         return text.replace(transfer, "")
 
-    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
-    assert verdict.judgement is Judgement.DRIFTED
-    assert INITIALIZE in verdict.reason
+    judgement = judge(SINGLE_BOOKKEEPING_TRANSFER, read)
+    assert judgement.verdict is Verdict.DRIFTED
+    assert INITIALIZE in judgement.reason
 
 
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(SINGLE_BOOKKEEPING_TRANSFER, with_one_token_changed(INITIALIZE_STEP))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert INITIALIZE_STEP in verdict.reason
+    judgement = judge(SINGLE_BOOKKEEPING_TRANSFER, with_one_token_changed(INITIALIZE_STEP))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert INITIALIZE_STEP in judgement.reason

@@ -21,7 +21,7 @@ from megatron_patch.edits import is_known_by_digest
 from megatron_patch.judge import judge
 from megatron_patch.sources import read_source
 from megatron_patch.testing.releases import parameters_of
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, SOURCE, expected_state, not_in_source
 from .checks import (
@@ -453,9 +453,9 @@ def targets() -> list[str]:
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
     target = targets()[0]
-    verdict = judge(SINGLE_SAMPLING_BUCKET, with_one_token_changed(target))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert target in verdict.reason
+    judgement = judge(SINGLE_SAMPLING_BUCKET, with_one_token_changed(target))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert target in judgement.reason
 
 
 @only_patched
@@ -465,6 +465,6 @@ def test_where_sampling_does_not_copy_the_logits_it_does_not_apply():
         text = read_source(module)
         return text and text.replace(COPY, "pass")
 
-    verdict = judge(SINGLE_SAMPLING_BUCKET, read)
-    assert verdict.judgement is Judgement.DRIFTED
-    assert targets()[-1] in verdict.reason
+    judgement = judge(SINGLE_SAMPLING_BUCKET, read)
+    assert judgement.verdict is Verdict.DRIFTED
+    assert targets()[-1] in judgement.reason

@@ -20,7 +20,7 @@ import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
@@ -378,6 +378,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched):
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(SINGLE_TOKEN_UPDATE, with_one_token_changed(UPDATE))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert UPDATE in verdict.reason
+    judgement = judge(SINGLE_TOKEN_UPDATE, with_one_token_changed(UPDATE))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert UPDATE in judgement.reason

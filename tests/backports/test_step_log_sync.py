@@ -19,7 +19,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.upstream.step_log_sync import FORWARD, STEP_LOG_SYNC
 from megatron_patch.judge import judge
 from megatron_patch.testing.releases import engine_class
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 from tools.benchmarking import selected
 
 from ..conftest import RELEASE, expected_state, not_in_source
@@ -237,6 +237,6 @@ def test_the_samples_are_read_before_the_next_step_begins(mocker):
 @only_patched
 @not_in_source
 def test_one_changed_token_in_the_target_is_drifted():
-    verdict = judge(STEP_LOG_SYNC, with_one_token_changed(FORWARD))
-    assert verdict.judgement is Judgement.DRIFTED
-    assert FORWARD in verdict.reason
+    judgement = judge(STEP_LOG_SYNC, with_one_token_changed(FORWARD))
+    assert judgement.verdict is Verdict.DRIFTED
+    assert FORWARD in judgement.reason

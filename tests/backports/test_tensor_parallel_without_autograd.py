@@ -27,7 +27,7 @@ from megatron_patch.backports.ours.tensor_parallel_without_autograd import (
     TENSOR_PARALLEL_WITHOUT_AUTOGRAD,
 )
 from megatron_patch.judge import judge
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state
 from .checks import (
@@ -473,6 +473,6 @@ def test_tokens_and_logits_are_bit_identical(unpatched, spec):
 )
 def test_changed_source_is_left_alone(of_class, name):
     reader = with_one_token_changed(f"{of_class}.forward", name, f"other_{name}")
-    verdict = judge(TENSOR_PARALLEL_WITHOUT_AUTOGRAD, reader)
-    assert verdict.variant is None
-    assert verdict.judgement is Judgement.DRIFTED
+    judgement = judge(TENSOR_PARALLEL_WITHOUT_AUTOGRAD, reader)
+    assert judgement.variant is None
+    assert judgement.verdict is Verdict.DRIFTED

@@ -56,20 +56,20 @@ class Case:
     """A patch, what the installed release's source says of it, and the functions that say so."""
 
     patch: Patch
-    verdict: Verdict
+    judgement: Judgement
     targets: tuple[Target, ...]
 
     @classmethod
     def of(cls, patch: Patch) -> Case:
-        verdict = judge(patch, full)
-        if verdict.variant:
-            dotted = {edit.target for edit in verdict.variant.edits if is_known_by_digest(edit)}
+        judgement = judge(patch, full)
+        if judgement.variant:
+            dotted = {edit.target for edit in judgement.variant.edits if is_known_by_digest(edit)}
         elif find_definition(patch.target, full) is None:
             dotted = set()  # there is nothing to look at
         else:
             met = filter(_is_met, sources_of(patch))
             dotted = {target for source in met for target, _ in source.digests}
-        return cls(patch, verdict, tuple(map(Target.parse, sorted(dotted))))
+        return cls(patch, judgement, tuple(map(Target.parse, sorted(dotted))))
 
 
 @cache
@@ -89,7 +89,7 @@ def small(case: Case, module: str) -> str:
     """A module's text with no functions but those that the patch looks at, and a few others."""
     text = full(module) or ""
     keep = looked_at(case.patch, module)
-    if case.verdict.variant is None:
+    if case.judgement.variant is None:
         deciding = {*case.targets, Target.parse(case.patch.target)}
         keep &= {target.qualname for target in deciding}
     lengths = {
@@ -142,7 +142,7 @@ def mutated(
     return text
 
 
-def verdict_on(case: Case, module: str, text: str) -> Verdict:
+def judgement_on(case: Case, module: str, text: str) -> Judgement:
     """What the patch is judged to be when ``text``, with some line ends, is the module."""
     # Not drawn: hypothesis would try one mutant three times.
     text = text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
@@ -191,10 +191,12 @@ def told(old: str, new: str) -> Iterator[None]:
 
 @each_case
 def test_the_patch_knows_the_release(case: Case) -> None:
-    assert case.verdict.judgement is not Judgement.DRIFTED
-    assert case.targets or case.verdict.judgement is Judgement.NOT_APPLICABLE
+    assert case.judgement.verdict is not Verdict.DRIFTED
+    assert case.targets or case.judgement.verdict is Verdict.NOT_APPLICABLE
     modules = {target.module for target in case.targets}
-    assert judge(case.patch, lambda m: small(case, m) if m in modules else full(m)) == case.verdict
+    assert (
+        judge(case.patch, lambda m: small(case, m) if m in modules else full(m)) == case.judgement
+    )
 
 
 @each_target
@@ -209,15 +211,15 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
             equal.add(new)
             return
         with told(old, new):
-            verdict = verdict_on(case, target.module, new)
-            if verdict.judgement is not Judgement.DRIFTED and is_of_another_release(
+            judgement = judgement_on(case, target.module, new)
+            if judgement.verdict is not Verdict.DRIFTED and is_of_another_release(
                 case, target, new
             ):
                 equal.add(new)
                 return
-            assert verdict.variant is None
-            assert verdict.judgement is Judgement.DRIFTED
-            assert str(target) in verdict.reason
+            assert judgement.variant is None
+            assert judgement.verdict is Verdict.DRIFTED
+            assert str(target) in judgement.reason
         refused.add(new)
 
     # First some of each sort alone: among several, one that a digest misses would not show.
@@ -245,14 +247,14 @@ def test_a_function_that_is_gone_or_there_twice(
     for edit in places(mutator, old, target.qualname):
         new = parsed(old, target.qualname).edited(edit)
         with told(old, new):
-            verdict = judge(
+            judgement = judge(
                 case.patch, lambda name, n=new: n if name == target.module else full(name)
             )
             is_gone = not meaning(new, target.qualname)
             is_none = is_gone and str(target) == case.patch.target
-            assert verdict.judgement is (Judgement.NOT_APPLICABLE if is_none else Judgement.DRIFTED)
-            assert verdict.variant is None
-            assert str(target) in verdict.reason
+            assert judgement.verdict is (Verdict.NOT_APPLICABLE if is_none else Verdict.DRIFTED)
+            assert judgement.variant is None
+            assert str(target) in judgement.reason
         census.changed[f"{case.patch.id} {target}"].add(new)
 
 
@@ -267,7 +269,7 @@ def test_source_that_says_the_same_is_recognised(
         if new not in recognised:
             with told(old, new):
                 assert meaning(new, target.qualname) == meaning(old, target.qualname)
-                assert verdict_on(case, target.module, new) == case.verdict
+                assert judgement_on(case, target.module, new) == case.judgement
             recognised.add(new)
 
     try_mutants(case, target.module, SHARE * 5 // 8, check)
@@ -288,7 +290,7 @@ def test_changes_elsewhere_do_not_matter(case: Case, census: Census) -> None:
             others = {name for name, _ in functions(ast.parse(old))} - looked_at(case.patch, module)
             new = mutated(data, CHANGING, old, data.draw(st.sampled_from(sorted(others))), 5)
             with told(old, new):
-                assert verdict_on(case, module, new) == case.verdict
+                assert judgement_on(case, module, new) == case.judgement
             recognised.add(new)
 
         try_mutants(case, module, EXAMPLES // 3, check)
@@ -302,8 +304,8 @@ def after_edits(case: Case, text: str, target: Target) -> Definition:
     """The target in ``text`` after the patch's edits of it."""
     definition = locate(target.module, text, target.qualname)
     assert definition is not None
-    assert case.verdict.variant is not None
-    for edit in case.verdict.variant.edits:
+    assert case.judgement.variant is not None
+    for edit in case.judgement.variant.edits:
         if edit.target == str(target) and not isinstance(edit, (Add, Requires)):
             definition = edited(definition, edit)
     return definition
@@ -317,8 +319,8 @@ def check_edits(case: Case, old: str, new: str, target: Target) -> None:
 
 
 def skip_unless_edited(case: Case) -> None:
-    if case.verdict.variant is None:
-        pytest.skip(f"{RELEASE} needs no edits of {case.patch.id}: {case.verdict.judgement}")
+    if case.judgement.variant is None:
+        pytest.skip(f"{RELEASE} needs no edits of {case.patch.id}: {case.judgement.verdict}")
 
 
 @each_case
@@ -381,7 +383,7 @@ def _sample() -> Patch:
 HOOKS = [
     (case, edit)
     for case in (*CASES.values(), Case.of(_sample()))
-    for edit in (case.verdict.variant.edits if case.verdict.variant else ())
+    for edit in (case.judgement.variant.edits if case.judgement.variant else ())
     if isinstance(edit, Before) and edit.independent
 ]
 each_hook = pytest.mark.parametrize(
@@ -430,22 +432,22 @@ def test_an_independent_hook_fits_any_plain_method_and_nothing_else(
         new = mutated(data, mutators, old, target.qualname)
         with told(old, new):
             before = definition_in(new, hook.target)
-            verdict = judge(
+            judgement = judge(
                 case.patch,
                 lambda name: new if name == target.module else full(name),
                 series=(*SERIES, case.patch),
             )
             if not takes_the_hook(before.node, hook):
                 # For a variant without this hook the source may be known all the same.
-                if verdict.variant is None:
-                    assert verdict.judgement is Judgement.DRIFTED
-                    assert case.patch.id != "sample" or str(target) in verdict.reason
+                if judgement.variant is None:
+                    assert judgement.verdict is Verdict.DRIFTED
+                    assert case.patch.id != "sample" or str(target) in judgement.reason
                 else:
-                    assert hook not in verdict.variant.edits
+                    assert hook not in judgement.variant.edits
                 refused.add(new)
                 return
-            assert verdict.judgement is Judgement.APPLICABLE
-            assert verdict.variant == case.verdict.variant
+            assert judgement.verdict is Verdict.APPLICABLE
+            assert judgement.variant == case.judgement.variant
             after = edited(before, hook).node
             put = ast.parse(hook.statements).body
             skip = has_docstring(after)

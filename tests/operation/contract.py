@@ -25,7 +25,7 @@ from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source
 from megatron_patch.unknown import why_not
-from megatron_patch.verdicts import Judgement, Reader, find_definition
+from megatron_patch.verdicts import Reader, Verdict, find_definition
 from tools.starting.stubs import FILL
 
 REPORTS = Path(__file__).parents[2] / "docs" / "upstream"
@@ -204,23 +204,23 @@ def _metavariables(side: str) -> set[str]:
     return set(_places_of(side))
 
 
-def expected(patch: Patch, release: str) -> Judgement:
+def expected(patch: Patch, release: str) -> Verdict:
     """What the record says of a release: it needs the patch, has it, or has nothing to patch."""
     version = Version(release)
     if version in (_specifier(patch) or ()):
-        return Judgement.APPLICABLE
+        return Verdict.APPLICABLE
     is_fixed = patch.fixed_in is not None and Version(patch.fixed_in) <= version
-    return Judgement.UPSTREAMED if is_fixed else Judgement.NOT_APPLICABLE
+    return Verdict.UPSTREAMED if is_fixed else Verdict.NOT_APPLICABLE
 
 
 def on_release(
     patch: Patch, release: str, read: Reader, series: tuple[Patch, ...] = ()
 ) -> Iterator[str]:
     """The source of a release says of the patch what its record says, and has each hunk once."""
-    verdict = judge(patch, read, series=series)
-    if verdict.judgement is not expected(patch, release):
+    judgement = judge(patch, read, series=series)
+    if judgement.verdict is not expected(patch, release):
         yield (
-            f"{patch.id} is {verdict.judgement} on {release} ({verdict.reason}); the record says "
+            f"{patch.id} is {judgement.verdict} on {release} ({judgement.reason}); the record says "
             f"{patch.releases}, fixed in {patch.fixed_in}: {expected(patch, release)}"
         )
     there = {t: found.digest for t in patch.told_by if (found := find_definition(t, read))}
@@ -228,10 +228,10 @@ def on_release(
         met = all(there.get(target) == digest for target, digest in source.digests)
         if source.proved in TOLD and met and len(source.digests) < len(there):
             yield f"{patch.id} on {release}: told by less than {sorted(there)}, which are all there"
-    if verdict.variant is None:
+    if judgement.variant is None:
         return
-    why = why_not(verdict.variant, lambda target: find_definition(target, read))
+    why = why_not(judgement.variant, lambda target: find_definition(target, read))
     if why is not None:
         yield f"{patch.id} on {release}: {why}"
-    if not any(edit for edit in verdict.variant.edits if not isinstance(edit, Requires)):
-        yield f"{patch.id} on {release}: the variant {verdict.variant.name!r} changes nothing"
+    if not any(edit for edit in judgement.variant.edits if not isinstance(edit, Requires)):
+        yield f"{patch.id} on {release}: the variant {judgement.variant.name!r} changes nothing"

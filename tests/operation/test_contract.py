@@ -16,7 +16,7 @@ from megatron_patch.hunks import Hunk, Hunks
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source, Variant
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import Judgement, find_definition
+from megatron_patch.verdicts import Verdict, find_definition
 from tools import pins
 from tools.starting.stubs import FILL
 
@@ -105,9 +105,9 @@ def said(patch: Patch, hunks: Hunks | None = None) -> str:
 def test_a_record_that_is_right_is_right():
     assert said(GOOD) == ""
     assert [contract.expected(GOOD, release) for release in TEXTS] == [
-        Judgement.NOT_APPLICABLE,
-        Judgement.APPLICABLE,
-        Judgement.UPSTREAMED,
+        Verdict.NOT_APPLICABLE,
+        Verdict.APPLICABLE,
+        Verdict.UPSTREAMED,
     ]
 
 
@@ -258,7 +258,7 @@ def test_each_record_has_sources_of_what_the_pins_need():
     for patch in SERIES:
         wanted = {contract.expected(patch, pin) for pin in PINS}
         proved = {s.proved for s in sources_of(patch)}
-        assert (Judgement.UPSTREAMED in wanted) <= (HAS_IT in proved), patch.id
+        assert (Verdict.UPSTREAMED in wanted) <= (HAS_IT in proved), patch.id
 
 
 def decides(patch: Patch, source: Source) -> bool:

@@ -19,7 +19,7 @@ from megatron_patch.judge import judge
 from megatron_patch.ledger import FORMAT
 from megatron_patch.model import Patch
 from megatron_patch.sources import read_source
-from megatron_patch.verdicts import Judgement, find_definition
+from megatron_patch.verdicts import Verdict, find_definition
 from tests.tools.history_repository import (
     FILE,
     GET,
@@ -387,12 +387,12 @@ def test_states_since_a_day_begin_with_what_was_there(made: Made, bare: Clone) -
 
 
 def test_reader_is_one_that_the_judge_takes(made: Made, bare: Clone) -> None:
-    def state(commit: str) -> Judgement:
-        return judge(PATCH, bare.reader(made.ids[commit])).judgement
+    def state(commit: str) -> Verdict:
+        return judge(PATCH, bare.reader(made.ids[commit])).verdict
 
-    assert state("root") == state("back") == state("moved") == Judgement.APPLICABLE
-    assert state("second") == Judgement.DRIFTED
-    assert state("broken") == Judgement.DRIFTED
+    assert state("root") == state("back") == state("moved") == Verdict.APPLICABLE
+    assert state("second") == Verdict.DRIFTED
+    assert state("broken") == Verdict.DRIFTED
     assert bare.reader(made.ids["root"])("megatron.core.absent") is None
 
 
@@ -465,7 +465,7 @@ def test_report_judges_the_same_source_once(
     commits = bare.first_parent("main")
     rows = drift.judged(bare, commits, [PATCH])
     assert [bool(row.drifted) for row in rows] == [
-        judge(PATCH, bare.reader(commit.id)).judgement == Judgement.DRIFTED for commit in commits
+        judge(PATCH, bare.reader(commit.id)).verdict == Verdict.DRIFTED for commit in commits
     ]
     # root, second, merge, broken, back, moved
     assert len(calls) == 6 < len(commits)

@@ -1,4 +1,4 @@
-"""Verdicts, atomicity, ownership, strictness and the state that is reported."""
+"""Judgements, atomicity, ownership, strictness and the state that is reported."""
 
 from __future__ import annotations
 

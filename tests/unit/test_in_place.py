@@ -17,7 +17,7 @@ from megatron_patch.errors import TreeError
 from megatron_patch.inspection import inspect
 from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from .sample import digest_in, make_patch
 from .source_trees import MODULE, PATH, git, made, repository, write
@@ -101,7 +101,7 @@ def test_afterwards_check_says_upstreamed_and_there_is_nothing_to_do(tree):
     assert [finding.verdict for finding in findings] == ["upstreamed"] * 3
     patches, skipped = source_patches(tree, SERIES, [patch.id for patch in SERIES])
     assert patches == []
-    assert [entry.judgement for entry in skipped] == [Judgement.UPSTREAMED] * 3
+    assert [entry.verdict for entry in skipped] == [Verdict.UPSTREAMED] * 3
     before = snapshot(tree)
     assert in_place.apply(tree, patches) == []
     assert snapshot(tree) == before

@@ -1,4 +1,4 @@
-"""Verdicts on unknown source, and source that is accepted by its digest."""
+"""Judgements on unknown source, and source that is accepted by its digest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_patch.errors import SettingsError
 from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source, Variant
 from megatron_patch.rewrite import edited
-from megatron_patch.verdicts import Judgement, find_definition
+from megatron_patch.verdicts import Verdict, find_definition
 
 from .sample import digest_in, make_patch
 
@@ -72,7 +72,7 @@ def test_known_source_has_no_misses():
 def test_unknown_source_names_each_target_once_with_both_digests():
     text = changed("return 2", "return 3")
     found = verdict(text)
-    assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+    assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
     assert [str(miss) for miss in found.misses] == [
         f"{TWO}: expected {digest(TEXT, TWO)}, found {digest(text, TWO)}"
     ]
@@ -116,17 +116,17 @@ def test_all_drifted_targets_have_to_be_accepted():
 def test_accepted_source_that_the_edits_do_not_fit_stays_drifted(old, new, target, why):
     text = changed(old, new)
     found = verdict(text, digest(text, target))
-    assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+    assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
     assert found.reason.startswith("accepted source, but ")
     assert why in found.reason
 
 
 def test_a_target_that_is_gone_cannot_be_accepted():
     text = changed("def one", "def uno")
-    assert verdict(text, digest(TEXT, TWO)).judgement is Judgement.NOT_APPLICABLE
+    assert verdict(text, digest(TEXT, TWO)).verdict is Verdict.NOT_APPLICABLE
     patch = PATCH._replace(target=TWO)
     found = verdict(text, digest(TEXT, TWO), patch=patch)
-    assert found.judgement is Judgement.DRIFTED
+    assert found.verdict is Verdict.DRIFTED
     assert f"{ONE}: expected {digest(TEXT, ONE)}, not found" in found.reason
 
 
@@ -144,13 +144,13 @@ def test_accepting_what_is_known_or_upstreamed_changes_nothing():
     assert verdict(TEXT, digest(TEXT, ONE)).misses == ()
     source = Source(HAS_IT, ((TWO, digest(TEXT, TWO)),), "9")
     known = PATCH._replace(sources=(*PATCH.sources, source))
-    assert verdict(TEXT, digest(TEXT, TWO), patch=known).judgement is Judgement.UPSTREAMED
+    assert verdict(TEXT, digest(TEXT, TWO), patch=known).verdict is Verdict.UPSTREAMED
 
 
 def test_source_that_never_needed_the_change_is_not_applicable():
     source = Source(NEEDS_NONE, ((TWO, digest(TEXT, TWO)),), "0.1")
     found = verdict(TEXT, patch=PATCH._replace(sources=(*PATCH.sources, source)))
-    assert (found.judgement, found.variant) == (Judgement.NOT_APPLICABLE, None)
+    assert (found.verdict, found.variant) == (Verdict.NOT_APPLICABLE, None)
     assert found.reason == f"{TWO} is that of 0.1, which needs no patch"
 
 
@@ -164,15 +164,15 @@ SAME = make_patch(
 def test_a_target_that_is_only_a_condition_must_be_known_as_well():
     assert verdict(TEXT, patch=SAME).variant is SAME.variants[0]
     found = verdict(changed("return 2", "return 3"), patch=SAME)
-    assert (found.judgement, [miss.target for miss in found.misses]) == (Judgement.DRIFTED, [TWO])
+    assert (found.verdict, [miss.target for miss in found.misses]) == (Verdict.DRIFTED, [TWO])
 
 
 @pytest.mark.parametrize("comment", ["", "# why\n        "], ids=["other comment", "our comment"])
 def test_a_patch_is_recognised_in_source_by_what_it_changes(comment):
     text = changed("total = 1", "total = 10").replace("return 2", f"{comment}return 2")
-    assert judge(SAME, {"m": text}.get, series=(SAME,)).judgement is Judgement.UPSTREAMED
+    assert judge(SAME, {"m": text}.get, series=(SAME,)).verdict is Verdict.UPSTREAMED
     drifted = text.replace("return 2", "return 3")
-    assert judge(SAME, {"m": drifted}.get, series=(SAME,)).judgement is Judgement.DRIFTED
+    assert judge(SAME, {"m": drifted}.get, series=(SAME,)).verdict is Verdict.DRIFTED
 
 
 def _three(self) -> int:  # type: ignore[no-untyped-def]
@@ -193,14 +193,14 @@ def test_a_patch_that_only_adds_is_recognised_by_what_it_adds(others):
     text = changed("total = 1", "total = 10") if others else TEXT
     series = (SAME, HELPER_ALONE)
 
-    def state(source: str) -> tuple[Judgement, bool]:
+    def state(source: str) -> tuple[Verdict, bool]:
         found = judge(HELPER_ALONE, {"m": source}.get, series=series)
-        return found.judgement, found.variant is not None
+        return found.verdict, found.variant is not None
 
-    assert state(text) == (Judgement.APPLICABLE, True)
+    assert state(text) == (Verdict.APPLICABLE, True)
     made = f"{text}\n    def _three(self) -> int:\n        return 3\n"
-    assert state(made) == (Judgement.UPSTREAMED, False)
-    assert state(made.replace("return 2", "return 20")) == (Judgement.DRIFTED, False)
+    assert state(made) == (Verdict.UPSTREAMED, False)
+    assert state(made.replace("return 2", "return 20")) == (Verdict.DRIFTED, False)
 
 
 @pytest.mark.parametrize("collecting", [True, False])
@@ -224,7 +224,7 @@ def test_source_that_no_variant_is_for_or_that_lacks_a_target_makes_a_patch_drif
     """Both are faults of a ledger, and would edit what is not known."""
     gone = PATCH.sources[0]._replace(digests=((TWO, digest(TEXT, TWO)),))
     found = verdict(TEXT, patch=PATCH._replace(sources=(gone,)))
-    assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+    assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
     assert f"the sample is known without a digest of {ONE}" in found.reason
 
 
@@ -233,9 +233,9 @@ LOG = Before(TWO, hook, "it sets an attribute that is ours")
 HOOKED = make_patch(Substitute(ONE, "total = 1", "total = 10"), LOG, known=digest_in(TEXT))
 
 
-def on_hooked(text: str) -> tuple[Judgement, bool]:
+def on_hooked(text: str) -> tuple[Verdict, bool]:
     found = judge(HOOKED, {"m": text}.get, series=(HOOKED,))
-    return found.judgement, found.variant is not None
+    return found.verdict, found.variant is not None
 
 
 def with_two(text: str) -> str:
@@ -263,7 +263,7 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_an_independent_hook_goes_into_any_plain_method(name):
     text = with_two(METHODS[name])
-    assert on_hooked(text) == (Judgement.APPLICABLE, True)
+    assert on_hooked(text) == (Verdict.APPLICABLE, True)
     before = find_definition(TWO, lambda _: text)
     assert before is not None
     node = edited(before, LOG).node
@@ -302,27 +302,27 @@ def test_a_method_that_an_independent_hook_is_not_for_is_drifted(name):
     text = with_two(OTHERS[name])
     for series in ((), (HOOKED,)):
         found = judge(HOOKED, {"m": text}.get, series=series)
-        assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+        assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
         assert f"{TWO}: expected a plain method with the hook's parameter" in found.reason
     for miss in found.misses:
         with pytest.raises(SettingsError) if miss.found is None else contextlib.nullcontext():
             accepted = judge(HOOKED, {"m": text}.get, {miss.found or digest(TEXT, TWO)})
-            assert accepted.judgement is Judgement.DRIFTED
+            assert accepted.verdict is Verdict.DRIFTED
 
 
 def test_a_method_that_is_there_twice_takes_no_independent_hook():
     text = with_two("def two(self):\n    return 2\n\ndef two(self):\n    return 3\n")
-    assert on_hooked(text) == (Judgement.DRIFTED, False)
+    assert on_hooked(text) == (Verdict.DRIFTED, False)
 
 
 def test_an_independent_hook_is_recognised_with_all_else_that_is_made():
     made = changed("total = 1", "total = 10").replace(
         "return 2", "self.log = 1\n        return other.than + it.was"
     )
-    assert on_hooked(made) == (Judgement.UPSTREAMED, False)
-    assert on_hooked(made.replace("self.log = 1", "self.log = 2")) == (Judgement.DRIFTED, False)
-    assert on_hooked(made.replace("total = 10", "total = 1")) == (Judgement.DRIFTED, False)
-    assert on_hooked(made.replace("return total", "return -total")) == (Judgement.DRIFTED, False)
+    assert on_hooked(made) == (Verdict.UPSTREAMED, False)
+    assert on_hooked(made.replace("self.log = 1", "self.log = 2")) == (Verdict.DRIFTED, False)
+    assert on_hooked(made.replace("total = 10", "total = 1")) == (Verdict.DRIFTED, False)
+    assert on_hooked(made.replace("return total", "return -total")) == (Verdict.DRIFTED, False)
 
 
 def test_an_independent_hook_goes_below_one_of_another_patch():
@@ -330,11 +330,11 @@ def test_an_independent_hook_goes_below_one_of_another_patch():
     series = (other, HOOKED)
     text = changed("return 2", "self.others = 1\n        return 2")
     found = judge(HOOKED, {"m": text}.get, series=series)
-    assert (found.judgement, found.variant) == (Judgement.APPLICABLE, HOOKED.variants[0])
+    assert (found.verdict, found.variant) == (Verdict.APPLICABLE, HOOKED.variants[0])
     both = text.replace("self.others", "self.log = 1\n        self.others")
-    assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.DRIFTED
+    assert judge(HOOKED, {"m": both}.get, series=series).verdict is Verdict.DRIFTED
     both = both.replace("total = 1", "total = 10")
-    assert judge(HOOKED, {"m": both}.get, series=series).judgement is Judgement.UPSTREAMED
+    assert judge(HOOKED, {"m": both}.get, series=series).verdict is Verdict.UPSTREAMED
 
 
 @pytest.mark.parametrize(("version", "closest"), [((0, 1), "first"), ((0, 2), "second")])
@@ -352,6 +352,6 @@ def test_a_replacement_for_the_trees_own_release_is_the_closest(version, closest
     info = f"MAJOR = {major}\nMINOR = {minor}\nPATCH = 7\nPRE_RELEASE = 'rc1'\n"
     texts = {"m": TEXT, "megatron.core.package_info": info}
     found = judge(patch, texts.get)
-    assert found.judgement is Judgement.DRIFTED
+    assert found.verdict is Verdict.DRIFTED
     assert found.closest is not None
     assert found.closest.name == closest

@@ -12,7 +12,7 @@ from megatron_patch.backports import SERIES
 from megatron_patch.edits import Substitute
 from megatron_patch.judge import judge, variant_of
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Source, Variant
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from .sample import make_patch
 
@@ -77,7 +77,7 @@ def test_a_patch_that_the_ledger_does_not_know_is_drifted_where_its_target_is(wr
     assert ledger.sources_of(patch) == ()
     text = "class Thing:\n    def one(self):\n        return 1\n"
     found = judge(patch, {"m": text}.get)
-    assert (found.judgement, found.reason) == (Judgement.DRIFTED, f"{TARGET}: no known source")
+    assert (found.verdict, found.reason) == (Verdict.DRIFTED, f"{TARGET}: no known source")
 
 
 def test_source_that_names_no_variant_of_the_record_is_told():
@@ -88,7 +88,7 @@ def test_source_that_names_no_variant_of_the_record_is_told():
         variant_of(PATCH, source)
     text = "class Thing:\n    def one(self):\n        return 1\n"
     found = judge(PATCH._replace(sources=(source,)), {"m": text}.get)
-    assert (found.judgement, found.variant) == (Judgement.DRIFTED, None)
+    assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
     assert "sample has no variant 'newest'" in found.reason
 
 

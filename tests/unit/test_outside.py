@@ -14,7 +14,7 @@ from megatron_patch.errors import SettingsError
 from megatron_patch.judge import judge
 from megatron_patch.model import Origin
 from megatron_patch.source_tree import SourceTree
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from .sample import digest_in
 from .source_trees import MODULE, PATH, write
@@ -102,9 +102,9 @@ def records(*files: Path):  # type: ignore[no-untyped-def]
 def test_a_record_is_judged_like_ours(file, fork):
     (patch,) = records(file)
     assert (patch.id, patch.origin) == ("their-own", Origin.OUTSIDE)
-    assert judge(patch, fork.read).judgement is Judgement.APPLICABLE
+    assert judge(patch, fork.read).verdict is Verdict.APPLICABLE
     write(fork.root, TEXT.replace("x + 1", "x + 3"))
-    assert judge(patch, fork.read).judgement is Judgement.DRIFTED
+    assert judge(patch, fork.read).verdict is Verdict.DRIFTED
 
 
 def test_several_files_are_read_in_their_order(file, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_patch.errors import DriftedError
 from megatron_patch.source_edits import source_patches
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from .sample import digest_in
 from .source_trees import MODULE, PATH, made, write
@@ -61,8 +61,8 @@ def test_what_is_not_needed_is_left_out_with_its_state_and_reason(tmp_path):
     series = (gone, fixed, *SERIES)
     patches, skipped = source_patches(write(tmp_path, TEXT), series, ["gone", "fixed", "minus"])
     assert [(p.number, p.patch.id) for p in patches] == [(3, "minus")]
-    assert [(s.patch.id, s.judgement) for s in skipped] == [
-        ("gone", Judgement.NOT_APPLICABLE), ("fixed", Judgement.UPSTREAMED),
+    assert [(s.patch.id, s.verdict) for s in skipped] == [
+        ("gone", Verdict.NOT_APPLICABLE), ("fixed", Verdict.UPSTREAMED),
     ]  # fmt: skip
     assert "Thing.gone does not exist" in skipped[0].reason
     assert "9.9 and later" in skipped[1].reason

@@ -19,7 +19,7 @@ from megatron_patch.source_edits import source_patches
 from megatron_patch.source_tree import SourceTree
 from megatron_patch.states import State
 from megatron_patch.undoing import Gone, undone
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 
 from .sample import Workshop, digest_in, make_patch
 
@@ -168,11 +168,11 @@ def change(directory, old: str, new: str) -> None:  # type: ignore[no-untyped-de
 def verdicts(directory, series=SERIES):  # type: ignore[no-untyped-def]
     """What each patch is judged to be, and whether it is applicable there."""
     found = [judge(patch, SourceTree(directory).read, series=series) for patch in series]
-    return {p.id: (v.judgement, v.variant is not None) for p, v in zip(series, found, strict=True)}
+    return {p.id: (v.verdict, v.variant is not None) for p, v in zip(series, found, strict=True)}
 
 
-THERE, TO_DO = (Judgement.UPSTREAMED, False), (Judgement.APPLICABLE, True)
-NEITHER = (Judgement.DRIFTED, False)
+THERE, TO_DO = (Verdict.UPSTREAMED, False), (Verdict.APPLICABLE, True)
+NEITHER = (Verdict.DRIFTED, False)
 
 
 @pytest.mark.parametrize("ids", SUBSETS, ids=" ".join)
@@ -214,8 +214,8 @@ def test_patches_may_be_made_one_by_one_in_any_order(directory, order):
 
 def test_without_the_series_edited_source_is_unknown(directory):
     make(directory, "ten")
-    verdict = judge(SERIES[0], SourceTree(directory).read)
-    assert (verdict.judgement, verdict.variant) == (Judgement.DRIFTED, None)
+    judgement = judge(SERIES[0], SourceTree(directory).read)
+    assert (judgement.verdict, judgement.variant) == (Verdict.DRIFTED, None)
 
 
 def test_formatting_and_comments_of_edited_source_do_not_matter(directory):

@@ -27,13 +27,13 @@ class Judged(NamedTuple):
     """What the patches are at one commit."""
 
     commit: Commit
-    verdicts: dict[str, Verdict]
+    judgements: dict[str, Judgement]
 
     @property
     def drifted(self) -> tuple[str, ...]:
         """The ids of the patches that are drifted."""
-        drifted = Judgement.DRIFTED
-        return tuple(id for id, found in self.verdicts.items() if found.judgement is drifted)
+        drifted = Verdict.DRIFTED
+        return tuple(id for id, found in self.judgements.items() if found.verdict is drifted)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Drift:
 
     ``needed`` counts the commits at which it is drifted or would be applied. ``missed`` are the
     targets whose source is not known, with the number of commits; ``others`` are reasons of those
-    verdicts that name no target.
+    judgements that name no target.
     """
 
     id: str
@@ -90,12 +90,12 @@ class BySource(Generic[Answer]):
         return self.clone.module_blob(commit.id, module)
 
 
-class Verdicts:
-    """The verdicts of patches on commits of a clone, each judged once for the same source."""
+class Judgements:
+    """The judgements of patches on commits of a clone, each judged once for the same source."""
 
     def __init__(self, clone: Clone, patches: Sequence[Patch]) -> None:
         self.patches = patches
-        self._known = BySource[Verdict](clone)
+        self._known = BySource[Judgement](clone)
 
     @property
     def judged(self) -> int:
@@ -133,11 +133,11 @@ def judged(
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Judged]:
     """What ``patches`` are at each of ``commits``. Raises ``CloneError``."""
-    verdicts = Verdicts(clone, patches)
+    judgements = Judgements(clone, patches)
     found = []
     for number, commit in enumerate(commits, 1):
-        progress(f"{number} of {len(commits)} commits, {verdicts.judged} verdicts")
-        found.append(verdicts.at(commit))
+        progress(f"{number} of {len(commits)} commits, {judgements.judged} verdicts")
+        found.append(judgements.at(commit))
     return found
 
 
@@ -145,14 +145,14 @@ def drifts(rows: Iterable[Judged], patches: Iterable[Patch]) -> list[Drift]:
     """For each patch, in order, where it is drifted and why."""
     found = {patch.id: Drift(patch.id) for patch in patches}
     for row in rows:
-        for id, verdict in row.verdicts.items():
+        for id, judgement in row.judgements.items():
             drift = found[id]
-            drift.needed += verdict.judgement in (Judgement.DRIFTED, Judgement.APPLICABLE)
-            if verdict.judgement is not Judgement.DRIFTED:
+            drift.needed += judgement.verdict in (Verdict.DRIFTED, Verdict.APPLICABLE)
+            if judgement.verdict is not Verdict.DRIFTED:
                 continue
             drift.commits.append(row.commit)
-            missed = {Missed(miss.target, miss.found) for miss in verdict.misses}
+            missed = {Missed(miss.target, miss.found) for miss in judgement.misses}
             drift.missed.update(missed)
             if not missed:
-                drift.others[verdict.reason] += 1
+                drift.others[judgement.reason] += 1
     return list(found.values())

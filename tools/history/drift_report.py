@@ -43,7 +43,7 @@ def summary(rows: Sequence[Judged]) -> dict[str, int]:
     return {
         "commits": len(rows),
         "drifted_commits": sum(bool(row.drifted) for row in rows),
-        "pairs": sum(len(row.verdicts) for row in rows),
+        "pairs": sum(len(row.judgements) for row in rows),
         "drifted_pairs": sum(len(row.drifted) for row in rows),
     }
 

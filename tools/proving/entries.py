@@ -47,8 +47,8 @@ def entries_of(
             if other["digests"] == digests
             and not _agree(patch, answer.proved, str(other["proved"]))
         ]
-        names = {variant.name for variant in patch.variants}
-        if any(known[k]["commit"] or {k[0], answer.proved} <= names for k in rivals):
+        variants = {variant.name for variant in patch.variants}
+        if any(known[k]["commit"] or {k[0], answer.proved} <= variants for k in rivals):
             continue  # what was known first stays: the edits of several variants may do
         for key in rivals:  # what no commit is said of gives way to a proof
             del known[key]

@@ -10,7 +10,7 @@ from packaging.version import Version
 from megatron_patch.judge import judge, trees_kept
 from megatron_patch.model import Patch
 from megatron_patch.source_tree import SourceTree
-from megatron_patch.verdicts import Judgement
+from megatron_patch.verdicts import Verdict
 from tools.history.trees import Tree
 
 from .answers import Answer, answer
@@ -24,7 +24,7 @@ def ask(
     """What the ledger leaves open on the tree: a question for each patch that is drifted there."""
     read = SourceTree.at(tree.root).read
     with trees_kept():
-        drifted = [p for p in patches if judge(p, read).judgement is Judgement.DRIFTED]
+        drifted = [p for p in patches if judge(p, read).verdict is Verdict.DRIFTED]
         found = (question_at(patch, read, reviewed) for patch in drifted)
         return tuple(question for question in found if question is not None)
 

@@ -12,9 +12,9 @@ from megatron_patch.judge import trees_kept
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import Patch, Variant
 from megatron_patch.unknown import independent_hooks, is_taken, why_not
-from megatron_patch.verdicts import Finder, Judgement, Reader, find_definition
+from megatron_patch.verdicts import Finder, Reader, Verdict, find_definition
 from tools.history.commits import Clone, Commit
-from tools.history.drift import BySource, Verdicts
+from tools.history.drift import BySource, Judgements
 
 #: Targets and their digests.
 Digests = tuple[tuple[str, str], ...]
@@ -115,15 +115,15 @@ def ask(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Question, list[Commit]]:
     """The questions that the ledger leaves open, and the commits at which each comes up."""
-    verdicts = Verdicts(clone, patches)
+    judgements = Judgements(clone, patches)
     by_id = {patch.id: patch for patch in patches}
     # The judge need not have read what a question is about.
     known = BySource[Optional[Question]](clone)
     found: dict[Question, list[Commit]] = {}
     for number, commit in enumerate(commits, 1):
         progress(f"{number} commits, {len(found)} questions")
-        for patch_id, verdict in verdicts.at(commit).verdicts.items():
-            if verdict.judgement is not Judgement.DRIFTED:
+        for patch_id, judgement in judgements.at(commit).judgements.items():
+            if judgement.verdict is not Verdict.DRIFTED:
                 continue
             with trees_kept():
                 question = known.of(
