@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any, cast
 
-from .definitions import Definition
+from .definitions import Definition, statements_of
 from .edits import Add, Target
 from .errors import ForeignPatchError, RewriteError
 from .line_numbers import file_of, renumber
@@ -33,7 +33,7 @@ def compile_code(definition: Definition, filename: str, node: ast.stmt | None = 
         body = shell
     # The compiler emits other code for a call on an imported name than for one on an object.
     names = ", ".join(definition.imported_names)
-    imports = ast.parse(f"import {names}").body if names else []
+    imports = statements_of(f"import {names}") if names else []
     module = ast.Module(body=[*imports, body], type_ignores=[])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # the module's own import had them
@@ -144,7 +144,7 @@ def edited_code(
     :mod:`.line_numbers`. ``ids`` are those of the patches.
     """
     filename = function.__code__.co_filename
-    tree = edited.parse()
+    tree = edited.take_node()
     file = file_of(filename, read_source(original.module) or "")
     renumber(tree, original, edited, file, f"megatron_patch {','.join(ids)}")
     code = compile_code(edited, filename, tree)

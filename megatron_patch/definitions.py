@@ -7,7 +7,7 @@ import ast
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from .errors import TargetError
@@ -47,7 +47,8 @@ class Definition:
     ``segment`` is its whole lines, decorators included, with the file's indentation;
     ``first_line`` is the number (from 1) of the first of them. ``future_flags`` and
     ``imported_names`` (those bound by the module's import statements) are what else of the module
-    the compiler looks at when it compiles a function.
+    the compiler looks at when it compiles a function. ``found`` is its part of the file's syntax
+    tree, where it is as the file has it.
     """
 
     module: str
@@ -56,14 +57,19 @@ class Definition:
     first_line: int
     future_flags: int
     imported_names: tuple[str, ...]
+    found: FunctionTree | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def node(self) -> FunctionTree:
         """The syntax tree of the segment, with line numbers of the file. Not to be changed."""
-        return self.parse()
+        return self._parsed() if self.found is None else self.found
 
-    def parse(self) -> FunctionTree:
-        """As :attr:`node`, another one each time."""
+    def take_node(self) -> FunctionTree:
+        """As :attr:`node`, for the caller to change: nobody has it any more."""
+        mine: FunctionTree | None = self.__dict__.pop("node", None)
+        return self._parsed() if mine is None or mine is self.found else mine
+
+    def _parsed(self) -> FunctionTree:
         indented = self.segment[:1].isspace()
         lines_above = "\n" * (self.first_line - (2 if indented else 1))
         body = parse(lines_above + ("class _:\n" if indented else "") + self.segment).body
@@ -108,7 +114,7 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
     first = first_line(node)
     segment = "\n".join(lines[first - 1 : last_line(node)]) + "\n"
-    return Definition(module, qualname, segment, first, flags, names)
+    return Definition(module, qualname, segment, first, flags, names, node)
 
 
 def first_line(node: ast.stmt) -> int:
@@ -121,6 +127,11 @@ def last_line(node: ast.stmt) -> int:
     """The number of the statement's last line."""
     assert node.end_lineno is not None
     return node.end_lineno
+
+
+def body_of(text: str) -> list[ast.stmt]:
+    """The statements of a module's source. Not to be changed."""
+    return _parse_module(text)[0].body
 
 
 @lru_cache(maxsize=512)

@@ -16,8 +16,8 @@ from .edits import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, so
 from .errors import TargetError
 from .fingerprint import FunctionTree, without_docstring
 from .matching import bodies, match, places, with_field
-from .rewrite import as_written
 from .source_tree import SourceTree
+from .substituting import as_written
 from .verdicts import Judgement, Miss, find_definition
 
 Nodes = Sequence[Union[ast.stmt, ast.expr]]

@@ -79,15 +79,20 @@ class Before(NamedTuple):
     @property
     def statements(self) -> str:
         """The hook's body without its docstring, dedented."""
-        import ast
-        import textwrap
+        return _statements(self.hook)
 
-        text = source_of(self.hook)
-        node = ast.parse(text).body[0]
-        assert isinstance(node, ast.FunctionDef)
-        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-        start, end = body[0].lineno - 1, body[-1].end_lineno
-        return textwrap.dedent("".join(text.splitlines(keepends=True)[start:end]))
+
+@cache
+def _statements(hook: Callable[[Any], None]) -> str:
+    import ast
+    import textwrap
+
+    text = source_of(hook)
+    node = ast.parse(text).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    start, end = body[0].lineno - 1, body[-1].end_lineno
+    return textwrap.dedent("".join(text.splitlines(keepends=True)[start:end]))
 
 
 class Substitute(NamedTuple):
@@ -142,8 +147,13 @@ def changes_code(edit: Edit) -> bool:
     """Whether the edit changes what runs: a condition does not, nor does another comment."""
     import ast
 
+    from .definitions import statements_of
+    from .fingerprint import equal
+
     if isinstance(edit, Substitute):
-        return ast.dump(ast.parse(edit.find)) != ast.dump(ast.parse(edit.put))
+        old, new = statements_of(edit.find), statements_of(edit.put)
+        # What is not equal has other dumps too, and to see that is quick.
+        return not equal(old, new) or list(map(ast.dump, old)) != list(map(ast.dump, new))
     return not isinstance(edit, Requires)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Union
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -51,10 +52,8 @@ def _write(node: object, put: Callable[[str], None]) -> None:
         return
     put(f"{type(node).__name__}(")
     separator = ""
-    for name in node._fields:
+    for name in counted(node._fields):
         value = getattr(node, name, None)
-        if name in ("type_comment", "kind"):
-            continue
         if name == "body" and isinstance(node, FunctionNode):
             value = without_docstring(node)
         if name == "format_spec" and isinstance(value, ast.JoinedStr) and not _joined(value):
@@ -75,21 +74,40 @@ def equal(one: Any, other: Any) -> bool:
     kind = type(one)
     if kind is not type(other):
         return False
+    if one is other:  # as two trees have one `Load` or `Add`
+        return True
     if kind in PLAIN:
         return bool(one == other)
     if kind is list:
         return len(one) == len(other) and all(map(equal, one, other))
     if not isinstance(one, ast.AST) or kind is ast.JoinedStr:
         return canonical(one) == canonical(other)
-    for name in one._fields:
-        if name in ("type_comment", "kind"):
-            continue
+    for name in counted(one._fields):
         if name == "body" and isinstance(one, FunctionNode):
             if not equal(without_docstring(one), without_docstring(other)):
                 return False
         elif not equal(getattr(one, name, None), getattr(other, name, None)):
             return False
     return True
+
+
+@cache
+def counted(fields: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a node's fields that count, of whatever it is."""
+    return tuple(name for name in fields if name not in ("type_comment", "kind"))
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, in any order, sooner than ``ast.walk`` gives them."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        yield node
+        for value in vars(node).values():
+            if isinstance(value, ast.AST):
+                todo.append(value)
+            elif type(value) is list:
+                todo += [item for item in value if isinstance(item, ast.AST)]
 
 
 def without_docstring(node: FunctionTree) -> list[ast.stmt]:

@@ -15,6 +15,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from .definitions import Definition, lines_of
+from .fingerprint import walk
 
 
 class File:
@@ -65,7 +66,7 @@ def renumber(
         for row, line in enumerate(after)
     ]
     node: Any
-    for node in ast.walk(tree):
+    for node in walk(tree):
         if hasattr(node, "lineno"):
             row, end_row = node.lineno - first, (node.end_lineno or node.lineno) - first
             node.lineno, node.end_lineno = numbers[row], numbers[end_row]

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from .definitions import statements_of
 from .edits import METAVARIABLE
-from .fingerprint import FunctionTree, equal
+from .fingerprint import FunctionTree, counted, equal, walk
 
 #: What the metavariables of a pattern stand for in one place.
 Bindings = Mapping[str, ast.expr]
@@ -43,7 +43,7 @@ def places(node: ast.AST, find: str, put: str) -> list[Place]:
         kinds = ast.expr if _metavariable(first.value) else type(first.value)
         return [
             Place([child], bindings)
-            for child in ast.walk(node)
+            for child in walk(node)
             if isinstance(child, kinds) and (bindings := match(first.value, child)) is not None
         ]
     return [
@@ -78,8 +78,7 @@ def _match(pattern: Any, found: Any, bindings: dict[str, ast.expr]) -> bool:
         return False
     return all(
         _match(getattr(pattern, name, None), getattr(found, name, None), bindings)
-        for name in pattern._fields
-        if name not in ("type_comment", "kind")
+        for name in counted(pattern._fields)
     )
 
 
@@ -97,7 +96,7 @@ def _has_metavariable(node: ast.AST) -> bool:
     # Asked for each node of each place: kept with the tree, which is parsed once.
     known: bool | None = getattr(node, "_has_metavariable", None)
     if known is None:
-        known = any(_metavariable(child) for child in ast.walk(node))
+        known = any(_metavariable(child) for child in walk(node))
         node._has_metavariable = known  # type: ignore[attr-defined]
     return known
 

@@ -78,11 +78,10 @@ def _change(patch: Patch, target: Target, edits: list[Edit], on_top: Below) -> C
     original = find_definition(str(target), read_source)
     assert original is not None  # it was proved
     below = on_top(found.function)
-    edited = below.definition if below else original
-    for edit in edits:
-        if isinstance(edit, (Add, Requires)):
-            raise TargetError(f"{target}: an addition and an edit of one target")
-        edited = rewrite.edited(edited, edit)
+    changes = [edit for edit in edits if not isinstance(edit, (Add, Requires))]
+    if len(changes) != len(edits):
+        raise TargetError(f"{target}: an addition and an edit of one target")
+    edited = rewrite.edited(below.definition if below else original, *changes)
     ids = (*(below.ids if below else ()), patch.id)
     code = compilation.edited_code(original, edited, found.function, ids)
     function = found.function

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from . import fingerprint, undoing
-from .definitions import Definition
+from .definitions import Definition, body_of, statements_of
 from .edits import Add, Replace, Target, changes_code, is_known_by_digest
 from .fingerprint import FunctionNode
 from .ledger import sources_of
@@ -104,7 +104,7 @@ def provable(variant: Variant) -> tuple[str, ...]:
         dict.fromkeys(
             edit.target
             for edit in variant.edits
-            if not isinstance(edit, Add) or isinstance(ast.parse(edit.source).body[0], FunctionNode)
+            if not isinstance(edit, Add) or isinstance(statements_of(edit.source)[0], FunctionNode)
         )
     )
 
@@ -123,10 +123,10 @@ def has_helpers(variant: Variant, read: Callable[[str], str | None]) -> bool:
 def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
     """Whether the source has the helper as it is ours."""
     target = Target.parse(helper.target)
-    body: list[ast.stmt] = ast.parse(read(target.module) or "").body
+    body = body_of(read(target.module) or "")
     for scope in filter(None, target.scope.split(".")):
         classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
         body = classes[0].body if classes else []
-    (wanted,) = ast.parse(helper.source).body
+    (wanted,) = statements_of(helper.source)
     digest = fingerprint.digest(wanted)
     return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))

@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from . import definitions, rewrite
+from . import definitions, rewrite, segments
 from .definitions import Definition, first_line, last_line
 from .edits import Add, Edit, Requires, Target
 from .errors import TargetError
@@ -51,7 +51,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
         if target.scope:
             row = anchor.first_line - 1
             margin = anchor.segment[: -len(anchor.segment.lstrip())]
-            source = rewrite.indented(source, margin) + "\n"
+            source = segments.indented(source, margin) + "\n"
             if anchor.node.name in _evaluated_names(source):
                 row = last_line(anchor.node)
                 source = "\n" + source.removesuffix("\n")

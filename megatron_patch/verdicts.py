@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from . import definitions, rewrite
+from . import definitions, substituting
 from .definitions import Definition
 from .edits import Substitute, Target
 from .model import Variant
@@ -52,10 +52,10 @@ class Miss:
         found = []
         for edit in self.substitutes if self.definition is not None else ():
             assert self.definition is not None
-            count = rewrite.occurrences(self.definition, edit)
+            count = substituting.occurrences(self.definition, edit)
             times = "is not there" if count == 0 else f"is there {count} times"
             if count != 1:
-                found.append(f"`{rewrite.as_written(edit.find)}` {times}; expected once")
+                found.append(f"`{substituting.as_written(edit.find)}` {times}; expected once")
         return tuple(found)
 
     def __str__(self) -> str:

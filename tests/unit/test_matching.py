@@ -12,7 +12,8 @@ from megatron_patch.edits import METAVARIABLE, Substitute
 from megatron_patch.errors import RewriteError
 from megatron_patch.fingerprint import canonical
 from megatron_patch.matching import match, places
-from megatron_patch.rewrite import edited, occurrences
+from megatron_patch.rewrite import edited
+from megatron_patch.substituting import occurrences
 from megatron_patch.undoing import undone
 
 

@@ -1,0 +1,139 @@
+"""Make hunks in a definition: find their code by the syntax tree, and exchange its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from .definitions import Definition, lines_of
+from .edits import METAVARIABLE, Substitute
+from .fingerprint import walk
+from .matching import Bindings, Place, exchanged, places
+from .segments import checked, failure, indented, margin_of, proved
+
+
+def occurrences(definition: Definition, edit: Substitute) -> int:
+    """How often the code that ``edit`` looks for is in the definition."""
+    return len(places(definition.node, edit.find, edit.put))
+
+
+class _TextChange(NamedTuple):
+    """Other text for a part of a segment, from ``start`` to ``end``."""
+
+    start: int
+    end: int
+    text: str
+
+    def made(self, segment: str) -> str:
+        return segment[: self.start] + self.text + segment[self.end :]
+
+
+def substituted(definition: Definition, edits: Sequence[Substitute]) -> Definition:
+    """The definition after hunks in this order. Raises ``RewriteError`` when one does not fit."""
+    together = _together(definition, edits) if len(edits) > 1 else None
+    if together is not None:
+        return together
+    for edit in edits:
+        definition = _alone(definition, edit)
+    return definition
+
+
+def _together(definition: Definition, edits: Sequence[Substitute]) -> Definition | None:
+    """The definition after several edits, with one proof for all.
+
+    ``None`` where that is not possible: where one is of code that another has put there or has
+    touched, or where it takes one by one to say why not, or to find which needs parentheses.
+    """
+    tree = definition.node
+    untouched = set(map(id, walk(tree)))
+    changes: list[_TextChange] = []
+    for edit in edits:
+        found = places(tree, edit.find, edit.put)
+        if len(found) != 1 or not untouched.issuperset(map(id, found[0].nodes)):
+            return None
+        changes.append(_text_change(definition, edit, found[0]))
+        tree = exchanged(tree, found[0], edit.put)
+    changes.sort(reverse=True)
+    if any(sooner.end > later.start for later, sooner in pairwise(changes)):
+        return None
+    segment = definition.segment
+    for change in changes:
+        segment = change.made(segment)
+    return proved(definition, segment, tree)
+
+
+def _alone(definition: Definition, edit: Substitute) -> Definition:
+    tree = definition.node
+    found = places(tree, edit.find, edit.put)
+    if len(found) != 1:
+        times = f"found {len(found)} times" if found else "not found"
+        raise failure(definition, f"expected `{as_written(edit.find)}` exactly once; {times}")
+    (place,) = found
+    expected = exchanged(tree, place, edit.put)
+    change = _text_change(definition, edit, place)
+    if place.body is None:
+        result = proved(definition, change.made(definition.segment), expected)
+        if result is not None:
+            return result
+        # Operators of the surroundings may bind tighter than those of the new expression.
+        change = change._replace(text=f"({change.text})")
+    return checked(definition, change.made(definition.segment), expected)
+
+
+def _text_change(definition: Definition, edit: Substitute, place: Place) -> _TextChange:
+    """What the edit changes in the text. Raises ``RewriteError`` when that cannot be."""
+    lines = lines_of(definition.segment)
+    start, end = _span(definition, lines, place.nodes[0], place.nodes[-1])
+    before, after = definition.segment[:start], definition.segment[end:]
+    put = _filled(definition, lines, edit.put.strip("\n"), place.bindings)
+    margin = before[before.rfind("\n") + 1 :]
+    if place.body is None:
+        return _TextChange(start, end, _hanging(put.strip(), margin_of(margin + ".")))
+    if margin.strip():
+        raise failure(definition, f"`{as_written(edit.find)}` shares its line with other code")
+    if put.strip():
+        return _TextChange(start, end, indented(put, margin).removeprefix(margin))
+    if len(place.body) == len(place.nodes):
+        raise failure(
+            definition, f"`{as_written(edit.find)}` is all of its block; put `pass` in its place"
+        )
+    line_ends = len(after) - len(after.lstrip("\n"))
+    return _TextChange(start - len(margin), end + line_ends, "")
+
+
+def as_written(code: str) -> str:
+    """Code of a hunk as its file has it."""
+    return code.strip().replace(METAVARIABLE, "$")
+
+
+def _filled(definition: Definition, lines: list[str], put: str, bindings: Bindings) -> str:
+    """``put`` with what the source has in the places of the metavariables, as it is written."""
+    # The longest first: one may begin as another does.
+    for name, node in sorted(bindings.items(), key=lambda item: -len(item[0])):
+        start, end = _span(definition, lines, node, node)
+        margin = margin_of(lines[node.lineno - definition.first_line])
+        first, *others = lines_of(definition.segment[start:end])
+        # All lines of the hunk get the margin of the place where it is put.
+        text = first + "".join(line.removeprefix(margin) for line in others)
+        put = "".join(
+            line.replace(name, _hanging(text, margin_of(line))) if name in line else line
+            for line in lines_of(put)
+        )
+    return put
+
+
+def _hanging(text: str, margin: str) -> str:
+    """``text`` with ``margin`` before all lines but the first."""
+    first, *others = lines_of(text)
+    return first + indented("".join(others), margin)
+
+
+def _span(definition: Definition, lines: list[str], first: Any, last: Any) -> tuple[int, int]:
+    """Offsets in the segment's characters of two nodes' start and end."""
+
+    def offset(line: int, column: int) -> int:
+        row = line - definition.first_line
+        return sum(map(len, lines[:row])) + len(lines[row].encode()[:column].decode())
+
+    return offset(first.lineno, first.col_offset), offset(last.end_lineno, last.end_col_offset)
