@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,15 @@ def test_what_is_drawn_is_read_again_and_can_be_built(device, data):
     assert decode(encode(configuration)) == configuration
     assert len(dimensions(configuration)) > 20
     testing.build_context(building.spec(configuration))
+
+
+@settings(suppress_health_check=list(HealthCheck), max_examples=20)
+@given(st.data())
+def test_nothing_is_asked_of_sampling_that_the_source_lacks(data):
+    able = replace(Abilities.installed(), per_request=True, skips=False, top_n=False, stops=False)
+    for plan in data.draw(configurations(able)).requests:
+        assert plan.log_probs in (None, "all")
+        assert (plan.top_n, plan.stop, plan.end) == (0, None, None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"request":[]}', '{"requests":[{"steam":1}]}'])

@@ -28,6 +28,9 @@ class Abilities:
     version: Version
     per_request: bool
     """A request has sampling parameters of its own."""
+    skips: bool
+    """A request can have the log probs of its answer alone."""
+    top_n: bool
     stops: bool
     chunked: bool
     prefixes: bool
@@ -55,10 +58,13 @@ class Abilities:
 
         engine, version = engine_class(), core_release()
         known = {*parameters_of(engine), *context_parameters()}
+        sampling = parameters_of(SamplingParams)
         return cls(
             version=version,
             per_request="sampling_params" in parameters_of(engine.add_request),
-            stops="stop_words" in parameters_of(SamplingParams),
+            skips="skip_prompt_log_probs" in sampling,
+            top_n="top_n_logprobs" in sampling,
+            stops="stop_words" in sampling,
             chunked="enable_chunked_prefill" in known,
             prefixes="enable_prefix_caching" in known,
             modes="kv_cache_management_mode" in known,
@@ -85,9 +91,9 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
         num_tokens = 0
     found: dict[str, Any] = dict(wave_wide)
     if able.per_request:
-        wanted = ["generated", "all", "all"] if all_log_probs else ["generated"]
+        wanted = ["generated"] * able.skips + ["all", "all"] * all_log_probs
         found["log_probs"] = draw(st.sampled_from([None, *wanted]))
-        if found["log_probs"]:
+        if found["log_probs"] and able.top_n:
             found["top_n"] = draw(st.sampled_from([0, 0, 1, 3]))
         found["sampling"] = draw(st.sampled_from(SAMPLINGS))
     if able.stops and num_tokens:
