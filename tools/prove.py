@@ -37,6 +37,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch import ledger  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.errors import LedgerError  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
@@ -86,18 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.check and options.journal is None:
         made.error("expected --journal FILE")
     journal = Journal(options.journal or Path())
-    if options.write:
-        path = entries.write(journal.answers, keep=not options.anew)
-        print(f"wrote {path}")
-        return 0
-    if (options.megatron is None) == (not options.tree) or (options.check and options.tree):
+    one_place = (options.megatron is None) != (not options.tree)
+    if not options.write and (not one_place or (options.check and options.tree)):
         made.error("expected one of --megatron and --tree; with --check, --megatron")
     try:
+        if options.write:
+            path = entries.write(journal.answers, keep=not options.anew)
+            print(f"wrote {path}")
+            return 0
         if options.tree:
             return run_on_trees(journal, options)
         with Clone(options.megatron) as clone:
             return check(clone) if options.check else run(clone, journal, options)
-    except CloneError as error:
+    except (CloneError, LedgerError) as error:
         print(f"prove: {error}", file=sys.stderr)
         return 2
 

@@ -189,3 +189,27 @@ def test_answers_go_to_the_journal_and_are_not_asked_again(tree, tmp_path, capsy
 def test_the_ledger_of_the_package_is_as_the_tool_writes_it():
     written = entries.as_text(entries.of_series([], keep=True))
     assert written == ledger.FILE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "next_step"),
+    [("sources.json", "write it with tools/survey.py"), ("proofs.json", "git checkout it")],
+)
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"format": 1}'])
+@pytest.mark.parametrize("mode", [["--write"], ["--plan", "--tree", "1.0={tree}"]])
+def test_a_ledger_that_cannot_be_read_is_told(
+    tree, tmp_path, capsys, monkeypatch, name, next_step, text, mode
+):
+    file = tmp_path / name
+    if text is not None:
+        file.write_text(text)
+    if name == "sources.json":
+        monkeypatch.setattr(entries, "SOURCES", file)
+    else:
+        monkeypatch.setattr(ledger, "FILE", file)
+    words = [word.format(tree=tree.root) for word in mode]
+    assert prove.main([*words, "--journal", str(tmp_path / "journal")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"prove: {file} ")
+    assert next_step in line
+    assert (file.read_text() if file.exists() else None) == text

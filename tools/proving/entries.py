@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from megatron_patch import ledger
 from megatron_patch.backports import SERIES
+from megatron_patch.errors import LedgerError
 from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch
 from tools.history import ledger_file
 from tools.history.ledger import Ledger
@@ -125,11 +126,23 @@ def in_words(releases: Sequence[str], surveyed: Ledger) -> str:
 def of_series(answers: Sequence[Answer], *, keep: bool) -> dict[str, list[Entry]]:
     """The entries that ``answers`` come to, and with ``keep`` those of the present ledger."""
     surveyed = ledger_file.load(SOURCES)
-    present = json.loads(ledger.FILE.read_text(encoding="utf-8"))["patches"] if keep else {}
+    present = _present(ledger.FILE) if keep else {}
     return {
         patch.id: entries_of(patch, answers, surveyed, present.get(patch.id, ()))
         for patch in SERIES
     }
+
+
+def _present(file: Path) -> dict[str, list[Entry]]:
+    """The entries of the ledger as it is. Raises ``LedgerError`` when it cannot be read."""
+    try:
+        found: dict[str, list[Entry]] = json.loads(file.read_text(encoding="utf-8"))["patches"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LedgerError(
+            f"{file} cannot be read ({type(error).__name__}: {error}): git checkout it, or prove "
+            "anew, with --anew"
+        ) from error
+    return found
 
 
 def write(answers: Sequence[Answer], *, keep: bool) -> Path:
