@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import SERIES, check, records, run, source, status
+from .commands import SERIES, SOME_DO_NOT_FIT, check, records, run, source, status
 from .errors import NotMegatronError, SettingsError, TreeError
 from .model import Patch
 
@@ -27,7 +27,7 @@ TAKE_IDS = ("check", "export", "apply")
 VALUED = ("--megatron", "--output", "--only", "--against")
 
 _SOME = (
-    f"{source.SOME_DID_NOT_FIT} when some of the patches did not fit: these are skipped, each as a "
+    f"{SOME_DO_NOT_FIT} when some of the patches did not fit: these are skipped, each as a "
     "whole, and the rest is written"
 )
 _VARIABLES = (
@@ -97,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "check",
         help="say what the patches would do in a Megatron tree, without importing it",
-        epilog="exit status: 0; 1 when a patch is drifted; 2 when there is no Megatron tree. "
+        epilog=f"exit status: 0; {SOME_DO_NOT_FIT} when some of the patches do not fit: they are "
+        "drifted; 2 when there is no Megatron tree, or a name or a setting is not understood. "
         f"{_VARIABLES}",
     )
     _add_ids(command, "all patches")

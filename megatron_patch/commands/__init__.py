@@ -6,3 +6,6 @@ from .. import _engine
 
 #: All patches of this process, those of others behind those of this package.
 SERIES = _engine.series
+
+#: The exit status when some of the selected patches do not fit the source: they are drifted.
+SOME_DO_NOT_FIT = 3

@@ -12,11 +12,11 @@ from ..settings import Settings, selected
 from ..source_tree import SourceTree
 from ..sources import megatron_version
 from ..verdicts import Verdict
-from . import SERIES
+from . import SERIES, SOME_DO_NOT_FIT
 
 
 def check(options: argparse.Namespace) -> int:
-    """Judge the patches on a tree; 1 when one is drifted."""
+    """Judge the patches on a tree."""
     if options.against and not options.diff:
         options.usage_error("--against says what --diff compares with: add --diff")
     explain = None
@@ -49,4 +49,5 @@ def check(options: argparse.Namespace) -> int:
         print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
         for finding in findings:
             print(finding)
-    return int(any(finding.verdict is Verdict.DRIFTED for finding in findings))
+    drifted = any(finding.verdict is Verdict.DRIFTED for finding in findings)
+    return SOME_DO_NOT_FIT if drifted else 0

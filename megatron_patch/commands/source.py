@@ -11,10 +11,7 @@ from ..settings import Settings, selected
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
 from ..verdicts import Verdict
-from . import SERIES
-
-#: The exit status when some of the selected patches did not fit, and the rest was written.
-SOME_DID_NOT_FIT = 3
+from . import SERIES, SOME_DO_NOT_FIT
 
 
 def export(options: argparse.Namespace) -> int:
@@ -73,4 +70,4 @@ def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[Sourc
             "--allow-drift edits unknown source for you to read",
             file=sys.stderr,
         )
-    return tree, made, SOME_DID_NOT_FIT if drifted else 0
+    return tree, made, SOME_DO_NOT_FIT if drifted else 0

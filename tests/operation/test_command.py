@@ -111,7 +111,7 @@ def test_a_fork_is_left_alone_until_its_source_is_accepted(fork, tmp_path):
     script = tmp_path / "serve.py"
     script.write_text(SHOW)
     checked = megatron_patch_command("check", "--megatron", str(fork))
-    assert checked.returncode == 1, checked.stderr
+    assert checked.returncode == 3, checked.stderr
     assert f"{ID}: drifted" in checked.stdout
     assert re.search(r"dynamic_context\.py:\d+: megatron\.core.*:DynamicInferenceContext\.", checked.stdout)  # fmt: skip # noqa: E501
     (line,) = re.findall(rf"MEGATRON_PATCH_ACCEPT=({ID}@[0-9a-f]{{16}})$", checked.stdout, re.M)

@@ -71,14 +71,14 @@ def test_what_fits_is_exported_and_what_does_not_is_said(drifted, tmp_path):
 
 def verdicts_of_drifted(root: Path) -> dict[str, str]:
     done = megatron_patch_command("check", "--json", "--megatron", str(root))
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     return {patch["id"]: patch["verdict"] for patch in json.loads(done.stdout)["patches"]}
 
 
 def test_accepted_it_is_exported_with_the_others(drifted, tmp_path):
     root, needed = drifted
     checked = megatron_patch_command("check", ID, "--diff", "--megatron", str(root))
-    assert checked.returncode == 1, checked.stderr
+    assert checked.returncode == 3, checked.stderr
     assert "this edit fits:" in checked.stdout
     (line,) = re.findall(r"MEGATRON_PATCH_ACCEPT=(\S+)$", checked.stdout, re.M)
     done, names = export(root, tmp_path, MEGATRON_PATCH_ACCEPT=line)

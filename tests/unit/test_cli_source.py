@@ -118,9 +118,9 @@ def test_check_takes_ids(tmp_path, capsys):
         status = main(["check", *here, *arguments])
         return status, [p["id"] for p in json.loads(capsys.readouterr().out)["patches"]]
 
-    assert found() == (1, ["whole", "both", "other", "opt"])
+    assert found() == (3, ["whole", "both", "other", "opt"])
     assert found("both", "opt") == (0, ["both", "opt"])
-    assert found("-both") == (1, ["whole", "other"])
+    assert found("-both") == (3, ["whole", "other"])
 
 
 def test_export_skips_what_does_not_fit_and_says_so(tmp_path, capsys):

@@ -153,7 +153,7 @@ def test_long_lines_are_folded(tmp_path):
 def test_check_shows_it_with_what_to_do_next(tmp_path):
     write_patchable_tree(tmp_path)
     done = command("check", ID, "--diff", "--megatron", str(tmp_path))
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "+++ the patch" in done.stdout
     assert "-    return 1" in done.stdout
     assert "accept the source" in done.stdout
@@ -181,6 +181,6 @@ def test_what_does_not_fit_has_other_next_steps(tmp_path):
     write_tree(tmp_path, context)
     (tmp_path / "megatron" / "core" / "__init__.py").touch()
     done = command("check", ID, "--diff", "--megatron", str(tmp_path))
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     for part in ("cannot be accepted", "MEGATRON_PATCH_RECORDS", f"MEGATRON_PATCH=-{ID}."):
         assert part in done.stdout
