@@ -23,7 +23,7 @@ examples:
 """
 
 #: The commands that take ids, and their options that take a value.
-TAKE_IDS = ("check", "export", "apply")
+TAKE_IDS = ("status", "check", "export", "apply")
 VALUED = ("--megatron", "--output", "--only", "--against")
 
 _SOME = (
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="import the target modules and print the state of each patch",
         epilog="exit status: 0 when no patch is pending, drifted, shadowed or failed; else 1",
     )
-    command.add_argument("--only", metavar="ID", type=_patch, help="that patch and no other")
+    _add_ids(command, "all patches")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(function=status.status)
 

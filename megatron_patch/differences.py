@@ -15,6 +15,7 @@ from .definitions import Definition, statements_of
 from .edits import METAVARIABLE, Before, Edit, Replace, Requires, Substitute, source_of
 from .errors import TargetError
 from .fingerprint import FunctionTree, without_docstring
+from .folding import WIDTH, folded
 from .matching import bodies, match, places, with_field
 from .source_tree import SourceTree
 from .substituting import as_written
@@ -22,7 +23,6 @@ from .verdicts import Judgement, Miss, find_definition
 
 Nodes = Sequence[Union[ast.stmt, ast.expr]]
 
-WIDTH = 80
 #: How many of the likeliest stretches of a method are compared letter by letter.
 CANDIDATES = 8
 
@@ -36,14 +36,14 @@ def differences(judgement: Judgement, tree: SourceTree, against: SourceTree | No
     lines: list[str] = []
     for miss in dict.fromkeys(judgement.misses):
         if miss.definition is None:
-            lines += _folded(f"{miss.target} is not there.")
+            lines += folded(f"{miss.target} is not there.")
             continue
         known = None if against is None else _definition(miss.target, against)
         if known is not None and against is not None:
             lines += _against(miss, miss.definition, tree, known, against)
             continue
         if against is not None:
-            lines += _folded(f"{against.root} has no {miss.target}.")
+            lines += folded(f"{against.root} has no {miss.target}.")
         edits = judgement.closest.edits if judgement.closest is not None else ()
         for edit in edits:
             if edit.target == miss.target:
@@ -62,10 +62,10 @@ def _against(
     miss: Miss, found: Definition, tree: SourceTree, known: Definition, against: SourceTree
 ) -> Iterator[str]:
     if known.digest == found.digest:
-        yield from _folded(f"{miss.target} is the same in {against.root}.")
+        yield from folded(f"{miss.target} is the same in {against.root}.")
         return
     if miss.expected not in (None, known.digest):
-        yield from _folded(
+        yield from folded(
             f"{miss.target} in {against.root} has digest {known.digest}; the nearest known source "
             f"has {miss.expected}: take a tree of that source to see this difference alone."
         )
@@ -82,7 +82,7 @@ def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
     if isinstance(edit, Substitute):
         yield from _of_substitute(edit, found, tree)
     elif isinstance(edit, Replace):
-        yield from _folded(
+        yield from folded(
             f"{edit.target}: the patch puts a whole method in the place of this one. What it would "
             "take away and put there:"
         )
@@ -93,26 +93,26 @@ def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
             _lines(_bare(found.node)), _lines(_bare(whole)), f"here: {where}", "the patch"
         )
     elif isinstance(edit, Before):
-        yield from _folded(f"{where}: the patch puts this in front of the first statement:")
+        yield from folded(f"{where}: the patch puts this in front of the first statement:")
         yield from _marked("+", edit.statements.splitlines())
     elif isinstance(edit, Requires):
-        yield from _folded(f"{where}: changed, and the patch relies on it: {edit.why}")
+        yield from folded(f"{where}: changed, and the patch relies on it: {edit.why}")
 
 
 def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Iterator[str]:
     there = places(found.node, edit.find, edit.put)
     if len(there) == 1:
         line = there[0].nodes[0].lineno
-        yield from _folded(f"{_place(tree, found, line)}: this edit fits:")
+        yield from folded(f"{_place(tree, found, line)}: this edit fits:")
         yield from _marked(" ", as_written(edit.find).splitlines())
     elif there:
         times = f"{len(there)} times"
-        yield from _folded(f"{_place(tree, found)}: this is there {times}; expected once:")
+        yield from folded(f"{_place(tree, found)}: this is there {times}; expected once:")
         yield from _marked(" ", as_written(edit.find).splitlines())
     else:
         expected, closest = _closest(edit, found.node)
         where = _place(tree, found, closest[0].lineno)
-        yield from _folded(f"{where}: this edit does not fit; the closest code there:")
+        yield from folded(f"{where}: this edit does not fit; the closest code there:")
         lines = [line for node in closest for line in _lines(node)]
         yield from _unified(expected, lines, "what the patch looks for", f"here: {where}")
 
@@ -213,7 +213,3 @@ def _marked(sign: str, lines: Sequence[str]) -> Iterator[str]:
             break_on_hyphens=False,
         )
         yield from (f"{sign}{part}" for part in parts or [""])
-
-
-def _folded(text: str) -> Iterator[str]:
-    yield from textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)

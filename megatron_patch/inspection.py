@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .edits import Target
+from .folding import folded
 from .judge import judge
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Patch
@@ -73,7 +73,7 @@ class Finding:
         elif self.drifts:
             lines.append("    This source cannot be accepted: the patch does not fit it.")
         if self.diff is not None:
-            lines = [*_folded(lines), self.diff, *self._next_steps()]
+            lines = [*_for_terminal(lines), self.diff, *self._next_steps()]
         return "\n".join(lines)
 
     def _next_steps(self) -> list[str]:
@@ -86,16 +86,14 @@ class Finding:
         ]
 
 
-def _folded(lines: Iterable[str]) -> Iterator[str]:
-    """Lines folded to 80 columns, but for what is to be copied as it is."""
+def _for_terminal(lines: Iterable[str]) -> Iterator[str]:
+    """Lines folded, but for what is to be copied as it is."""
     for line in lines:
         margin = line[: len(line) - len(line.lstrip())]
         if ACCEPT in line:
             yield line
         else:
-            yield from textwrap.wrap(
-                line, 80, subsequent_indent=f"{margin}  ", break_long_words=False
-            )
+            yield from folded(line, f"{margin}  ")
 
 
 NOTES = {HAS_IT: " (upstreamed)", NEEDS_NONE: " (needs no patch)"}

@@ -15,7 +15,7 @@ from .sources import ABSENT, namespace_of, read_source
 from .verdicts import find_definition
 
 #: Gives the change of another patch that is in force on a function.
-Below = Callable[[FunctionType], "CodeChange | None"]
+OnTop = Callable[[FunctionType], "CodeChange | None"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Plan:
     conditions: list[Condition]
 
 
-def plan(patch: Patch, variant: Variant, on_top: Below) -> Plan:
+def plan(patch: Patch, variant: Variant, on_top: OnTop) -> Plan:
     """The changes and the conditions of the variant, with nothing changed yet.
 
     Raises ``TargetError`` or ``RewriteError`` when a change cannot be made, and
@@ -45,7 +45,7 @@ def plan(patch: Patch, variant: Variant, on_top: Below) -> Plan:
     return result
 
 
-def prove(dotted: str, on_top: Below, *, wrapped: bool = False) -> Condition:
+def prove(dotted: str, on_top: OnTop, *, wrapped: bool = False) -> Condition:
     """What runs as ``dotted``, which has to be compiled from its source, or to be code of ours.
 
     Raises ``ForeignPatchError`` when it is not, or, unless it may be ``wrapped``, when something is
@@ -66,12 +66,12 @@ def prove(dotted: str, on_top: Below, *, wrapped: bool = False) -> Condition:
     return Condition(target, owner, value, function, released)
 
 
-def _is_ours(function: FunctionType, target: Target, on_top: Below) -> bool:
+def _is_ours(function: FunctionType, target: Target, on_top: OnTop) -> bool:
     change = on_top(function)
     return change is not None and change.target == target and change.is_made
 
 
-def _change(patch: Patch, target: Target, edits: list[Edit], on_top: Below) -> Change:
+def _change(patch: Patch, target: Target, edits: list[Edit], on_top: OnTop) -> Change:
     if isinstance(edits[0], Add):
         return _addition(edits[0], target)
     found = prove(str(target), on_top)

@@ -24,7 +24,7 @@ RELEASE = core_release()
 # For children that must not import the package to ask it: see `tests/lifecycle/suite.py`.
 os.environ["TESTED_MEGATRON_CORE"] = str(RELEASE)
 
-#: The imported Megatron is one of `tools/source_tree.py`, with the patches in its source.
+#: The imported Megatron is one of `tools/patched_tree.py`, with the patches in its source.
 SOURCE = "MEGATRON_PATCH_TEST_SOURCE" in os.environ
 
 not_in_source = pytest.mark.skipif(SOURCE, reason="the source itself is patched")

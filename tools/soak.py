@@ -452,7 +452,7 @@ def _failure(life: Life, error: Exception) -> Failure:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     set_ = {name: value for name, value in asdict(life.features).items() if value}
     return Failure(
-        life=f"--only {life.scenario} --seed {life.seed} --requests {life.counts['requests']}",
+        life=f"--scenarios {life.scenario} --seed {life.seed} --requests {life.counts['requests']}",
         features=f"{set_}, {life.spec}",
         error=f"{type(error).__name__}: {error}",
         where=f"{Path(frame.filename).name}:{frame.lineno}",
@@ -471,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=20_000, help="at least so many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--only", nargs="+", metavar="SCENARIO", help=", ".join([*SCENARIOS, MIXED])
+        "--scenarios", nargs="+", metavar="SCENARIO", help=", ".join([*SCENARIOS, MIXED])
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     options = parser.parse_args(arguments)
@@ -481,13 +481,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     testing.start()
     torch.set_num_threads(1)  # more only get in each other's way with tensors this small
     playable = scenarios()
-    for name in options.only or ():
+    for name in options.scenarios or ():
         if name not in playable:
             parser.error(
                 f"megatron-core {core_version()} can play {', '.join(playable)}; not {name!r}"
             )
     # Half of the lives are mixed ones.
-    only = options.only or [name for single in playable[:-1] for name in (single, MIXED)]
+    only = options.scenarios or [name for single in playable[:-1] for name in (single, MIXED)]
 
     def on_life(soak: Soak) -> None:
         done = soak.total()

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+
 from .. import _engine
+from ..model import Patch
+from ..settings import selected
 
 #: All patches of this process, those of others behind those of this package.
 SERIES = _engine.series
 
 #: The exit status when some of the selected patches do not fit the source: they are drifted.
 SOME_DO_NOT_FIT = 3
+
+
+def chosen(series: Sequence[Patch], options: argparse.Namespace) -> frozenset[str]:
+    """The ids of the patches that a command is to look at: all, if its arguments name none."""
+    if not options.only:
+        return frozenset(patch.id for patch in series)
+    return frozenset(selected(series, ",".join(options.only), "ID"))

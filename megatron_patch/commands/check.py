@@ -8,11 +8,11 @@ from functools import partial
 
 from .. import inspection
 from ..judge import trees_kept
-from ..settings import Settings, selected
+from ..settings import Settings
 from ..source_tree import SourceTree
 from ..sources import megatron_version
 from ..verdicts import Verdict
-from . import SERIES, SOME_DO_NOT_FIT
+from . import SERIES, SOME_DO_NOT_FIT, chosen
 
 
 def check(options: argparse.Namespace) -> int:
@@ -27,15 +27,14 @@ def check(options: argparse.Namespace) -> int:
         explain = partial(differences, against=against)
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
     settings = Settings.from_environment(SERIES)
-    everything = frozenset(patch.id for patch in SERIES)
-    chosen = selected(SERIES, ",".join(options.only), "ID") if options.only else everything
+    ids = chosen(SERIES, options)
     with trees_kept():
         findings = [
             inspection.inspect(
                 patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES, explain
             )
             for patch in SERIES
-            if patch.id in chosen
+            if patch.id in ids
         ]
     version = megatron_version(tree.read)
     if options.json:

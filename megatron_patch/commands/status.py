@@ -14,16 +14,16 @@ from ..edits import Target
 from ..model import Patch
 from ..sources import find_module_spec, megatron_version
 from ..states import UNHEALTHY, PatchStatus, State
-from . import SERIES
+from . import SERIES, chosen
 
 UNSETTLED = UNHEALTHY | {State.PENDING}
 
 
 def status(options: argparse.Namespace) -> int:
     """The state of each patch in this process; 1 when one needs a look."""
+    ids = chosen(SERIES, options)
     problems = _import_targets()
-    chosen = {options.only.id} if options.only else {patch.id for patch in SERIES}
-    patches = [_explained(entry, problems) for entry in status_of_process() if entry.id in chosen]
+    patches = [_explained(entry, problems) for entry in status_of_process() if entry.id in ids]
     report = {
         "megatron_core": megatron_version(),
         "python": platform.python_version(),

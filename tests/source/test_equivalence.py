@@ -19,7 +19,7 @@ from ..conftest import SOURCE
 from . import decoding
 
 pytestmark = pytest.mark.skipif(
-    not SOURCE, reason="needs MEGATRON_PATCH_TEST_SOURCE=1 and a tree of tools/source_tree.py"
+    not SOURCE, reason="needs MEGATRON_PATCH_TEST_SOURCE=1 and a tree of tools/patched_tree.py"
 )
 
 

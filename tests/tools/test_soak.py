@@ -173,7 +173,7 @@ def test_an_idle_engine_has_no_requests_and_all_blocks(context):
 
 def test_a_good_run(tmp_path, capsys):
     report = tmp_path / "report.json"
-    assert soak.main(["--requests", "1", "--only", "plain", "--json", str(report)]) == 0
+    assert soak.main(["--requests", "1", "--scenarios", "plain", "--json", str(report)]) == 0
     out = capsys.readouterr().out
     assert f"megatron-core {core_version()}, seed 0" in out
     assert "FAILED" not in out
@@ -195,9 +195,9 @@ def test_a_failure_is_reported_with_what_repeats_it(monkeypatch, capsys, tmp_pat
 
     monkeypatch.setattr(soak.Life, "run", run)
     report = tmp_path / "report.json"
-    arguments = ["--seed", "5", "--requests", "45", "--only", "plain", "padding"]
+    arguments = ["--seed", "5", "--requests", "45", "--scenarios", "plain", "padding"]
     assert soak.main([*arguments, "--json", str(report)]) == 1
-    repeat = "--only padding --seed 6 --requests 10"
+    repeat = "--scenarios padding --seed 6 --requests 10"
     out = capsys.readouterr().out
     assert f"FAILED: python tools/soak.py {repeat}\n  SoakError: what a pity\n" in out
     told = json.loads(report.read_text())
@@ -224,7 +224,7 @@ def test_what_repeats_a_failure_makes_no_more_requests_than_it_took(monkeypatch)
     long.run(500)
     first = waves[:2]
     number = sum(map(len, first))
-    assert long.failures[0].life == f"--only plain --seed 3 --requests {number}"
+    assert long.failures[0].life == f"--scenarios plain --seed 3 --requests {number}"
     assert len(long.failures) > 1
     waves.clear()
     short = soak.Soak(["plain"], seed=3)
@@ -235,6 +235,6 @@ def test_what_repeats_a_failure_makes_no_more_requests_than_it_took(monkeypatch)
 
 def test_a_scenario_that_is_not_there(capsys):
     with pytest.raises(SystemExit) as exit_:
-        soak.main(["--only", "plain", "rain"])
+        soak.main(["--scenarios", "plain", "rain"])
     assert exit_.value.code == 2
     assert f"megatron-core {core_version()} can play plain, " in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_patch.backports import SERIES
 from megatron_patch.backports.upstream.input_position_view_cache import GETTER
+from megatron_patch.model import Kind
 
 from .trees import PACKAGE_PARENT, write_tree
 from .trees import command as run
@@ -106,9 +107,14 @@ def test_status_of_one_patch(tree):
     context(tree).write_text(DRIFTED)
     done = run("status", "--json", "--only", "input-position-view-cache", path=tree)
     assert [p["id"] for p in json.loads(done.stdout)["patches"]] == ["input-position-view-cache"]
-    unknown = run("status", "--only", "input-position", path=tree)
+    done = run("status", "--json", "correctness", "-zero-token-logprobs", path=tree)
+    found = {patch["id"] for patch in json.loads(done.stdout)["patches"]}
+    assert found == {p.id for p in SERIES if p.kind is Kind.CORRECTNESS and p.default} - {
+        "zero-token-logprobs"
+    }
+    unknown = run("status", "input-position", path=tree)
     assert unknown.returncode == 2
-    assert "expected one of input-position-view-cache" in unknown.stderr
+    assert "unknown name 'input-position'" in unknown.stderr
 
 
 def test_list_and_show_are_made_from_the_records():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.backports.upstream.input_position_view_cache import GETTER
-from tools import source_tree
+from tools import patched_tree
 
 from ..unit.trees import write_tree
 
@@ -20,7 +20,7 @@ class DynamicInferenceContext:
 
 
 def make(megatron, output) -> int:  # type: ignore[no-untyped-def]
-    return source_tree.main(["--megatron", str(megatron), "--output", str(output)])
+    return patched_tree.main(["--megatron", str(megatron), "--output", str(output)])
 
 
 def test_a_tree_that_needs_no_patch_is_one_commit(tmp_path, capsys):

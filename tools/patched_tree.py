@@ -1,6 +1,6 @@
 """Make a git repository of a Megatron-Core whose source has the patches in it.
 
-    python tools/source_tree.py --output /tmp/tree
+    python tools/patched_tree.py --output /tmp/tree
     PYTHONPATH=/tmp/tree MEGATRON_PATCH_TEST_SOURCE=1 pytest tests/backports tests/upstream
 
 The first commit is `megatron/core` of the installed release, or of another tree; the patches that
@@ -29,8 +29,8 @@ from megatron_patch.sources import megatron_version
 
 # Nothing of the user's: no hook, no signature, no change of line ends.
 SETTINGS = {
-    "user.name": "source_tree",
-    "user.email": "source-tree@noreply.invalid",
+    "user.name": "patched_tree",
+    "user.email": "patched-tree@noreply.invalid",
     "commit.gpgSign": "false",
     "core.hooksPath": os.devnull,
     "core.autocrlf": "false",
@@ -94,10 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
         print(build(tree, output))
     except NotMegatronError as error:
-        print(f"source_tree: {error}", file=sys.stderr)
+        print(f"patched_tree: {error}", file=sys.stderr)
         return 2
     except (DriftedError, GitError) as error:
-        print(f"source_tree: {error}", file=sys.stderr)
+        print(f"patched_tree: {error}", file=sys.stderr)
         return 1
     return 0
 
