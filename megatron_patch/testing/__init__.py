@@ -13,9 +13,10 @@ Importing this package imports neither PyTorch nor Megatron.
 
 from __future__ import annotations
 
-from .decoding import Decoded, Request, decode, reference_decode
+from .decoding import Decoded, Request, decode
 from .engines import build_context, build_engine, is_suspended, resume, suspend
 from .models import build_model
+from .reference import reference_decode
 from .releases import context_class, drop_cuda_graphs
 from .runtime import start, stop
 from .spec import EngineSpec, UnsupportedError

@@ -13,12 +13,12 @@ out-of-bounds read there. Where a CUDA graph is stood in for, each replay checks
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import graphs
+from .arguments import check_blocks, check_lengths, expect_shape, refuse
 
 
 def flash_attn_varlen_func(
@@ -62,7 +62,7 @@ def flash_attn_varlen_func(
         NotImplementedError: for an argument that is not stood in for.
         RuntimeError: shapes that do not fit, as flash-attn does; on a CPU also for values.
     """
-    _refuse(
+    refuse(
         "flash_attn_varlen_func",
         dropout_p=dropout_p,
         softcap=softcap,
@@ -70,18 +70,18 @@ def flash_attn_varlen_func(
         return_attn_probs=return_attn_probs,
     )
     total_q, batch = q.shape[0], cu_seqlens_q.shape[0] - 1
-    _expect("cu_seqlens_k", cu_seqlens_k, (batch + 1,))
+    expect_shape("cu_seqlens_k", cu_seqlens_k, (batch + 1,))
     if batch == 0 or total_q == 0:
         return torch.zeros_like(q)
     if max_seqlen_q == 1 and q.shape[1] > k.shape[-2]:
         # flash-attn then takes `q` for one token of each sequence, whatever the lengths are.
-        _expect("q", q, (batch, *q.shape[1:]))
+        expect_shape("q", q, (batch, *q.shape[1:]))
     q_starts, k_starts = cu_seqlens_q[:-1], cu_seqlens_k[:-1]
     q_lengths, k_lengths = cu_seqlens_q.diff(), cu_seqlens_k.diff()
-    _check_lengths("max_seqlen_q", max_seqlen_q, q_lengths)
+    check_lengths("max_seqlen_q", max_seqlen_q, q_lengths)
 
     if block_table is None:
-        _check_lengths("max_seqlen_k", max_seqlen_k, k_lengths)
+        check_lengths("max_seqlen_k", max_seqlen_k, k_lengths)
         rows = _packed_rows(k_starts, max_seqlen_k, k.shape[0])
         keys, values = k[rows], v[rows]
     else:
@@ -139,7 +139,7 @@ def flash_attn_with_kvcache(
         NotImplementedError: for an argument that is not stood in for, such as appending ``k``.
         RuntimeError: shapes that do not fit, as flash-attn does; on a CPU also for values.
     """
-    _refuse(
+    refuse(
         "flash_attn_with_kvcache",
         k=k,
         v=v,
@@ -156,10 +156,10 @@ def flash_attn_with_kvcache(
     if not isinstance(cache_seqlens, Tensor):
         length = capacity if cache_seqlens is None else cache_seqlens
         cache_seqlens = torch.full((batch,), length, dtype=torch.int32, device=q.device)
-    _expect("cache_seqlens", cache_seqlens, (batch,))
+    expect_shape("cache_seqlens", cache_seqlens, (batch,))
     if block_table is None:
-        _expect("k_cache", k_cache, (batch, *k_cache.shape[1:]))
-        _check_lengths("the cache length", capacity, cache_seqlens)
+        expect_shape("k_cache", k_cache, (batch, *k_cache.shape[1:]))
+        check_lengths("the cache length", capacity, cache_seqlens)
         keys, values = k_cache, v_cache
     else:
         keys, values = _paged(k_cache, v_cache, block_table, cache_seqlens)
@@ -226,52 +226,11 @@ def _paged(
 ) -> tuple[Tensor, Tensor]:
     """Keys and values, each (batch, max_blocks * block_size, kv_heads, head_dim), in order."""
     num_blocks, block_size = k_cache.shape[:2]
-    _expect("block_table", block_table, (k_lengths.shape[0], block_table.shape[1]))
-    _check_lengths(
-        "the block table's width in tokens", block_table.shape[1] * block_size, k_lengths
-    )
+    expect_shape("block_table", block_table, (k_lengths.shape[0], block_table.shape[1]))
+    check_lengths("the block table's width in tokens", block_table.shape[1] * block_size, k_lengths)
     if not block_table.is_cuda:
-        check = functools.partial(_check_blocks, num_blocks=num_blocks, block_size=block_size)
+        check = functools.partial(check_blocks, num_blocks=num_blocks, block_size=block_size)
         graphs.on_host(check, block_table, k_lengths)
     # Unused entries are often -1.
     blocks = block_table.clamp(0, num_blocks - 1)
     return k_cache[blocks].flatten(1, 2), v_cache[blocks].flatten(1, 2)
-
-
-def _refuse(function: str, **arguments: Any) -> None:
-    """Refuse arguments, by name, that are not at their "off" value and would be ignored."""
-    for name, value in arguments.items():
-        if value is not None and (isinstance(value, Tensor) or value):
-            raise NotImplementedError(
-                f"{function}: the argument {name!r} is not stood in for; use flash-attn itself"
-            )
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise RuntimeError(f"{name} must have shape {shape}, not {tuple(tensor.shape)}")
-
-
-def _check_lengths(name: str, limit: int, lengths: Tensor) -> None:
-    """Raise if a length is over the limit. On a CPU only: on a CUDA device it would wait."""
-
-    def check(lengths: Tensor) -> None:
-        if int(lengths.max()) > limit:
-            raise RuntimeError(f"a length of {int(lengths.max())} is over {name}, {limit}")
-
-    if not lengths.is_cuda and lengths.numel():
-        graphs.on_host(check, lengths)
-
-
-def _check_blocks(block_table: Tensor, k_lengths: Tensor, num_blocks: int, block_size: int) -> None:
-    """Raise if a block that a row has keys in is not one of the cache. On a CPU only."""
-    first_token = torch.arange(block_table.shape[1]) * block_size
-    used = first_token < k_lengths[:, None]
-    wrong = used & ((block_table < 0) | (block_table >= num_blocks))
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
-        raise RuntimeError(
-            f"block_table[{row}, {column}] is {int(block_table[row, column])}, which is not "
-            f"one of the {num_blocks} blocks of the cache, but row {row} has "
-            f"{int(k_lengths[row])} keys in blocks of {block_size}"
-        )

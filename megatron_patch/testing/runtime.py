@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .event_loop import event_loop
+
 if TYPE_CHECKING:
     import torch
 
@@ -78,7 +80,7 @@ def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int =
             if on_cpu:
                 stack.enter_context(_without_triton())
                 stack.enter_context(_counts_on_host())
-            loop = stack.enter_context(_event_loop())
+            loop = stack.enter_context(event_loop())
             # A process that ends without stop() would otherwise leave a process group behind.
             stack.callback(atexit.unregister, atexit.register(stop))
             _runtime = Runtime(device, loop, not stands_in, stack.pop_all())
@@ -225,30 +227,3 @@ def _counts_on_host() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, original)
-
-
-@contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    # Engines of old releases make futures of the current loop.
-    asyncio.set_event_loop(loop)
-    try:
-        yield loop
-    finally:
-        settle(loop)
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks))
-        asyncio.set_event_loop(None)
-        loop.close()
-
-
-def settle(loop: asyncio.AbstractEventLoop) -> None:
-    """Run what an engine has scheduled between its steps, such as notices of new requests.
-
-    Otherwise Python warns of coroutines that were never awaited when the loop is closed.
-    """
-    for _ in range(3):  # one turn makes the task, the next runs it
-        loop.run_until_complete(asyncio.sleep(0))

@@ -27,7 +27,7 @@ from packaging.version import Version
 import megatron_patch
 from megatron_patch import testing
 from megatron_patch.testing.decoding import add_request, has_work, stepper
-from megatron_patch.testing.runtime import settle
+from megatron_patch.testing.event_loop import settle
 from tools.benchmarking import selected
 
 from ..conftest import SOURCE

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_patch import testing
-from megatron_patch.testing import EngineSpec, Request, graphs
+from megatron_patch.testing import EngineSpec, Request, graph_counts
 from megatron_patch.testing.releases import parameters_of, set_inference_mode
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -131,7 +131,7 @@ def test_graphs_are_replayed(
     if for_prefill:
         spec = replace(spec, options={"use_cuda_graphs_for_non_decode_steps": True})
     try:
-        with graphs.counted() as built:
+        with graph_counts.counted() as built:
             engine = testing.build_engine(spec)
     except testing.UnsupportedError as error:
         pytest.skip(str(error))
@@ -140,7 +140,7 @@ def test_graphs_are_replayed(
     for _ in range(2):
         assert testing.decode(engine, REQUESTS).tokens == expected
 
-    with graphs.counted() as count:
+    with graph_counts.counted() as count:
         decoded = testing.decode(engine, REQUESTS[:1])
     assert decoded.tokens == expected[:1]
     assert count.captures == 0
@@ -163,7 +163,7 @@ def test_suspended_and_resumed_with_graphs(
     spec = replace(SPEC, num_cuda_graphs=1, cuda_graph_scope=graph_scope)
     try:
         engine = testing.build_engine(replace(spec, kv_cache_management_mode=mode))
-        with graphs.counted() as count:
+        with graph_counts.counted() as count:
             decoded = testing.decode(engine, REQUESTS, on_step=on_step)
     except testing.UnsupportedError as error:
         pytest.skip(str(error))
@@ -176,7 +176,7 @@ def test_suspended_and_resumed_with_graphs(
 
 def test_graphs_are_not_captured_unless_asked_for(device: Any) -> None:
     spec = replace(SPEC, num_cuda_graphs=1)
-    with graphs.counted() as count:
+    with graph_counts.counted() as count:
         engine = testing.build_engine(spec)
         testing.decode(engine, REQUESTS[:1])
     assert bool(count.captures) == (device.type == "cuda")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_patch.testing import attention, graphs
+from megatron_patch.testing import attention, graph_counts, graphs
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -379,7 +379,7 @@ def test_who_is_capturing(x: Tensor) -> None:
 
 
 def test_captures_and_replays_are_counted(x: Tensor) -> None:
-    with graphs.counted() as count:
+    with graph_counts.counted() as count:
         graph, _ = capture(lambda: x + 1)
         graph.replay()
         graph.replay()

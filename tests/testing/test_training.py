@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_patch import testing
-from megatron_patch.testing import graphs
+from megatron_patch.testing import graph_counts
 from megatron_patch.testing.training import loss_of, overwritten_inputs
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -87,7 +87,7 @@ def test_graphs_give_the_losses_and_gradients_of_a_model_without(
     graphed = testing.build_model(replace(GRAPHS, **fields), training=True)
     optimisers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (plain, graphed)]
 
-    with graphs.counted() as count:
+    with graph_counts.counted() as count:
         for step in range(4):
             batches = [batch(seed) for seed in range(step, step + 1 + step % 2)]
             expected, got = (testing.train_step(model, batches) for model in (plain, graphed))
@@ -110,7 +110,7 @@ def test_microbatches_in_flight_have_graphs_of_their_own() -> None:
     one_at_a_time = testing.train_step(plain, [batch(seed) for seed in range(4)])
 
     for step in range(3):
-        with graphs.counted() as count:
+        with graph_counts.counted() as count:
             got = testing.train_step(graphed, [batch(seed) for seed in range(4)], in_flight=2)
 
         assert got.losses == one_at_a_time.losses
@@ -139,7 +139,7 @@ def test_an_engine_decodes_between_the_steps_of_another_model() -> None:
 
     for step in range(3):
         assert testing.decode(engine, [request]).tokens == expected
-        with graphs.counted() as count:
+        with graph_counts.counted() as count:
             got = testing.train_step(graphed, [batch(step)])
         assert got.losses == testing.train_step(plain, [batch(step)]).losses
     assert count.replays == 2 * SPEC.num_layers

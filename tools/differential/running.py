@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_patch import testing
 from megatron_patch.testing.decoding import add_request, has_work, stepper
+from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import set_inference_mode
-from megatron_patch.testing.runtime import settle
 
 from . import blocks, building, observing, training
 from .company import COMPANY, Guest
