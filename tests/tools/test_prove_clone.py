@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_patch.model import HAS_IT, Patch, Substitute
+from megatron_patch.edits import Substitute
+from megatron_patch.model import HAS_IT, Patch
 from tests.unit.sample import make_patch
 from tools import prove
 from tools.history.commits import Clone

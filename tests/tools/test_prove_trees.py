@@ -13,6 +13,7 @@ from megatron_patch.model import HAS_IT, NEEDS_NONE
 from tests.unit.sample import make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import prove
+from tools.history import ledger_file
 from tools.history.ledger import Ledger
 from tools.history.trees import Tree
 from tools.proving import entries, trees
@@ -189,6 +190,16 @@ def test_answers_go_to_the_journal_and_are_not_asked_again(tree, tmp_path, capsy
 def test_the_ledger_of_the_package_is_as_the_tool_writes_it():
     written = entries.as_text(entries.of_series([], keep=True))
     assert written == ledger.FILE.read_text(encoding="utf-8")
+
+
+def test_each_entry_of_the_ledger_names_what_it_was_proved_on():
+    """A commit, or releases, which are there to be proved again."""
+    surveyed = ledger_file.load(entries.SOURCES)
+    for patch, found in json.loads(ledger.FILE.read_text(encoding="utf-8"))["patches"].items():
+        for entry in found:
+            spans = [surveyed.targets[t][digest] for t, digest in entry["digests"].items()]
+            shared = set.intersection(*(set(span.get("releases", ())) for span in spans))
+            assert entry["commit"] or shared, f"{patch}: {entry}"
 
 
 @pytest.mark.parametrize(
