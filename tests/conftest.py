@@ -65,14 +65,31 @@ def device() -> Iterator[Any]:
     testing.stop()
 
 
+#: The file of the tests that have left Megatron as it was released, for others in it.
+LEFT_UNPATCHED = pytest.StashKey[Path | None]()
+
+
 @pytest.fixture
-def unpatched(device: Any) -> Iterator[None]:
-    """Megatron as it was released, for the length of one test."""
+def unpatched(device: Any, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Megatron as it was released, for the length of one test.
+
+    To put the patches in takes longer than most tests. So they stay out for the next test of the
+    file if that has this fixture too; any other one gets them back before anything of it runs.
+    """
     if SOURCE:
         pytest.skip("the source itself is patched")
     megatron_patch.uninstall()
     yield
-    megatron_patch.install()
+    request.config.stash[LEFT_UNPATCHED] = request.path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    left = item.config.stash.get(LEFT_UNPATCHED, None)
+    again = "unpatched" in getattr(item, "fixturenames", ()) and item.path == left
+    if left is not None and not again:
+        megatron_patch.install()
+        item.config.stash[LEFT_UNPATCHED] = None
 
 
 @pytest.fixture
