@@ -52,6 +52,8 @@ def answer(
     # Where edits of several variants fit, one after the other is tried.
     for number in range(max((len(question.fitting) for question in needy.values()), default=0)):
         tried = {p: q.fitting[number] for p, q in needy.items() if number < len(q.fitting)}
+        if not tried:
+            break
         bench.know({patch: [_entry(*variant)] for patch, variant in tried.items()})
         for patch, outcome in _patched(bench, list(tried)).items():
             question, (name, digests) = needy[patch], tried[patch]
