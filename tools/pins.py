@@ -111,6 +111,21 @@ def download(version: str, directory: Path) -> None:
     )
 
 
+def builds() -> list[str]:
+    """The builds of megatron-core that pip finds, development builds too. Raises `PinError`."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions"]
+    command += ["--pre", "--only-binary=:all:", f"--python-version={PYTHONS[1]}"]
+    command += [*(f"--platform={platform}" for platform in PLATFORMS), "megatron-core"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"^Available versions: (.+)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise PinError(
+            f"pip cannot list the builds of megatron-core:\n{done.stdout}{done.stderr}".rstrip()
+            + "\nLook at pip's configuration"
+        )
+    return found[1].split(", ")
+
+
 @contextmanager
 def source(version: str, cache: Path) -> Iterator[SourceTree]:
     """The source of a release, for as long as the context lasts. Raises `PinError`."""

@@ -72,8 +72,9 @@ def test_the_record_says_which_version_has_the_change(version, has_it):
 class Bench:
     """In the place of the real one: what the proofs come to, by what is selected."""
 
-    def __init__(self, *outcomes: Outcome) -> None:
+    def __init__(self, *outcomes: Outcome, works: bool = True) -> None:
         self.outcomes = list(outcomes)
+        self.works = works
         self.root: Path | None = None
 
     def __call__(self, root: Path, python: str, seconds: float) -> Bench:
@@ -89,6 +90,9 @@ class Bench:
 
     def run(self, patches: object, selection: str) -> dict[str, Outcome]:
         return dict.fromkeys(list(patches), self.outcomes.pop(0))  # type: ignore[call-overload]
+
+    def builds_an_engine(self) -> bool:
+        return self.works
 
 
 @pytest.mark.parametrize(

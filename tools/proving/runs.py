@@ -21,6 +21,12 @@ from megatron_patch.ledger import FORMAT
 REPOSITORY = Path(__file__).parents[2]
 #: What the proofs need of this repository.
 OURS = ("megatron_patch", "tests", "tools", "pyproject.toml")
+BUILD = """
+from megatron_patch import testing
+
+testing.start()
+testing.decode(testing.build_engine(testing.EngineSpec()), [testing.Request((1, 2), num_tokens=2)])
+"""
 
 
 class Outcome(str, Enum):
@@ -88,7 +94,37 @@ class Bench:
         command = [self.python, "-m", "pytest", "-q", "-x" if len(modules) == 1 else "-q"]
         command += ["-p", "no:cacheprovider", "-m", "proof", "-o", "filterwarnings=default"]
         command += [f"--junitxml={report}", *modules.values()]
-        environment = {
+        try:
+            subprocess.run(
+                command,
+                cwd=self.repository,
+                env=self._environment(selection),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=self.seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return dict.fromkeys(modules, Outcome.BROKEN)
+        return outcomes(report, modules)
+
+    def builds_an_engine(self) -> bool:
+        """Whether this Megatron, unpatched, can be run here at all."""
+        try:
+            done = subprocess.run(
+                [self.python, "-W", "ignore", "-c", BUILD],
+                cwd=self.repository,
+                env=self._environment("none"),
+                capture_output=True,
+                timeout=self.seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+    def _environment(self, selection: str) -> dict[str, str]:
+        return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, (self.repository, self.megatron))),
             "MEGATRON_PATCH": selection,
@@ -98,19 +134,6 @@ class Bench:
             "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        try:
-            subprocess.run(
-                command,
-                cwd=self.repository,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=self.seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return dict.fromkeys(modules, Outcome.BROKEN)
-        return outcomes(report, modules)
 
 
 def outcomes(report: Path, modules: Mapping[str, str]) -> dict[str, Outcome]:

@@ -1,0 +1,155 @@
+"""Prove again what the ledger says of a sample of builds: what was put there by hand is found."""
+
+from __future__ import annotations
+
+import functools
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+from packaging.version import Version
+
+from megatron_patch.judge import TOLD, trees_kept, variant_of
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import Patch, Source
+from megatron_patch.source_tree import SourceTree
+from megatron_patch.unknown import differences, misses_of
+from megatron_patch.verdicts import Reader, find_definition
+from tools.history.ledger import Ledger
+from tools.history.trees import Tree
+
+from .answers import Answer, answer
+from .entries import is_commit, where
+from .runs import Bench
+from .wanted import Question, question_at
+
+
+class Entry(NamedTuple):
+    """An entry of the ledger that the source of a tree matches."""
+
+    patch: Patch
+    source: Source
+
+    def __str__(self) -> str:
+        return f"{self.patch.id}: the ledger says {self.source.proved!r} of {self.source.releases}"
+
+
+def draw(builds: Sequence[str], number: int, seed: int) -> list[str]:
+    """So many of ``builds``, each of another release where that can be.
+
+    A release can have hundreds of development builds: drawn from all, nothing else would come up.
+    """
+    chance = random.Random(seed)
+    by_release: dict[str, list[str]] = {}
+    for build in sorted(builds, key=Version):
+        by_release.setdefault(Version(build).base_version, []).append(build)
+    shuffled = [chance.sample(found, len(found)) for found in by_release.values()]
+    chance.shuffle(shuffled)
+    rounds = zip_longest(*shuffled)
+    return [build for one in rounds for build in one if build is not None][:number]
+
+
+def matching(patches: Sequence[Patch], read: Reader) -> list[Entry]:
+    """The entries of the ledger that the source which ``read`` gives matches."""
+    find = functools.cache(functools.partial(find_definition, read=read))
+    found = []
+    for patch in patches:
+        if find(patch.target) is None:
+            continue  # whatever else is there: nothing is patched
+        for source in sources_of(patch):
+            if source.proved in TOLD:
+                matches = not differences(source, find)
+            else:
+                matches = not any(misses_of(variant_of(patch, source), source, find))
+            if matches:
+                found.append(Entry(patch, source))
+    return found
+
+
+def question_of(entry: Entry, read: Reader) -> Question | None:
+    """What has to be asked where the ledger has no such entry; its own variant is tried first.
+
+    The edits of several variants may do, and the one that was proved first is in the ledger.
+    """
+    question = question_at(entry.patch, read)
+    if question is None:
+        return None
+    fitting = sorted(question.fitting, key=lambda variant: variant[0] != entry.source.proved)
+    return question._replace(fitting=tuple(fitting))
+
+
+def is_as_recorded(entry: Entry, proved: str) -> bool:
+    """Whether the proofs say what the entry says.
+
+    Only upstream's history tells source that has the change from source that never needed it.
+    """
+    return proved == entry.source.proved or {proved, entry.source.proved} <= TOLD.keys()
+
+
+class Checked(NamedTuple):
+    """An entry, and what the proofs say of it now."""
+
+    entry: Entry
+    answer: Answer
+
+    @property
+    def is_right(self) -> bool:
+        return is_as_recorded(self.entry, self.answer.proved)
+
+    def __str__(self) -> str:
+        outcome = f"unpatched it {self.answer.unpatched}"
+        if self.answer.patched is not None:
+            outcome += f", patched it {self.answer.patched}"
+        return f"{self.entry}; the proofs say {self.answer.proved!r} ({outcome})"
+
+
+class CannotRunError(Exception):
+    """Megatron cannot be run on this machine; nothing can be proved of it."""
+
+
+def check(
+    tree: Tree, patches: Sequence[Patch], python: str = sys.executable, seconds: float = 600
+) -> list[Checked]:
+    """Prove all entries that the tree matches, as if the ledger had none.
+
+    Raises ``CannotRunError`` for a tree on which the engine cannot be built at all.
+    """
+    read = SourceTree.at(tree.root).read
+    with trees_kept():
+        asked = [(entry, question_of(entry, read)) for entry in matching(patches, read)]
+    rounds: list[dict[str, tuple[Entry, Question]]] = []
+    for entry, question in asked:
+        assert question is not None, f"{entry}: its source was read a moment ago"
+        place = sum(entry.patch.id in one for one in rounds)
+        if place == len(rounds):
+            rounds.append({})
+        rounds[place][entry.patch.id] = entry, question
+    found = []
+    with Bench(tree.root, python, seconds) as bench:
+        for one in rounds:
+            questions = [question for _, question in one.values()]
+            for made in answer(bench, tree.version, questions, frozenset()):
+                found.append(Checked(one[made.question.patch][0], made))
+        if not all(checked.is_right for checked in found) and not bench.builds_an_engine():
+            raise CannotRunError(tree.version)
+    return found
+
+
+def unsurveyed(patches: Sequence[Patch], surveyed: Ledger) -> Iterator[str]:
+    """What is wrong with entries that no survey of upstream's history can have led to."""
+    for patch in patches:
+        for source in sources_of(patch):
+            entry = Entry(patch, source)
+            strange = [
+                f"{target} {digest}"
+                for target, digest in source.digests
+                if digest not in surveyed.targets.get(target, {})
+            ]
+            if strange:
+                yield f"{entry}, with source that no survey has seen: {', '.join(strange)}"
+            elif is_commit(source.commit):
+                expected = where(dict(source.digests), source.commit, surveyed)
+                if source.releases != expected:
+                    yield f"{entry}; by the survey that source is of {expected}"
