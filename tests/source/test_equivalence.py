@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_patch.backports import SERIES
 from megatron_patch.testing.releases import release
 
 from ..conftest import SOURCE
@@ -56,6 +57,15 @@ def test_what_is_applied_at_run_time_is_there_in_the_source(from_source, at_run_
     there = {"applied": "upstreamed"}
     expected = {id: there.get(state, state) for id, state in at_run_time["states"].items()}
     assert from_source["states"] == expected
+
+
+def test_the_same_code_runs(from_source, at_run_time):
+    """So what the tests show of the one they show of the other."""
+    applied = [id for id, state in at_run_time["states"].items() if state == "applied"]
+    edited = {e.target for p in SERIES if p.id in applied for v in p.variants for e in v.edits}
+    one, other = from_source["code"], at_run_time["code"]
+    assert one.keys() & edited
+    assert [target for target in {*one, *other} if one.get(target) != other.get(target)] == []
 
 
 @pytest.mark.parametrize("way", decoding.WAYS)
