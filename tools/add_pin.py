@@ -26,8 +26,8 @@ from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
 from tools import pin_report, pins, refresh_patches  # noqa: E402
 from tools.pins import Pin, PinError  # noqa: E402
 
-# `py{310,311}-mcore{014,015}` and `py312-mcore019` of env_list.
-ENVIRONMENTS = re.compile(r"^([ \t]*py)(\{[\d,]+\}|\d+)(-mcore)(\{[\d,]+\}|\d+)(.*)$", re.MULTILINE)
+# `py{310,311}-mcore{014,015}` and `py312-mcore019` of env_list and labels.
+ENVIRONMENTS = re.compile(r"\b(py)(\{[\d,]+\}|\d+)(-mcore)(\{[\d,]+\}|\d+)")
 
 
 def nearest(pin: Pin, existing: Sequence[Pin]) -> Pin:
@@ -77,7 +77,7 @@ def _with_environments(text: str, pin: Pin, near: Pin, oldest: tuple[int, int]) 
                     "into its env_list, and the torch for its Python into deps; then run this again"
                 )
         numbers.insert(numbers.index(neighbour) + (near.number < pin.number), number)
-        return f"{match[1]}{match[2]}{match[3]}{{{','.join(numbers)}}}{match[5]}"
+        return f"{match[1]}{match[2]}{match[3]}{{{','.join(numbers)}}}"
 
     return ENVIRONMENTS.sub(line, text)
 
