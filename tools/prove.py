@@ -33,29 +33,22 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
-import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from packaging.version import Version  # noqa: E402
-
 from megatron_patch import ledger  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
 from megatron_patch.errors import LedgerError  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
-from tools import pins  # noqa: E402
-from tools.history import ledger_file  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
-from tools.history.trees import Tree, tree_of  # noqa: E402
+from tools.history.trees import tree_of  # noqa: E402
 from tools.proving import entries, sampling, trees, wanted  # noqa: E402
 from tools.proving.answers import Answer, Journal, answer  # noqa: E402
 from tools.proving.checking import complaints  # noqa: E402
@@ -100,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.sample:
         if options.megatron or options.journal or options.write or options.check:
             made.error("--sample is for builds, or for --tree, and writes nothing")
-        return run_on_sample(options)
+        return sampling.run(SERIES, options)
     if not options.check and options.journal is None:
         made.error("expected --journal FILE, --check or --sample")
     journal = Journal(options.journal or Path())
@@ -149,56 +142,6 @@ def run_on_trees(journal: Journal, options: argparse.Namespace) -> int:
                 how += f", patched it {answer.patched}" * (answer.patched is not None)
                 print(f"{tree.version}: {answer.question.patch}: {answer.proved} ({how})")
     return 0
-
-
-def run_on_sample(options: argparse.Namespace) -> int:
-    """Prove again what the ledger says of a few builds."""
-    seed = random.randrange(10**6) if options.seed is None else options.seed
-    print(f"seed {seed}", flush=True)
-    wrong = list(sampling.unsurveyed(SERIES, ledger_file.load(entries.SOURCES)))
-    proved = left = 0
-    with ExitStack() as stack:
-        folder = options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        try:
-            on_disk = {tree.version: tree for tree in options.tree}
-            builds = list(on_disk) or candidates()
-            for version in sampling.draw(builds, len(builds), seed):
-                if proved == options.sample:
-                    break
-                tree = on_disk.get(version) or Tree(
-                    version, stack.enter_context(pins.source(version, folder)).root
-                )
-                begin = time.monotonic()
-                try:
-                    found = sampling.check(tree, SERIES, options.python, options.seconds)
-                except sampling.CannotRunError:
-                    print(f"{version}: does not run here: another one is drawn", flush=True)
-                    left += 1
-                    if left > options.sample:
-                        break
-                    continue
-                proved += 1
-                wrong += (f"{version}: {checked}" for checked in found if not checked.is_right)
-                passed = time.monotonic() - begin
-                print(f"{version}: {len(found)} entries proved again, {passed:.0f} s", flush=True)
-        except pins.PinError as error:
-            print(f"prove: {error}", file=sys.stderr)
-            return 2
-    print(*wrong, sep="\n", end="\n" * bool(wrong))
-    if wrong:
-        print("take such an entry out of the ledger, and prove its source with --megatron")
-    if proved < min(options.sample, len(builds)):
-        print(f"prove: only {proved} of {options.sample} builds run here", file=sys.stderr)
-        return 2
-    return int(bool(wrong))
-
-
-def candidates() -> list[str]:
-    """The builds since the oldest pin, without the pins: on those all tests run anyway."""
-    pinned = pins.read_pins((REPOSITORY / "tox.ini").read_text(encoding="utf-8"))
-    tested = {Version(pin.version) for pin in pinned}
-    oldest = min(tested).release
-    return [v for v in pins.builds() if Version(v).release >= oldest and Version(v) not in tested]
 
 
 def run(clone: Clone, journal: Journal, options: argparse.Namespace) -> int:

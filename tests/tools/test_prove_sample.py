@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from megatron_patch import ledger
 from megatron_patch.backports import SERIES
@@ -17,6 +18,7 @@ from megatron_patch.testing.version import core_version
 from tests.unit.sample import digest_in, make_patch
 from tests.unit.source_trees import MODULE, write
 from tools import pins, prove
+from tools.history import ledger_file
 from tools.history.ledger import Ledger
 from tools.history.trees import Tree
 from tools.proving import sampling
@@ -152,7 +154,7 @@ def test_source_that_no_survey_has_seen_is_found(plant):
 
 
 def test_the_package_has_no_entry_that_no_survey_knows():
-    surveyed = prove.ledger_file.load(prove.entries.SOURCES)
+    surveyed = ledger_file.load(sampling.SOURCES)
     assert list(sampling.unsurveyed(SERIES, surveyed)) == []
 
 
@@ -162,7 +164,7 @@ BUILDS = ["0.16.0", "0.15.1", "0.15.2", *(f"0.17.0rc0.dev{n}" for n in range(200
 def test_a_sample_has_different_releases_and_is_the_same_for_a_seed():
     drawn = [sampling.draw(BUILDS, 4, seed) for seed in range(40)]
     for builds in drawn:
-        bases = [prove.Version(build).base_version for build in builds]
+        bases = [Version(build).base_version for build in builds]
         assert sorted(bases) == ["0.15.1", "0.15.2", "0.16.0", "0.17.0"]
     assert sampling.draw(BUILDS[::-1], 4, 7) == drawn[7]
     assert len({tuple(builds) for builds in drawn}) > 30
@@ -173,7 +175,7 @@ def test_the_pins_and_what_is_older_are_not_drawn(monkeypatch):
     monkeypatch.setattr(
         pins, "builds", lambda: ["0.13.1", "0.14.0rc7", "0.14.0", "0.16.0rc0.dev7", "0.19.2", "1.0"]
     )
-    assert prove.candidates() == ["0.14.0rc7", "0.16.0rc0.dev7", "1.0"]
+    assert sampling.candidates() == ["0.14.0rc7", "0.16.0rc0.dev7", "1.0"]
 
 
 @pytest.mark.parametrize(
@@ -194,9 +196,7 @@ def test_what_does_not_go_together(capsys, arguments, complaint):
 def test_the_command_tells_the_seed_and_what_is_wrong(tree, plant, monkeypatch, capsys):
     plant("sample", entry(HAS_IT, digest_of(OLD)))
     monkeypatch.setattr(prove, "SERIES", (sample(),))
-    monkeypatch.setattr(
-        prove.ledger_file, "load", lambda _: Ledger({}, {TARGET: {digest_of(OLD): {}}})
-    )
+    monkeypatch.setattr(ledger_file, "load", lambda _: Ledger({}, {TARGET: {digest_of(OLD): {}}}))
     arguments = ["--sample", "3", "--seed", "7", "--tree", f"1.0={tree.root}"]
     monkeypatch.setattr(sampling, "Bench", Bench(PASSES))
     assert prove.main(arguments) == 0

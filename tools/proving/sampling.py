@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import random
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
 from packaging.version import Version
@@ -17,13 +22,19 @@ from megatron_patch.model import Patch, Source
 from megatron_patch.source_tree import SourceTree
 from megatron_patch.unknown import differences, misses_of
 from megatron_patch.verdicts import Reader, find_definition
+from tools import pins
+from tools.history import ledger_file
 from tools.history.ledger import Ledger
 from tools.history.trees import Tree
 
 from .answers import Answer, answer
-from .entries import is_commit, where
+from .entries import SOURCES, is_commit, where
 from .runs import Bench
 from .wanted import Question, question_at
+
+
+#: Builds that do not run here, after which no more are drawn.
+MOST_LEFT = 10
 
 
 class Entry(NamedTuple):
@@ -128,12 +139,12 @@ def check(
         rounds[place][entry.patch.id] = entry, question
     found = []
     with Bench(tree.root, python, seconds) as bench:
+        if not bench.builds_an_engine():
+            raise CannotRunError(tree.version)
         for one in rounds:
             questions = [question for _, question in one.values()]
             for made in answer(bench, tree.version, questions, frozenset()):
                 found.append(Checked(one[made.question.patch][0], made))
-        if not all(checked.is_right for checked in found) and not bench.builds_an_engine():
-            raise CannotRunError(tree.version)
     return found
 
 
@@ -153,3 +164,53 @@ def unsurveyed(patches: Sequence[Patch], surveyed: Ledger) -> Iterator[str]:
                 expected = where(dict(source.digests), source.commit, surveyed)
                 if source.releases != expected:
                     yield f"{entry}; by the survey that source is of {expected}"
+
+
+def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
+    """Prove again what the ledger says of a few builds; returns the exit status."""
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    wrong = list(unsurveyed(series, ledger_file.load(SOURCES)))
+    proved = left = 0
+    with ExitStack() as stack:
+        folder = options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            on_disk = {tree.version: tree for tree in options.tree}
+            builds = list(on_disk) or candidates()
+            for version in draw(builds, len(builds), seed):
+                if proved == options.sample:
+                    break
+                tree = on_disk.get(version) or Tree(
+                    version, stack.enter_context(pins.source(version, folder)).root
+                )
+                begin = time.monotonic()
+                try:
+                    found = check(tree, series, options.python, options.seconds)
+                except CannotRunError:
+                    print(f"{version}: does not run here: another one is drawn", flush=True)
+                    left += 1
+                    if left == MOST_LEFT:
+                        break
+                    continue
+                proved += 1
+                wrong += (f"{version}: {checked}" for checked in found if not checked.is_right)
+                passed = time.monotonic() - begin
+                print(f"{version}: {len(found)} entries proved again, {passed:.0f} s", flush=True)
+        except pins.PinError as error:
+            print(f"prove: {error}", file=sys.stderr)
+            return 2
+    print(*wrong, sep="\n", end="\n" * bool(wrong))
+    if wrong:
+        print("take such an entry out of the ledger, and prove its source with --megatron")
+    if proved < min(options.sample, len(builds)):
+        print(f"prove: only {proved} of {options.sample} builds run here", file=sys.stderr)
+        return 2
+    return int(bool(wrong))
+
+
+def candidates() -> list[str]:
+    """The builds since the oldest pin, without the pins: on those all tests run anyway."""
+    pinned = pins.read_pins((pins.REPOSITORY / "tox.ini").read_text(encoding="utf-8"))
+    tested = {Version(pin.version) for pin in pinned}
+    oldest = min(tested).release
+    return [v for v in pins.builds() if Version(v).release >= oldest and Version(v) not in tested]
