@@ -16,7 +16,7 @@ import megatron_patch
 from megatron_patch import testing
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import functions_below
-from megatron_patch.model import Add
+from megatron_patch.edits import Add
 from megatron_patch.source_tree import SourceTree
 
 # They join and end at different steps; the second and the fourth begin with the same two blocks.

@@ -12,7 +12,8 @@ from packaging.version import Version
 
 from megatron_patch import ledger
 from megatron_patch.backports import SERIES
-from megatron_patch.model import HAS_IT, NEEDS_NONE, Replace, Substitute
+from megatron_patch.edits import Replace, Substitute
+from megatron_patch.model import HAS_IT, NEEDS_NONE
 from megatron_patch.source_tree import SourceTree
 from megatron_patch.testing.version import core_version
 from tests.unit.sample import digest_in, make_patch
@@ -181,7 +182,7 @@ def test_the_pins_and_what_is_older_are_not_drawn(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "expected --journal, or --sample"),
+        ([], "expected --journal FILE, --check or --sample"),
         (["--sample", "1", "--journal", "x"], "writes nothing"),
         (["--sample", "1", "--megatron", "x"], "is for builds, or for --tree"),
     ],

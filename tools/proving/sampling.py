@@ -32,7 +32,6 @@ from .entries import SOURCES, is_commit, where
 from .runs import Bench
 from .wanted import Question, question_at
 
-
 #: Builds that do not run here, after which no more are drawn.
 MOST_LEFT = 10
 
