@@ -20,6 +20,7 @@ from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
+from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
@@ -60,4 +61,5 @@ SERIES: tuple[Patch, ...] = (
     DP_SAMPLING_SEED,
     NVLS_REAL_TOKEN_COUNT,
     REQUEST_METADATA_SYNC,
+    FIRST_TOKEN_LOGPROBS,
 )
