@@ -13,6 +13,7 @@ from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
+from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
@@ -62,4 +63,5 @@ SERIES: tuple[Patch, ...] = (
     NVLS_REAL_TOKEN_COUNT,
     REQUEST_METADATA_SYNC,
     FIRST_TOKEN_LOGPROBS,
+    PROMPT_CHUNK_LOGPROBS,
 )

@@ -12,8 +12,7 @@ What differs from upstream's commit 46227e0a96: the same holds for ``top_n_logpr
 the same defect in any case, and keep it upstream.
 
 Not covered: without ``skip_prompt_log_probs``, the log prob of the first token of each chunk but
-the first, which in all releases is that of the sampled token in its place; and 0.15, which counts
-the first generated token's log prob among the prompt's, with and without chunks.
+the first, which ``prompt-chunk-logprobs`` mends; and 0.15, which has no ``skip_prompt_log_probs``.
 """
 
 from __future__ import annotations
