@@ -14,6 +14,7 @@ from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
+from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
@@ -64,4 +65,5 @@ SERIES: tuple[Patch, ...] = (
     REQUEST_METADATA_SYNC,
     FIRST_TOKEN_LOGPROBS,
     PROMPT_CHUNK_LOGPROBS,
+    RECOMPUTED_PROMPT_LOGPROBS,
 )
