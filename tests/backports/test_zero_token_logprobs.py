@@ -135,9 +135,6 @@ def test_a_prompt_in_chunks_is_scored(model):
     request = testing.Request(tuple(i * i % 127 for i in range(127)), 0)
     (part,) = decode([request], spec)
     expected, _ = log_probs.of(model, request.prompt, ())
-    # The first token of the second chunk: in all releases, the log prob is that of another token.
-    assert len(part.prompt_log_probs) == len(expected)
-    del part.prompt_log_probs[63], expected[63]
     assert part.prompt_log_probs == pytest.approx(expected, abs=1e-4)
     assert (part.generated_tokens, part.generated_log_probs) == ([], [])
 

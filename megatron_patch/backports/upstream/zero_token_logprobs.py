@@ -15,9 +15,9 @@ or raises ``IndexError`` where only the logits of last tokens are materialized. 
 probs are dropped along with the tokens, as in 0.18: in speculative decoding there were more of them
 than tokens when the last step accepted more than was asked for.
 
-Not covered: 0.16 and earlier, which generate one token where none is asked for. In all releases,
-log probs of a prompt are missing where its first blocks are found in the prefix cache, and that of
-the first token of each chunk but the first is the log prob of what was sampled in its place.
+Not covered: 0.16 and earlier, which generate one token where none is asked for. And the values of
+prompts that are cached or in chunks, which ``cached-prompt-logprobs`` and ``prompt-chunk-logprobs``
+mend.
 """
 
 from __future__ import annotations
