@@ -19,6 +19,7 @@ from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
+from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
@@ -68,4 +69,5 @@ SERIES: tuple[Patch, ...] = (
     PROMPT_CHUNK_LOGPROBS,
     RECOMPUTED_PROMPT_LOGPROBS,
     CACHED_PROMPT_LOGPROBS,
+    ACCEPTED_TOKENS_ONCE,
 )
