@@ -10,6 +10,7 @@ from .ours.active_slice_views import ACTIVE_SLICE_VIEWS
 from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
+from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
@@ -70,4 +71,5 @@ SERIES: tuple[Patch, ...] = (
     RECOMPUTED_PROMPT_LOGPROBS,
     CACHED_PROMPT_LOGPROBS,
     ACCEPTED_TOKENS_ONCE,
+    DRAFT_POSITIONS,
 )
