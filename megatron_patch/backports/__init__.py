@@ -6,6 +6,7 @@ A patch keeps its place once it has been released: the numbers of exported patch
 from __future__ import annotations
 
 from ..model import Patch
+from .ours.accepted_termination_ids import ACCEPTED_TERMINATION_IDS
 from .ours.active_slice_views import ACTIVE_SLICE_VIEWS
 from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
@@ -74,4 +75,5 @@ SERIES: tuple[Patch, ...] = (
     ACCEPTED_TOKENS_ONCE,
     DRAFT_POSITIONS,
     MOVED_DRAFT_BLOCKS,
+    ACCEPTED_TERMINATION_IDS,
 )
