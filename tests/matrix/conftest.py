@@ -36,6 +36,10 @@ class Planted:
 
     anew = force
 
+    def applied(self, selection: str) -> list[str]:
+        """None of the series is."""
+        return []
+
     @staticmethod
     def _parts(selection: str) -> tuple[str, ...]:
         both = (PERFORMANCE, "correctness")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from megatron_patch.backports import SERIES
 from tools.differential import defects, judging, oracles
 from tools.differential.comparing import Difference
 from tools.differential.configuration import Configuration, decode
@@ -39,6 +40,18 @@ SHOWN = [
         ">=0.16",
         '{"requests":[{"length":44,"log_probs":"all"},{"stem":4,"length":44,"log_probs":"all"}],'
         '"only_last":false,"chunked":true}',
+    ),
+    (
+        "log probs of a prompt that begins again",
+        ">=0.17",
+        '{"requests":[{"length":40,"num_tokens":8,"log_probs":"all"},{"stem":4,"length":44,'
+        '"log_probs":"all"}],"happenings":[{"step":1}],"only_last":false,"chunked":true,'
+        '"suspension":"recompute"}',
+    ),
+    (
+        "the first generated token's log prob in the list of the prompt",
+        "<0.16",
+        '{"requests":[{"length":8,"log_probs":"all"}],"only_last":false}',
     ),
     (
         "top-n log probs of a chunk",
@@ -137,6 +150,22 @@ def test_a_release_is_as_wrong_as_is_known(name, releases, text):
     judgement = judging.judge(configuration, Planted().runner())
     assert not judgement.findings
     assert name in judgement.known
+
+
+def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
+    """A complaint may come from several, each with patches of its own."""
+    ids = {patch.id for patch in SERIES}
+    for _, releases, text in SHOWN:
+        if RELEASE not in SpecifierSet(releases):
+            continue
+        configuration = decode(text)
+        case = oracles.Case(configuration, Planted().runner()(configuration, "none"))
+        for complaint in oracles.complaints(configuration, case.observation):
+            case.observation.patches = frozenset()
+            while (defect := defects.recognise(case, complaint)) and defect.mended_by:
+                assert ids.issuperset(defect.mended_by)
+                case.observation.patches |= {defect.mended_by[-1]}
+                assert defects.recognise(case, complaint) is not defect
 
 
 def test_each_defect_has_one_name_and_a_reason():

@@ -168,3 +168,51 @@ def test_a_run_notes_who_was_left_out_and_for_want_of_what(device, stem, paused,
 
 def test_a_run_with_room_for_all_notes_nobody(device):
     assert not Planted().runner()(Configuration(), "none").shortages
+
+
+@pytest.mark.parametrize(
+    ("path", "covered"),
+    [
+        ("requests[0].merged.prompt_log_probs[7]", True),
+        ("requests[0].parts[0].prompt_log_probs[7]", True),
+        ("requests[0].parts[1].prompt_log_probs[11]", True),
+        ("requests[0].parts[1].prompt_log_probs[7]", False),  # it was cut elsewhere
+        ("requests[0].merged.prompt_log_probs[8]", False),
+        ("requests[1].merged.prompt_log_probs[7]", False),  # in one piece
+        ("requests[0].merged.generated_log_probs[7]", False),
+        ("requests[0].merged.prompt_log_probs", False),
+    ],
+)
+def test_log_probs_differ_where_a_chunk_begins(device, path, covered):
+    rows = [[(0, 0, 0, 8), (1, 0, 0, 20)], [(0, 0, 8, 9)], [(0, 1, 0, 12)], [(0, 1, 12, 7)]]
+    forwards = [Forward(0, rows=[*row]) for row in rows]
+    observation = Observation({"requests": [{"parts": []}] * 2}, forwards)
+    case = oracles.Case(Configuration(requests=(Plan(), Plan())), observation)
+    found = intended.recognise(case, [Difference(path, -1.0, -2.0)])
+    assert (found is not None) is covered
+    if found is not None:
+        assert found.patch == "prompt-chunk-logprobs"
+
+
+@pytest.mark.parametrize(
+    ("path", "suspension", "covered"),
+    [
+        ("requests[1].merged.generated_log_probs", "recompute", True),
+        ("requests[1].parts[0].prompt_log_probs[3]", "recompute", True),
+        ("requests[1].merged.generated_log_probs", "offload", False),
+        ("requests[0].merged.generated_log_probs", "recompute", False),  # it wants them
+        ("requests[2].merged.generated_log_probs", "recompute", False),  # it does not begin again
+        ("requests[1].merged.generated_tokens", "recompute", False),
+    ],
+)
+def test_lists_that_nobody_asked_for_begin_again(device, path, suspension, covered):
+    forwards = [
+        Forward(0, rows=[(0, 0, 0, 8), (1, 0, 0, 8), (2, 0, 0, 8)]),
+        Forward(0, rows=[(0, 0, 0, 8), (1, 0, 0, 8), (2, 0, 8, 9)]),
+    ]
+    plans = (Plan(log_probs="all"), Plan(), Plan())
+    configuration = Configuration(requests=plans, suspension=suspension)
+    observation = Observation({"requests": [{"parts": []}] * 3}, forwards)
+    case = oracles.Case(configuration, observation)
+    found = intended.recognise(case, [Difference(path, [-1.0, -2.0], [-2.0, -1.0])])
+    assert (found is not None) is covered

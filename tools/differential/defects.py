@@ -25,19 +25,25 @@ RELEASE = core_release()
 
 @dataclass(frozen=True)
 class Defect:
-    """Something that is wrong with releases and that no patch of this package mends."""
+    """Something that is wrong with releases, and that a patch of this package mends, or none."""
 
     name: str
     releases: str
     why: str
     explains: Callable[[Case, Complaint], bool]
     """Whether a complaint of a run comes from it, by what was observed."""
+    mended_by: tuple[str, ...] = ()
+    """Ids of patches. Where one of them is applied, this is no excuse."""
 
 
 def recognise(case: Case, complaint: Complaint) -> Defect | None:
     """The defect that a complaint comes from, if one is known."""
     for defect in DEFECTS:
-        if RELEASE in SpecifierSet(defect.releases) and defect.explains(case, complaint):
+        if RELEASE not in SpecifierSet(defect.releases):
+            continue
+        if case.observation.patches.isdisjoint(defect.mended_by) and defect.explains(
+            case, complaint
+        ):
             return defect
     return None
 
@@ -72,6 +78,25 @@ def _cached_prompt(case: Case, complaint: Complaint) -> bool:
 def _cut_prompt(case: Case, complaint: Complaint) -> bool:
     index = _of_prompt_log_probs(case, complaint)
     return index is not None and case.chunks(index, 0) > 1
+
+
+def _prompt_that_begins_again(case: Case, complaint: Complaint) -> bool:
+    """A suspension that recomputes came between the chunks of a prompt."""
+    index = complaint.request
+    if index is None or case.configuration.suspension != "recompute":
+        return False
+    if not _is_list(complaint, *LOG_PROBS, *TOP_N) and complaint.kind != "log prob":
+        return False
+    begun = [offset == 0 for offset, _, _ in case.rows(index, 0)]
+    return sum(begun) > 1
+
+
+def _first_of_the_prompt(case: Case, complaint: Complaint) -> bool:
+    """The list of the prompt has one too many, which that of the generated tokens lacks."""
+    if not _is_list(complaint, *LOG_PROBS):
+        return False
+    expected = {LOG_PROBS[0]: -1, LOG_PROBS[1]: 1}
+    return int(complaint.facts["off"]) == expected[str(complaint.facts["list"])]
 
 
 def _top_n_of_a_chunk(case: Case, complaint: Complaint) -> bool:
@@ -441,12 +466,30 @@ DEFECTS: tuple[Defect, ...] = (
         "what is cached is not put to the model again, so its log probs cannot be told, and those "
         "of generated tokens are filed in their places",
         _cached_prompt,
+        ("cached-prompt-logprobs",),
+    ),
+    Defect(
+        "log probs of a prompt that begins again",
+        ">=0.17",
+        "the log probs that the chunks of a prompt have left stay when a suspension lets it "
+        "begin again, and come again",
+        _prompt_that_begins_again,
+        ("recomputed-prompt-logprobs",),
     ),
     Defect(
         "log probs of a prompt that is cut",
         ">=0.15",
         "the last token of a chunk gets the log prob of another token than the one that follows",
         _cut_prompt,
+        ("prompt-chunk-logprobs",),
+    ),
+    Defect(
+        "the first generated token's log prob in the list of the prompt",
+        "<0.16",
+        "all log probs of the step that prefills a prompt are taken for those of the prompt, the "
+        "last one, too, which is that of the token that it has generated",
+        _first_of_the_prompt,
+        ("first-token-logprobs",),
     ),
     Defect(
         "top-n log probs of a chunk",
@@ -454,6 +497,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a request that wants none of its prompt gets top-n log probs of the last token of each "
         "chunk, in front of those of generated tokens",
         _top_n_of_a_chunk,
+        ("chunked-prefill-logprobs", "prompt-chunk-logprobs"),
     ),
     Defect(
         "log probs of a stop word",
@@ -495,6 +539,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the token that a step samples last is compared with the termination id, and not the "
         "speculative tokens that it accepts before that one: the request goes on",
         _accepted_termination_id,
+        ("accepted-termination-ids",),
     ),
     Defect(
         "the log prob of nothing",
@@ -509,6 +554,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the length of a request, which has the speculative tokens that the step accepted in it, "
         "is taken for that without them: a request ends up to as many tokens early",
         _accepted_twice,
+        ("accepted-tokens-once",),
     ),
     Defect(
         "nothing to sample after a suspension",
@@ -547,6 +593,7 @@ DEFECTS: tuple[Defect, ...] = (
         "as when it evicts one: where the speculative tokens of such a request begin in its last "
         "block and end in a new one, the first of them go to the block of who had the row",
         _drafts_in_the_block_of_another,
+        ("moved-draft-blocks",),
     ),
     Defect(
         "a model with CUDA graphs alone",

@@ -73,6 +73,42 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     )
 
 
+def _where_chunks_end(case: Case, differences: Sequence[Difference]) -> bool:
+    """The log probs of a prompt differ where a chunk of it begins, and nowhere else.
+
+    Those of a part that begins with generated tokens, and of requests that want none, show nothing.
+    """
+    for difference in differences:
+        place = re.fullmatch(
+            r"requests\[(\d+)\]\.(?:merged|parts\[(\d+)\])\.prompt_log_probs\[(\d+)\]",
+            difference.path,
+        )
+        if place is None:
+            return False
+        index, part = int(place[1]), int(place[2] or 0)
+        begins = {offset for offset, _, _ in case.rows(index, part)}
+        if int(place[3]) + 1 not in begins:
+            return False
+    return True
+
+
+def _begun_again(case: Case, differences: Sequence[Difference]) -> bool:
+    """Lists of requests that want no log probs, and whose prompts a suspension lets begin again."""
+    for difference in differences:
+        place = re.match(
+            r"requests\[(\d+)\]\.(?:merged|parts\[0\])\.(?:prompt|generated)_log_probs",
+            difference.path,
+        )
+        if place is None or case.configuration.suspension != "recompute":
+            return False
+        index = int(place[1])
+        if case.configuration.requests[index].log_probs is not None:
+            return False
+        if sum(offset == 0 for offset, _, _ in case.rows(index, 0)) < 2:
+            return False
+    return True
+
+
 def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
     """Before the first forward pass that differs a request was paused or evicted for its blocks.
 
@@ -142,6 +178,16 @@ INTENDED = (
         "the log probs of a step are cut at the other end, and on 0.17 along with the speculative "
         "tokens that are too many, also for requests that have not asked for any",
         _unasked,
+    ),
+    Intended(
+        "prompt-chunk-logprobs",
+        "the log prob where a chunk begins is that of the prompt's own token, in any list",
+        _where_chunks_end,
+    ),
+    Intended(
+        "recomputed-prompt-logprobs",
+        "the lists of a prompt that begins again begin again, also those that nobody has asked for",
+        _begun_again,
     ),
     Intended(
         "one-token-prefill",

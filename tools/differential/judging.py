@@ -83,7 +83,10 @@ def runner(selections: Selections) -> Runner:
             else:
                 stack.enter_context(guest.before())
                 stack.enter_context(selections.anew(selection))
-            return run(configuration)
+            observation = run(configuration)
+            if guest is None or not guest.on_target:
+                observation.patches = frozenset(selections.applied(selection))
+            return observation
 
     return run_with
 

@@ -108,6 +108,8 @@ class Observation:
     """The model runs without other ranks, so that the oracles can ask it."""
     references: dict[Any, Tensor] = field(default_factory=dict)
     """What the oracles have asked the model alone for."""
+    patches: frozenset[str] = frozenset()
+    """Ids of those that were applied."""
 
 
 def plain(value: Any) -> Any:

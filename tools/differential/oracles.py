@@ -209,9 +209,8 @@ def _may_be_trimmed(case: Case, index: int, plan: Plan, word: list[int]) -> bool
 
 
 def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
-    merged = case.record["requests"][index].get("merged")  # from 0.16 on
-    if merged is None:
-        return
+    # Before 0.16 there is one part.
+    merged = case.record["requests"][index].get("merged") or case.parts(index)[0]
     facts = {"parts": len(case.parts(index))}
     if "place" in merged:
         text = f"merge() raises {merged['type']}: {merged['text']}"
@@ -264,7 +263,7 @@ def _log_probs(case: Case, index: int, plan: Plan, sequence: list[int]) -> Itera
     rows = reference(case, tuple(sequence), version).log_softmax(-1)
     right = [float(rows[at, token]) for at, token in enumerate(sequence[1:])]
     split = len(plan.prompt) - 1
-    # Before 0.16 the first one that is generated is in the list of the prompt.
+    # Before 0.16 the first one that is generated may be in the list of the prompt.
     found = [
         *(parts[0]["prompt_log_probs"] or ()),
         *(value for part in parts for value in part["generated_log_probs"] or ()),

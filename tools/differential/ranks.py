@@ -173,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if peers.share_experts and seen.record["error"] is not None:
             # The other rank waits for this one, in vain.
             raise RuntimeError(f"{selection}: {seen.record['error']} in {encode(configuration)}")
+        seen.patches = frozenset(selections.applied(selection))
         return seen
 
     findings = []
