@@ -126,13 +126,7 @@ class Limit:
         )
 
 
-CACHED = "what is cached is not put to the model again, so its log-probs cannot be told"
-CUT = "where a prompt is cut, it gets the log-prob of another token than the one that follows"
 LIMITS = (
-    Limit({"log_probs": ("all",), "prefixes": ("REF_ZERO", "LRU")}, ">=0.17", CACHED),
-    Limit({"scoring": (True,), "prefixes": ("REF_ZERO", "LRU")}, ">=0.17", CACHED),
-    Limit({"log_probs": ("all",), "chunks": (True,)}, ">=0.15", CUT),
-    Limit({"scoring": (True,), "chunks": (True,)}, ">=0.17", CUT),
     Limit(
         {"chunks": (True,), "suspension": ("default",)},
         ">=0.16,<0.17",
