@@ -39,6 +39,7 @@ from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .upstream.step_log_sync import STEP_LOG_SYNC
+from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
 from .upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
@@ -76,4 +77,5 @@ SERIES: tuple[Patch, ...] = (
     DRAFT_POSITIONS,
     MOVED_DRAFT_BLOCKS,
     ACCEPTED_TERMINATION_IDS,
+    STOPPED_REQUEST_LOGPROBS,
 )
