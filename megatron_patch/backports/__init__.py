@@ -21,6 +21,7 @@ from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
+from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
 from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
@@ -78,4 +79,5 @@ SERIES: tuple[Patch, ...] = (
     MOVED_DRAFT_BLOCKS,
     ACCEPTED_TERMINATION_IDS,
     STOPPED_REQUEST_LOGPROBS,
+    STOP_WORD_LOGPROBS,
 )
