@@ -19,6 +19,7 @@ from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
+from .ours.resumed_stop_words import RESUMED_STOP_WORDS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
@@ -80,4 +81,5 @@ SERIES: tuple[Patch, ...] = (
     ACCEPTED_TERMINATION_IDS,
     STOPPED_REQUEST_LOGPROBS,
     STOP_WORD_LOGPROBS,
+    RESUMED_STOP_WORDS,
 )
