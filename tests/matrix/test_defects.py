@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 from packaging.specifiers import SpecifierSet
 
+import megatron_patch
 from megatron_patch.backports import SERIES
 from tools.differential import defects, judging, oracles
 from tools.differential.comparing import Difference
 from tools.differential.configuration import Configuration, decode
+from tools.differential.defects import Defect
 from tools.differential.observing import Observation
 from tools.differential.oracles import Complaint
+from tools.differential.selections import Selections
 
 from ..conftest import RELEASE
 from .conftest import Planted
@@ -81,6 +84,12 @@ SHOWN = [
         '{"requests":[{"length":20,"num_tokens":12,"stop":[9,1]},{"stem":4,"length":20,'
         '"num_tokens":12,"stop":[9,1]},{"stem":2,"length":20,"num_tokens":14,"stop":[10,1]}],'
         '"spare_blocks":3,"block_size":4}',
+    ),
+    (
+        "parts with and without log probs",
+        ">=0.17",
+        '{"requests":[{"length":8,"num_tokens":8,"log_probs":"generated","stop":[2,1]}],'
+        '"happenings":[{"step":3}],"suspension":"recompute"}',
     ),
     (
         "graphs of a layer first called without gradients",
@@ -164,8 +173,56 @@ def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
             case.observation.patches = frozenset()
             while (defect := defects.recognise(case, complaint)) and defect.mended_by:
                 assert ids.issuperset(defect.mended_by)
-                case.observation.patches |= {defect.mended_by[-1]}
+                case.observation.patches |= {*defect.mended_by}
                 assert defects.recognise(case, complaint) is not defect
+
+
+def _patches(name: str) -> tuple[str, ...]:
+    """Those that mend a defect."""
+    (defect,) = (defect for defect in defects.DEFECTS if defect.name == name)
+    return defect.mended_by
+
+
+@pytest.mark.parametrize(
+    ("name", "releases", "text"), [shown for shown in SHOWN if _patches(shown[0])]
+)
+def test_a_defect_excuses_no_run_with_the_patches_that_mend_it(device, name, releases, text):
+    if RELEASE not in SpecifierSet(releases):
+        pytest.skip(f"{RELEASE} does otherwise, or has no such thing")
+    configuration = decode(text)
+    selections = Selections()
+    released = judging.runner(selections)(configuration, "none")
+    patched = judging.runner(selections)(configuration, "correctness")
+    megatron_patch.uninstall()
+    assert patched.patches >= {*_patches(name)} & {*selections.applied("correctness")}
+    assert not released.patches
+    assert oracles.complaints(configuration, patched) == []
+    case = oracles.Case(configuration, released)
+    known = [
+        complaint
+        for complaint in oracles.complaints(configuration, released)
+        if getattr(defects.recognise(case, complaint), "name", None) == name
+    ]
+    assert known
+    case.observation.patches = patched.patches
+    assert {defects.recognise(case, complaint) for complaint in known} == {None}
+
+
+def test_the_patches_of_defects_are_those_of_the_series():
+    named = {name for defect in defects.DEFECTS for name in defect.mended_by}
+    assert named <= {patch.id for patch in SERIES}
+
+
+def test_a_defect_is_mended_by_all_patches_that_the_release_needs():
+    def mended(patches: tuple[str, ...], *applied: str) -> bool:
+        planted = Defect("planted", ">=0", "a test plants it", lambda *_: True, patches)
+        return planted.is_mended(applied)
+
+    always = [patch.id for patch in SERIES if str(RELEASE) in SpecifierSet(patch.releases)][:2]
+    never = next(patch.id for patch in SERIES if str(RELEASE) not in SpecifierSet(patch.releases))
+    assert not mended((), *always)
+    assert not mended((*always, never), always[0])
+    assert mended((*always, never), *always)
 
 
 def test_each_defect_has_one_name_and_a_reason():

@@ -47,6 +47,87 @@ def test_log_probs_that_nobody_asked_for_may_be_other_ones(device, path, left, r
     assert intended.recognise(CASE, both) is None
 
 
+PART = {
+    "generated_tokens": [],
+    "generated_log_probs": None,
+    "prompt_log_probs": None,
+    "tpot": None,
+    "stop_word_ids": [[7]],
+    "status": "ACTIVE_AND_GENERATING_TOKENS",
+}
+AFTER = {
+    **PART,
+    "generated_tokens": [1],
+    "generated_log_probs": [-1.0],
+    "prompt_log_probs": [-2.0],
+    "tpot": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "left", "right", "covered"),
+    [
+        ("parts[1].stop_word_ids", None, [[7]], True),
+        ("parts[1].stop_word_ids", None, [[8]], False),  # those of another
+        ("parts[1].stop_word_ids", [[7]], None, False),
+        ("parts[0].stop_word_ids", None, [[7]], False),
+        ("parts[1].status", None, "ACTIVE_AND_GENERATING_TOKENS", True),
+        ("parts[1].status", None, "FAILED", False),
+        ("parts[1].generated_length", None, 1, False),
+        ("merged.tpot", None, 2, True),
+        ("merged.tpot", None, 1, False),
+        ("merged.tpot", 1, 2, False),
+        ("merged.generated_log_probs", None, [-1.0, -1.0], True),
+        ("merged.generated_log_probs", None, [-1.0], False),
+        ("merged.prompt_log_probs", None, [-2.0], True),
+        ("merged.prompt_log_probs", None, [-1.0], False),
+    ],
+)
+def test_a_request_of_several_parts_keeps_what_it_has(path, left, right, covered):
+    record = {"requests": [{"parts": [PART, AFTER, AFTER], "merged": {}}]}
+    case = oracles.Case(Configuration(requests=(Plan(log_probs="all"),)), Observation(record))
+    differences = [Difference(f"requests[0].{path}", left, right)]
+    assert (intended.recognise(case, differences) is not None) is covered
+    beside = [*differences, Difference("end.random", "a", "b")]
+    assert intended.recognise(case, beside) is None
+    # A first part that has tokens has what belongs to them, or nothing was filed.
+    first = {**PART, "generated_tokens": [1]}
+    record = {"requests": [{"parts": [first, AFTER, AFTER], "merged": {}}]}
+    case = oracles.Case(case.configuration, Observation(record))
+    of_parts = path.startswith("parts")
+    assert (intended.recognise(case, differences) is not None) is (covered and of_parts)
+
+
+@pytest.mark.parametrize(
+    ("error", "type_", "covered"),
+    [({}, "TypeError", True), (None, "TypeError", False), ({}, "KeyError", False)],
+)
+def test_where_the_engine_has_ended_what_could_not_be_merged_may_be(error, type_, covered):
+    merged = {"type": type_, "text": "", "place": "m:merge", "during": "merge"}
+    record = {"error": error, "requests": [{"parts": [PART, AFTER], "merged": merged}]}
+    case = oracles.Case(Configuration(), Observation(record))
+    differences = [Difference("requests[0].merged.during", "merge", "(missing)")]
+    assert (intended.recognise(case, differences) is not None) is covered
+
+
+STOPPED = oracles.Case(Configuration(requests=(Plan(length=8, stop=(2, 2)),)), Observation())
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "covered"),
+    [
+        ([-1.0, -2.0, -3.0, -4.0], [-1.0], True),  # the word, and the step that ends the request
+        ([-1.0], None, True),
+        ([-1.0, -2.0, -3.0, -4.0], [], False),
+        ([-1.0, -2.0], [-2.0], False),
+    ],
+)
+def test_log_probs_of_a_stop_word_that_nobody_asked_for_go(device, left, right, covered):
+    path = "requests[0].parts[0].generated_log_probs"
+    found = intended.recognise(STOPPED, [Difference(path, left, right)])
+    assert (found is not None) is covered
+
+
 PLANS = (
     Plan(),
     Plan(sampling=(1.0, 0, 0.9)),

@@ -6,11 +6,12 @@ Each has a predicate on what was observed. A complaint that none explains is a f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from packaging.specifiers import SpecifierSet
 
+from megatron_patch.backports import SERIES
 from megatron_patch.testing.version import core_release
 
 from . import slots
@@ -21,6 +22,8 @@ from .oracles import Case, Complaint
 from .running import stop_words
 
 RELEASE = core_release()
+#: For each patch of the series, the releases that need it.
+NEEDED = {patch.id: SpecifierSet(patch.releases) for patch in SERIES}
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,22 @@ class Defect:
     explains: Callable[[Case, Complaint], bool]
     """Whether a complaint of a run comes from it, by what was observed."""
     mended_by: tuple[str, ...] = ()
-    """Ids of patches. Where one of them is applied, this is no excuse."""
+    """Ids of the patches that mend it, each on its releases; none if no patch does."""
+
+    def is_mended(self, applied: Collection[str]) -> bool:
+        """Whether a run with these patches has to be without it."""
+        return bool(self.mended_by) and all(
+            name in applied for name in self.mended_by if RELEASE in NEEDED[name]
+        )
 
 
 def recognise(case: Case, complaint: Complaint) -> Defect | None:
     """The defect that a complaint comes from, if one is known."""
     for defect in DEFECTS:
-        if RELEASE not in SpecifierSet(defect.releases):
-            continue
-        if case.observation.patches.isdisjoint(defect.mended_by) and defect.explains(
-            case, complaint
+        if (
+            RELEASE in SpecifierSet(defect.releases)
+            and not defect.is_mended(case.observation.patches)
+            and defect.explains(case, complaint)
         ):
             return defect
     return None
@@ -505,6 +514,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the tokens of a stop word are taken from the answer, their log probs of earlier steps are "
         "not",
         _trimmed_stop_word,
+        ("stopped-request-logprobs", "stop-word-logprobs"),
     ),
     Defect(
         "log probs of no token",
@@ -512,6 +522,7 @@ DEFECTS: tuple[Defect, ...] = (
         "when nothing is generated, or the first token is a stop word, the list of the step's log "
         "probs is empty, and its last item is looked for: the engine ends",
         _stopped_at_once,
+        ("zero-token-logprobs", "stop-word-logprobs"),
     ),
     Defect(
         "a prefix from before an update",
@@ -525,6 +536,7 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.16",
         "merge() takes for granted that all parts of a request have lists where the first has",
         _unequal_parts,
+        ("merged-logprobs",),
     ),
     Defect(
         "stop words of a request that comes back",
@@ -532,6 +544,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a request that was evicted or recomputed has no stop words any more, and what it has "
         "generated is not looked at",
         _stop_word_of_two_parts,
+        ("resumed-stop-words",),
     ),
     Defect(
         "a termination id among accepted speculative tokens",
@@ -547,6 +560,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a request that generates nothing and wants no log probs of its prompt gets one all the "
         "same, of the token that was not generated",
         _nothing_generated,
+        ("stop-word-logprobs",),
     ),
     Defect(
         "accepted speculative tokens counted twice",

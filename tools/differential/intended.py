@@ -7,9 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .comparing import Difference
+from .observing import Record
 from .oracles import Case
+from .running import stop_words
 
 ROUNDING = 1e-4
+
+#: What ``merge()`` puts together of the parts of a request.
+LISTS = (
+    "tpot",
+    "prompt_log_probs",
+    "generated_log_probs",
+    "prompt_top_n_logprobs",
+    "generated_top_n_logprobs",
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +31,24 @@ class Intended:
     why: str
     covers: Callable[[Case, Sequence[Difference]], bool]
     """Whether the differences of the released run to the patched one are of this kind."""
+    single: bool = False
+    """Each difference of this kind is one by itself, whatever others there are."""
 
 
 def recognise(case: Case, differences: Sequence[Difference]) -> Intended | None:
-    """The intended difference that explains all of them, if there is one. ``case`` is released."""
-    return next((item for item in INTENDED if item.covers(case, differences)), None)
+    """The intended difference that explains all of them, if there is one. ``case`` is released.
+
+    Those that are single ones may come along with it, or with each other.
+    """
+    single = [item for item in INTENDED if item.single]
+    rest = [
+        difference
+        for difference in differences
+        if not any(item.covers(case, [difference]) for item in single)
+    ]
+    if not rest:
+        return next((item for item in single if item.covers(case, differences[:1])), None)
+    return next((item for item in INTENDED if not item.single and item.covers(case, rest)), None)
 
 
 def _is_rounding(difference: Difference) -> bool:
@@ -55,20 +79,23 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
         r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.(prompt|generated)_log_probs", difference.path
     )
     left, right = difference.left, difference.right
-    if place is None or not isinstance(left, list) or not isinstance(right, list):
+    if place is None or not isinstance(left, list):
         return False
+    right = right or []  # a part for which no step has filed any
     plan = case.configuration.requests[int(place[1])]
-    if plan.log_probs is not None:
+    if plan.log_probs is not None or not isinstance(right, list):
         return False
     if len(left) < len(right):
         # Of a prompt's first answer, the released run keeps as many as there are tokens to
         # generate, from the front: the last ones are missing.
         return len(left) <= plan.num_tokens and right[: len(left)] == left
-    # As many fewer as the last step accepted more than was wanted.
+    # As many fewer as the last step accepted more than was wanted, or as a stop word has tokens,
+    # and one for the step that ends the request.
+    word, _ = stop_words(case.configuration, plan)
     excess = len(left) - len(right)
     return (
         place[3] == "generated"
-        and 0 < excess <= case.configuration.speculative
+        and 0 < excess <= case.configuration.speculative + (len(word) + 1 if word else 0)
         and left[: len(right)] == right
     )
 
@@ -107,6 +134,47 @@ def _begun_again(case: Case, differences: Sequence[Difference]) -> bool:
         if sum(offset == 0 for offset, _, _ in case.rows(index, 0)) < 2:
             return False
     return True
+
+
+def _kept(case: Case, differences: Sequence[Difference]) -> bool:
+    """A request that came back has its stop words and its status still."""
+    return all(_is_kept(case, difference) for difference in differences)
+
+
+def _is_kept(case: Case, difference: Difference) -> bool:
+    place = re.fullmatch(
+        r"requests\[(\d+)\]\.parts\[(\d+)\]\.(status|stop_word_ids)", difference.path
+    )
+    if place is None or difference.left is not None or place[2] == "0":
+        return False
+    return bool(difference.right == case.parts(int(place[1]))[0][place[3]])
+
+
+def _put_together(case: Case, differences: Sequence[Difference]) -> bool:
+    """A merged request has what a part has that is not the first."""
+    return all(_is_put_together(case, difference) for difference in differences)
+
+
+def _is_put_together(case: Case, difference: Difference) -> bool:
+    place = re.match(r"requests\[(\d+)\]\.merged\.(\w+)", difference.path)
+    if place is None or "requests" not in case.record:
+        return False
+    request: Record = case.record["requests"][int(place[1])]
+    name = place[2]
+    if request["merged"].get("type") == "TypeError":
+        # It raised. Where the engine has ended, too, that is not complained of.
+        return case.record["error"] is not None
+    first, *others = request["parts"]
+    if name not in LISTS or difference.left is not None:
+        return False
+    if first["generated_tokens"] or first[name] is not None:
+        return False
+    found = [part[name] for part in others if part[name] is not None]
+    if name.startswith("prompt"):
+        return difference.right in found
+    if name == "tpot":
+        return bool(difference.right == sum(found))
+    return bool(difference.right == [value for values in found for value in values])
 
 
 def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
@@ -178,16 +246,39 @@ INTENDED = (
         "the log probs of a step are cut at the other end, and on 0.17 along with the speculative "
         "tokens that are too many, also for requests that have not asked for any",
         _unasked,
+        single=True,
+    ),
+    Intended(
+        "stop-word-logprobs",
+        "the log probs of a stop word go with its tokens, also for requests that have not asked "
+        "for any; those of the step that ends such a request are not filed "
+        "(stopped-request-logprobs)",
+        _unasked,
+        single=True,
+    ),
+    Intended(
+        "resumed-stop-words",
+        "a request that comes back has stop words and a status, also if it ends at none",
+        _kept,
+        single=True,
+    ),
+    Intended(
+        "merged-logprobs",
+        "a merged request has the times of all its parts, and log probs that it has not asked for",
+        _put_together,
+        single=True,
     ),
     Intended(
         "prompt-chunk-logprobs",
         "the log prob where a chunk begins is that of the prompt's own token, in any list",
         _where_chunks_end,
+        single=True,
     ),
     Intended(
         "recomputed-prompt-logprobs",
         "the lists of a prompt that begins again begin again, also those that nobody has asked for",
         _begun_again,
+        single=True,
     ),
     Intended(
         "one-token-prefill",
