@@ -73,6 +73,8 @@ AFTER = {
         ("parts[0].stop_word_ids", None, [[7]], False),
         ("parts[1].status", None, "ACTIVE_AND_GENERATING_TOKENS", True),
         ("parts[1].status", None, "FAILED", False),
+        ("merged.status", None, "ACTIVE_AND_GENERATING_TOKENS", True),  # the engine has ended
+        ("merged.status", None, "COMPLETED", False),
         ("parts[1].generated_length", None, 1, False),
         ("merged.tpot", None, 2, True),
         ("merged.tpot", None, 1, False),
@@ -94,8 +96,8 @@ def test_a_request_of_several_parts_keeps_what_it_has(path, left, right, covered
     first = {**PART, "generated_tokens": [1]}
     record = {"requests": [{"parts": [first, AFTER, AFTER], "merged": {}}]}
     case = oracles.Case(case.configuration, Observation(record))
-    of_parts = path.startswith("parts")
-    assert (intended.recognise(case, differences) is not None) is (covered and of_parts)
+    kept = path.startswith("parts") or path.endswith("status")
+    assert (intended.recognise(case, differences) is not None) is (covered and kept)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +125,10 @@ STOPPED = oracles.Case(Configuration(requests=(Plan(length=8, stop=(2, 2)),)), O
     ],
 )
 def test_log_probs_of_a_stop_word_that_nobody_asked_for_go(device, left, right, covered):
-    path = "requests[0].parts[0].generated_log_probs"
-    found = intended.recognise(STOPPED, [Difference(path, left, right)])
-    assert (found is not None) is covered
+    for name in ("generated_log_probs", "prompt_log_probs"):
+        path = f"requests[0].parts[0].{name}"
+        found = intended.recognise(STOPPED, [Difference(path, left, right)])
+        assert (found is not None) is covered
 
 
 PLANS = (

@@ -94,7 +94,7 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     word, _ = stop_words(case.configuration, plan)
     excess = len(left) - len(right)
     return (
-        place[3] == "generated"
+        (place[3] == "generated" or bool(word))  # a prompt that was not scored has room for more
         and 0 < excess <= case.configuration.speculative + (len(word) + 1 if word else 0)
         and left[: len(right)] == right
     )
@@ -143,7 +143,8 @@ def _kept(case: Case, differences: Sequence[Difference]) -> bool:
 
 def _is_kept(case: Case, difference: Difference) -> bool:
     place = re.fullmatch(
-        r"requests\[(\d+)\]\.parts\[(\d+)\]\.(status|stop_word_ids)", difference.path
+        r"requests\[(\d+)\]\.(?:parts\[(\d+)\]|merged(?=\.status))\.(status|stop_word_ids)",
+        difference.path,
     )
     if place is None or difference.left is not None or place[2] == "0":
         return False
