@@ -15,8 +15,8 @@ from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
-from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
 from .ours.merged_logprobs import MERGED_LOGPROBS
+from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
