@@ -38,6 +38,7 @@ from .upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
 from .upstream.padded_block_table import PADDED_BLOCK_TABLE
+from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
 from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
@@ -84,4 +85,5 @@ SERIES: tuple[Patch, ...] = (
     STOP_WORD_LOGPROBS,
     RESUMED_STOP_WORDS,
     MERGED_LOGPROBS,
+    REFUSED_REQUEST_REPLY,
 )
