@@ -39,6 +39,7 @@ from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
 from .upstream.padded_block_table import PADDED_BLOCK_TABLE
 from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
+from .upstream.request_block_limit import REQUEST_BLOCK_LIMIT
 from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
@@ -86,4 +87,5 @@ SERIES: tuple[Patch, ...] = (
     RESUMED_STOP_WORDS,
     MERGED_LOGPROBS,
     REFUSED_REQUEST_REPLY,
+    REQUEST_BLOCK_LIMIT,
 )
