@@ -12,6 +12,7 @@ from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
 from .ours.draft_positions import DRAFT_POSITIONS
+from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
@@ -88,4 +89,5 @@ SERIES: tuple[Patch, ...] = (
     MERGED_LOGPROBS,
     REFUSED_REQUEST_REPLY,
     REQUEST_BLOCK_LIMIT,
+    GENERATE_REFUSED_REQUESTS,
 )
