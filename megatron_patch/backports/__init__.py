@@ -15,6 +15,7 @@ from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
+from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .ours.merged_logprobs import MERGED_LOGPROBS
 from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
@@ -90,4 +91,5 @@ SERIES: tuple[Patch, ...] = (
     REFUSED_REQUEST_REPLY,
     REQUEST_BLOCK_LIMIT,
     GENERATE_REFUSED_REQUESTS,
+    IDLE_ENGINE_WAKE,
 )
