@@ -12,6 +12,7 @@ from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
 from .ours.draft_positions import DRAFT_POSITIONS
+from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
 from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
@@ -92,4 +93,5 @@ SERIES: tuple[Patch, ...] = (
     REQUEST_BLOCK_LIMIT,
     GENERATE_REFUSED_REQUESTS,
     IDLE_ENGINE_WAKE,
+    EVICTED_LONG_REQUESTS,
 )
