@@ -45,6 +45,7 @@ from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
 from .upstream.request_block_limit import REQUEST_BLOCK_LIMIT
 from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
+from .upstream.resumed_total_tokens import RESUMED_TOTAL_TOKENS
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
@@ -94,4 +95,5 @@ SERIES: tuple[Patch, ...] = (
     GENERATE_REFUSED_REQUESTS,
     IDLE_ENGINE_WAKE,
     EVICTED_LONG_REQUESTS,
+    RESUMED_TOTAL_TOKENS,
 )
