@@ -44,6 +44,7 @@ from .upstream.padded_block_table import PADDED_BLOCK_TABLE
 from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
 from .upstream.request_block_limit import REQUEST_BLOCK_LIMIT
 from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
+from .upstream.resumed_prompt_chunks import RESUMED_PROMPT_CHUNKS
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.resumed_total_tokens import RESUMED_TOTAL_TOKENS
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
@@ -96,4 +97,5 @@ SERIES: tuple[Patch, ...] = (
     IDLE_ENGINE_WAKE,
     EVICTED_LONG_REQUESTS,
     RESUMED_TOTAL_TOKENS,
+    RESUMED_PROMPT_CHUNKS,
 )
