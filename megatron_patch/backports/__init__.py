@@ -32,6 +32,7 @@ from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
+from .upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
@@ -98,4 +99,5 @@ SERIES: tuple[Patch, ...] = (
     EVICTED_LONG_REQUESTS,
     RESUMED_TOTAL_TOKENS,
     RESUMED_PROMPT_CHUNKS,
+    CHUNKED_PROMPT_BLOCKS,
 )
