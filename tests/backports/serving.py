@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from megatron_patch import testing
 from megatron_patch.testing.decoding import add_request, has_work, stepper
+from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
-from megatron_patch.testing.runtime import settle
 
 
 class Served(NamedTuple):
