@@ -90,8 +90,10 @@ class Definition:
 def locate(module: str, text: str, qualname: str) -> Definition | None:
     """Find ``Class.method`` or ``function`` in the source ``text`` of ``module``.
 
-    Returns ``None`` when there is no such definition. Raises ``TargetError`` when there is more
-    than one, or when it is not a function, and ``SyntaxError`` when the text does not parse.
+    A function of the module may also be in a ``try`` of the module, where it is defined if what
+    stands above it can be imported. Returns ``None`` when there is no such definition. Raises
+    ``TargetError`` when there is more than one, or when it is not a function, and ``SyntaxError``
+    when the text does not parse.
     """
     tree, lines, flags, names = _parse_module(text)
     body: list[ast.stmt] = tree.body
@@ -104,8 +106,14 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
             dotted = ".".join(scopes[: depth + 1])
             raise TargetError(f"{module}:{dotted} is defined {len(classes)} times; expected once")
         body = classes[0].body
-    found = [n for n in body if isinstance(n, (*FunctionNode, ast.ClassDef)) and n.name == name]
-    if not found:
+    tried = [] if scopes else [n for t in body if isinstance(t, ast.Try) for n in t.body]
+    for statements in (body, tried):
+        found = [
+            n for n in statements if isinstance(n, (*FunctionNode, ast.ClassDef)) and n.name == name
+        ]
+        if found:
+            break
+    else:
         return None
     if len(found) > 1:
         raise TargetError(f"{module}:{qualname} is defined {len(found)} times; expected once")

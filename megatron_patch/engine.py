@@ -152,13 +152,18 @@ class Engine:
     def _decide(self, case: Case, ready: str | None) -> None:
         """Judge one patch, and apply it if it fits and all its modules are there."""
         from .judge import judge
-        from .places import inherited_from
+        from .places import inherited_from, was_left_out
         from .verdicts import Verdict
 
         def is_there(target: str) -> bool:
             module = Target.parse(target).module
             return module == ready or is_ready(module)
 
+        for target in filter(is_there, case.patch.targets):
+            if was_left_out(Target.parse(target)):
+                case.state = State.NOT_APPLICABLE
+                case.reason = f"{target} is not defined: what it needs could not be imported"
+                return
         judgement = judge(
             case.patch,
             accepted=self._settings.accepted.get(case.patch.id, frozenset()),

@@ -16,7 +16,8 @@ from typing import Any, Union
 from .definitions import Definition
 from .edits import Target
 from .errors import ForeignPatchError
-from .sources import ABSENT, namespace_of
+from .sources import ABSENT, namespace_of, read_source
+from .verdicts import find_definition
 
 #: An attribute of a function whose code is ours: the ids of the patches in it.
 MARK = "__megatron_patch__"
@@ -57,6 +58,15 @@ def inherited_from(target: Target) -> str:
         if target.name in vars(base):
             return f"; it is inherited: patch {base.__module__}:{base.__qualname__}.{target.name}"
     return ""
+
+
+def was_left_out(target: Target) -> bool:
+    """Whether the module was imported without the target, a function that it has in a ``try``."""
+    module = sys.modules.get(target.module)
+    if module is None or target.scope or target.name in namespace_of(module):
+        return False
+    definition = find_definition(str(target), read_source)
+    return definition is not None and definition.segment[:1].isspace()
 
 
 @dataclass

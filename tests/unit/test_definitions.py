@@ -39,3 +39,47 @@ def test_a_definition_that_is_not_there(name):
 def test_what_is_not_one_function_is_refused(text, name, why):
     with pytest.raises(TargetError, match=why):
         locate("m", text, name)
+
+
+def digest(text: str, name: str) -> str:
+    found = locate("m", text, name)
+    assert found is not None
+    return found.digest
+
+
+IN_A_TRY = """
+try:
+    import os
+
+    def f():
+        return 1
+
+except ImportError:
+
+    def g():
+        return 2
+"""
+
+
+def test_a_function_in_a_try_is_found():
+    found = locate("m", IN_A_TRY, "f")
+    assert found is not None
+    assert found.segment == "    def f():\n        return 1\n"
+    assert found.first_line == 5
+    assert found.digest == digest("def f():\n    return 1\n", "f")
+    assert found.imported_names == ("os",)
+
+
+def test_a_function_beside_a_try_comes_first():
+    text = IN_A_TRY + "\n\ndef f():\n    return 3\n"
+    assert digest(text, "f") == digest("def f():\n    return 3\n", "f")
+
+
+@pytest.mark.parametrize("name", ["g", "A.f"])
+def test_what_handles_an_error_is_not_looked_at(name):
+    assert locate("m", IN_A_TRY, name) is None
+
+
+def test_two_in_tries_are_ambiguous():
+    with pytest.raises(TargetError, match="2 times"):
+        locate("m", IN_A_TRY + IN_A_TRY, "f")

@@ -336,3 +336,60 @@ def test_upstream_code_is_upstreamed_below_a_wrapper_and_not_where_it_is_replace
     assert only(engine).state is state
     thing.one = original
     assert only(engine).state is State.UPSTREAMED
+
+
+# Functions in a `try` of the module
+
+TRIED = """
+try:
+    import {needed}
+
+    def of(value):
+        return value
+
+    def unchanged(function):
+        return function
+
+    @unchanged
+    async def one():
+        return 1
+
+except ImportError:
+    pass
+"""
+
+
+@pytest.fixture
+def tried(workshop):
+    """Engines of a patch of a function in a ``try``, which needs a module."""
+
+    def build(needed):
+        workshop.write("target_module", TRIED.format(needed=needed))
+        return workshop.engine(workshop.patch(substitute("one", "1", "10")))
+
+    return build
+
+
+def awaited(coroutine):
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    return stopped.value.value
+
+
+def test_a_function_in_a_try_is_edited_in_place(tried):
+    engine = tried("math")
+    module = importlib.import_module("target_module")
+    held = module.one
+    assert only(engine).state is State.APPLIED
+    assert awaited(held()) == 10
+    engine.uninstall()
+    assert awaited(held()) == 1
+
+
+def test_one_whose_imports_fail_is_not_applicable(tried):
+    engine = tried("no_such_module")
+    module = importlib.import_module("target_module")
+    assert not hasattr(module, "one")
+    entry = only(engine)
+    assert entry.state is State.NOT_APPLICABLE
+    assert entry.reason == ("target_module:one is not defined: what it needs could not be imported")
