@@ -24,6 +24,7 @@ from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
 from .ours.resumed_stop_words import RESUMED_STOP_WORDS
+from .ours.sampling_parameters import SAMPLING_PARAMETERS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
@@ -100,4 +101,5 @@ SERIES: tuple[Patch, ...] = (
     RESUMED_TOTAL_TOKENS,
     RESUMED_PROMPT_CHUNKS,
     CHUNKED_PROMPT_BLOCKS,
+    SAMPLING_PARAMETERS,
 )
