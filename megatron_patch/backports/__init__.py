@@ -32,6 +32,7 @@ from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOG
 from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
+from .upstream.chat_null_parameters import CHAT_NULL_PARAMETERS
 from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
@@ -102,4 +103,5 @@ SERIES: tuple[Patch, ...] = (
     RESUMED_PROMPT_CHUNKS,
     CHUNKED_PROMPT_BLOCKS,
     SAMPLING_PARAMETERS,
+    CHAT_NULL_PARAMETERS,
 )
