@@ -37,6 +37,7 @@ from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
+from .upstream.edited_conversation import EDITED_CONVERSATION
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
@@ -104,4 +105,5 @@ SERIES: tuple[Patch, ...] = (
     CHUNKED_PROMPT_BLOCKS,
     SAMPLING_PARAMETERS,
     CHAT_NULL_PARAMETERS,
+    EDITED_CONVERSATION,
 )
