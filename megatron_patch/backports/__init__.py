@@ -43,6 +43,7 @@ from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
+from .upstream.one_choice_per_answer import ONE_CHOICE_PER_ANSWER
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
 from .upstream.padded_block_table import PADDED_BLOCK_TABLE
 from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
@@ -106,4 +107,5 @@ SERIES: tuple[Patch, ...] = (
     SAMPLING_PARAMETERS,
     CHAT_NULL_PARAMETERS,
     EDITED_CONVERSATION,
+    ONE_CHOICE_PER_ANSWER,
 )
