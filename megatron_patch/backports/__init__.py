@@ -38,6 +38,7 @@ from .upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.edited_conversation import EDITED_CONVERSATION
+from .upstream.failed_request_status import FAILED_REQUEST_STATUS
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
@@ -108,4 +109,5 @@ SERIES: tuple[Patch, ...] = (
     CHAT_NULL_PARAMETERS,
     EDITED_CONVERSATION,
     ONE_CHOICE_PER_ANSWER,
+    FAILED_REQUEST_STATUS,
 )
