@@ -18,6 +18,7 @@ from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
 from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
 from .ours.http_log_probs import HTTP_LOG_PROBS
+from .ours.http_parameters import HTTP_PARAMETERS
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .ours.merged_logprobs import MERGED_LOGPROBS
 from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
@@ -112,4 +113,5 @@ SERIES: tuple[Patch, ...] = (
     ONE_CHOICE_PER_ANSWER,
     FAILED_REQUEST_STATUS,
     HTTP_LOG_PROBS,
+    HTTP_PARAMETERS,
 )
