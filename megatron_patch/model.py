@@ -64,6 +64,10 @@ HAS_IT = "has it"
 NEEDS_NONE = "needs none"
 
 
+#: The package of the HTTP server.
+SERVER = "megatron.core.inference.text_generation_server"
+
+
 class Patch(NamedTuple):
     """One upstream change brought to older source, or a change of ours that upstream lacks.
 
@@ -100,6 +104,11 @@ class Patch(NamedTuple):
         edits = (edit for variant in self.variants for edit in variant.edits)
         edited = (edit.target for edit in edits if not isinstance(edit, Add))
         return tuple(dict.fromkeys((self.target, *edited, *self.told_by)))
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether it is of the HTTP server, which most processes of an engine never import."""
+        return self.target.startswith(f"{SERVER}.")
 
     @property
     def origin(self) -> Origin:

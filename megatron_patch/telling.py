@@ -38,7 +38,8 @@ class Teller:
         """Log, once a process, what became of the selected patches when all of them are settled."""
         states = [case.state for case in cases if case.state is not State.DISABLED]
         counts: Counter[State] = Counter(states)
-        if self._summarised or not counts or counts[State.PENDING]:
+        waiting = [case.patch for case in cases if case.state is State.PENDING]
+        if self._summarised or not counts or not all(patch.is_of_server for patch in waiting):
             return
         self._summarised = True
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts many processes a node

@@ -16,8 +16,6 @@ from ..sources import find_module_spec, megatron_version
 from ..states import UNHEALTHY, PatchStatus, State
 from . import SERIES, chosen
 
-UNSETTLED = UNHEALTHY | {State.PENDING}
-
 
 def status(options: argparse.Namespace) -> int:
     """The state of each patch in this process; 1 when one needs a look."""
@@ -41,7 +39,14 @@ def status(options: argparse.Namespace) -> int:
         )
         for entry in patches:
             print(f"{entry.id}: {entry.state}\n    {entry.reason}")
-    return int(any(entry.state in UNSETTLED for entry in patches))
+    return int(any(map(_needs_a_look, patches)))
+
+
+def _needs_a_look(entry: PatchStatus) -> bool:
+    if entry.state is not State.PENDING:
+        return entry.state in UNHEALTHY
+    # Releases without an HTTP server for the dynamic engine have none to patch.
+    return not any(patch.id == entry.id and patch.is_of_server for patch in SERIES)
 
 
 def _modules(patch: Patch) -> list[str]:
@@ -53,7 +58,7 @@ def _modules(patch: Patch) -> list[str]:
 def _import_targets() -> dict[str, str]:
     """Import what the patches edit; returns what went wrong, by module."""
     problems = {}
-    needed = {_modules(patch)[0] for patch in SERIES}
+    needed = {_modules(patch)[0] for patch in SERIES if not patch.is_of_server}
     for name in dict.fromkeys(name for patch in SERIES for name in _modules(patch)):
         try:
             if find_module_spec(name.partition(".")[0]) is None:

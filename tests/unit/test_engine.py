@@ -19,7 +19,7 @@ from megatron_patch.model import NEEDS_NONE, Source
 from megatron_patch.settings import Settings
 from megatron_patch.states import State
 
-from .sample import Workshop, make_patch, only
+from .sample import Workshop, digest_in, make_patch, only
 
 MODULE = """
 class Thing:
@@ -501,6 +501,26 @@ def test_one_summary_a_process_when_all_are_settled(
     assert len(caplog.messages) == expected
     for message in caplog.messages:
         assert message.endswith(": 2 applied, 1 upstreamed, 0 drifted")
+
+
+def test_what_only_a_server_imports_holds_up_no_summary(workshop, both, caplog, monkeypatch):
+    caplog.set_level("INFO", "megatron_patch")
+    monkeypatch.setattr("megatron_patch.engine.SERVER", "server_package")
+    (workshop.directory / "server_package").mkdir()
+    workshop.write("server_package/module", MODULE)
+    module = "server_package.module"
+    edit = Substitute(f"{module}:Thing.one", "1", "10")
+    of_server = make_patch(edit, known=digest_in(MODULE), id="of-server")
+    engine = workshop.engine(both, of_server)
+    assert caplog.messages == []
+    importlib.import_module("target_module")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith(": 1 applied, 0 upstreamed, 0 drifted, 1 pending")
+    importlib.import_module(module)
+    assert {entry.state for entry in engine.status()} == {State.APPLIED}
+    assert len(caplog.messages) == 1
+    for name in (module, "server_package"):
+        sys.modules.pop(name)
 
 
 def test_no_tree_is_kept_when_all_is_settled(workshop, both):
