@@ -16,9 +16,9 @@ from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
 from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
-from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
 from .ours.http_log_probs import HTTP_LOG_PROBS
 from .ours.http_parameters import HTTP_PARAMETERS
+from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
 from .ours.merged_logprobs import MERGED_LOGPROBS
 from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
@@ -38,9 +38,9 @@ from .upstream.chat_null_parameters import CHAT_NULL_PARAMETERS
 from .upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from .upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
 from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
-from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.edited_conversation import EDITED_CONVERSATION
 from .upstream.failed_request_status import FAILED_REQUEST_STATUS
+from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE

@@ -120,7 +120,7 @@ def target_modules() -> list[str]:
 
 def expected(patch: Any) -> str:
     """The state of a selected patch on this release, as its record says."""
-    from megatron_patch.model import Target
+    from megatron_patch.edits import Target
     from megatron_patch.sources import find_module_spec
 
     if find_module_spec(Target.parse(patch.target).module) is None:
