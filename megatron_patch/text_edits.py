@@ -13,7 +13,7 @@ from . import definitions, rewrite, segments
 from .definitions import Definition, first_line, last_line
 from .edits import Add, Edit, Requires, Target
 from .errors import TargetError
-from .fingerprint import equal
+from .fingerprint import FunctionNode, equal
 from .model import Variant
 
 
@@ -35,7 +35,8 @@ def with_edit(module: str, text: str, edit: Edit) -> str:
 def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     """``text`` with the helper, above the first target of its class or module.
 
-    In a class it is below that target if a default of it, or a decorator, names the target. A
+    In a class it is below that target if a default of it, or a decorator, names the target; where
+    the variant has no target in the class, it is above the last method. A
     helper that is an assignment goes below the module's imports. Raises ``TargetError`` when there
     is no such place, or when the name is taken.
     """
@@ -47,7 +48,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
         row = _below_imports(module, tree)
         source = "\n" + source
     else:
-        anchor = _located(module, text, _first_target(variant, module, target.scope))
+        anchor = _located(module, text, _neighbour(variant, module, target.scope, tree))
         if target.scope:
             row = anchor.first_line - 1
             margin = anchor.segment[: -len(anchor.segment.lstrip())]
@@ -107,14 +108,25 @@ def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
             yield from _bound(ast.iter_child_nodes(node))
 
 
-def _first_target(variant: Variant, module: str, scope: str) -> str:
-    """The first edited target of the module, and of the class ``scope`` unless that is empty."""
+def _neighbour(variant: Variant, module: str, scope: str, tree: ast.Module) -> str:
+    """The first edited target of the module, and of the class ``scope`` unless that is empty.
+
+    The last method of the class if none of it is edited.
+    """
     for edit in variant.edits:
         target = Target.parse(edit.target)
         inside = target.scope == scope or not scope
         if not isinstance(edit, Add) and target.module == module and inside:
             return edit.target
-    raise TargetError(f"{module}: no edit of {scope or 'the module'} to put a helper next to")
+    body: Sequence[ast.stmt] = tree.body if scope else ()
+    for name in scope.split("."):
+        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+        body = found[0].body if found else ()
+    names = [node.name for node in body if isinstance(node, FunctionNode)]
+    for name in reversed(names):
+        if names.count(name) == 1:
+            return f"{module}:{scope}.{name}"
+    raise TargetError(f"{module}: no method of {scope or 'the module'} to put a helper next to")
 
 
 def _located(module: str, text: str, dotted: str) -> Definition:

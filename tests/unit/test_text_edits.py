@@ -270,13 +270,24 @@ def test_a_helper_does_not_take_the_name_of_something_else(tmp_path, name, defin
 
 
 def test_a_helper_needs_a_target_or_imports_to_stand_next_to(tmp_path):
-    alone = patch_of(add("Other._helper", _helper), substitute("Thing.one", "x + y", "x"))
-    with pytest.raises(DriftedError, match="no edit of Other to put a helper next to"):
+    alone = patch_of(add("Absent._helper", _helper), substitute("Thing.one", "x + y", "x"))
+    with pytest.raises(DriftedError, match="no method of Absent to put a helper next to"):
         made(write(tmp_path, TEXT), [alone])
     text = TEXT[TEXT.index("class Thing") :] + "import os\n"
     limit = patch_of(add("_LIMIT", "_LIMIT = 4"), substitute("Thing.one", "x + y", "x"))
     with pytest.raises(DriftedError, match=f"{MODULE}: there are no imports to put a helper below"):
         made(write(tmp_path, text), [limit])
+
+
+def test_a_helper_of_a_class_without_edits_stands_above_its_last_method(tmp_path):
+    helper, edit = add("Other._helper", _helper), substitute("Thing.one", "x + y", "x")
+    text = TEXT.replace(
+        "class Other:\n", "class Other:\n    def first(self):\n        return 2\n\n"
+    )
+    found = after(tmp_path, text, helper, edit).decode()
+    last = found.index("    def last(self)")
+    assert found[:last].endswith(HELPER_TEXT)
+    assert found[:last].removesuffix(HELPER_TEXT).endswith("        return 2\n\n")
 
 
 def test_imports_at_the_end_of_a_file_are_not_those_at_its_top(tmp_path):

@@ -26,6 +26,7 @@ Not covered: requests that fit alone, and wait for the blocks of others.
 from __future__ import annotations
 
 from ... import hunks
+from ...edits import Requires
 from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
@@ -36,6 +37,15 @@ ENGINE = "megatron.core.inference.engines.dynamic_engine:DynamicInferenceEngine"
 ADD = f"{ENGINE}.add_request"
 
 _ADD = f"{ENGINE}._add_request"
+
+
+def counted_by(allocator: str) -> Requires:
+    """What the helper takes from the context's allocator is there, and means that."""
+    return Requires(
+        f"megatron.core.inference.contexts.{allocator}.__init__",
+        "the blocks that there are, and how many of them requests that grow can take",
+    )
+
 
 REQUEST_BLOCK_LIMIT = Patch(
     id="request-block-limit",
@@ -56,11 +66,11 @@ REQUEST_BLOCK_LIMIT = Patch(
     updated="2026-11-26",
     target=ADD,
     variants=(
-        Variant("0.14", HUNKS.of("0.14")),
-        Variant("0.15", HUNKS.of("0.15")),
-        Variant("0.16", HUNKS.of("0.16")),
-        Variant("0.17", HUNKS.of("0.17")),
-        Variant("0.18", HUNKS.of("0.18")),
+        Variant("0.14", (*HUNKS.of("0.14"), counted_by("dynamic_chunk_allocator:ChunkAllocator"))),
+        Variant("0.15", (*HUNKS.of("0.15"), counted_by("dynamic_block_allocator:BlockAllocator"))),
+        Variant("0.16", (*HUNKS.of("0.16"), counted_by("dynamic_block_allocator:BlockAllocator"))),
+        Variant("0.17", (*HUNKS.of("0.17"), counted_by("kv_block_allocator:KVBlockAllocator"))),
+        Variant("0.18", (*HUNKS.of("0.18"), counted_by("kv_block_allocator:KVBlockAllocator"))),
     ),
     told_by=(_ADD,),
 )
