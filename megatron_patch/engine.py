@@ -159,16 +159,18 @@ class Engine:
             module = Target.parse(target).module
             return module == ready or is_ready(module)
 
-        for target in filter(is_there, case.patch.targets):
-            if was_left_out(Target.parse(target)):
-                case.state = State.NOT_APPLICABLE
-                case.reason = f"{target} is not defined: what it needs could not be imported"
-                return
         judgement = judge(
             case.patch,
             accepted=self._settings.accepted.get(case.patch.id, frozenset()),
             series=self.series,
         )
+        # Where source cannot be read, the judge has said so.
+        readable = judgement.verdict in (Verdict.APPLICABLE, Verdict.UPSTREAMED)
+        for target in filter(is_there, case.patch.targets if readable else ()):
+            if was_left_out(Target.parse(target)):
+                case.state = State.NOT_APPLICABLE
+                case.reason = f"{target} is not defined: what it needs could not be imported"
+                return
         if judgement.variant is None:
             case.state, case.reason = State(judgement.verdict.value), judgement.reason
             if judgement.verdict is Verdict.UPSTREAMED:

@@ -21,6 +21,7 @@ from megatron_patch import State, testing
 from megatron_patch.backports.ours.single_token_update import SINGLE_TOKEN_UPDATE, UPDATE
 from megatron_patch.judge import judge
 from megatron_patch.verdicts import Verdict
+from tools.benchmarking import selected
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
@@ -164,8 +165,10 @@ def start_alike(one, other) -> None:
 
 @pytest.fixture
 def unpatched_update(unpatched):
-    """The function as released, while the patches are installed."""
-    function = as_it_is(testing.context_class().update_requests)
+    """The function without this patch, while all are installed: others edit it, too."""
+    testing.context_class()
+    with selected("-single-token-update"):
+        function = as_it_is(testing.context_class().update_requests)
     megatron_patch.install()
     assert testing.context_class().update_requests.__code__ is not function.__code__
     return function

@@ -505,7 +505,7 @@ def test_one_summary_a_process_when_all_are_settled(
 
 def test_what_only_a_server_imports_holds_up_no_summary(workshop, both, caplog, monkeypatch):
     caplog.set_level("INFO", "megatron_patch")
-    monkeypatch.setattr("megatron_patch.engine.SERVER", "server_package")
+    monkeypatch.setattr("megatron_patch.model.SERVER", "server_package")
     (workshop.directory / "server_package").mkdir()
     workshop.write("server_package/module", MODULE)
     module = "server_package.module"
