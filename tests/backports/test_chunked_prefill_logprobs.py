@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 from packaging.version import Version
 
-import megatron_patch
 from megatron_patch import State, testing
 from megatron_patch.backports.upstream.chunked_prefill_logprobs import CHUNKED_PREFILL_LOGPROBS
 from megatron_patch.testing.releases import parameters_of
+from tools.benchmarking import selected
 
 from ..conftest import RELEASE, expected_state
 from . import log_probs
@@ -136,8 +136,9 @@ def test_nothing_else_changes(unpatched, only_last):
     """With the log probs of the prompt, or with prompts in one chunk."""
     length, skip = (20, True) if only_last else (150, False)
     sampling = {"skip_prompt_log_probs": skip, "top_n_logprobs": 2}
-    without = decode(length, only_last, **sampling)
-    megatron_patch.install()
+    # Where a chunk begins, `prompt-chunk-logprobs` changes one.
+    with selected("-chunked-prefill-logprobs"):
+        without = decode(length, only_last, **sampling)
     for one, other in zip(decode(length, only_last, **sampling), without, strict=True):
         assert one.generated_tokens == other.generated_tokens
         assert one.prompt_log_probs == other.prompt_log_probs

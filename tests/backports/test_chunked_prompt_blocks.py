@@ -94,6 +94,7 @@ def test_with_enough_blocks_nothing_changes(unpatched, chunked):
 
 @only_patched
 def test_unpatched_a_chunk_that_waits_spoils_the_prompt(unpatched):
+    """The stand-in for flash-attn sees that a block is missing; flash-attn reads the last one."""
     engine = build(10)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, RuntimeError), match=r"is -1|assert"):
         assert_served(engine, [*GROWING, LONG])

@@ -53,7 +53,7 @@ class Code:
                 n for n in self.scope.body if isinstance(n, ast.ClassDef) and n.name == scope
             )
             self.top = self.top or self.scope
-        (self.node,) = (n for n in self.scope.body if isinstance(n, FUNCTIONS) and n.name == name)
+        (self.node,) = (n for n in _body(self.scope) if isinstance(n, FUNCTIONS) and n.name == name)
         self.top = self.top or self.node
 
     def edited(self, edit: Edit) -> str:
@@ -136,6 +136,12 @@ class Code:
         return tokens
 
 
+def _body(scope: ast.Module | ast.ClassDef) -> list[ast.stmt]:
+    """The statements of a scope, and of what a module tries."""
+    tried = [n for t in scope.body if isinstance(t, ast.Try) for n in t.body]
+    return [*scope.body, *(tried if isinstance(scope, ast.Module) else ())]
+
+
 def has_docstring(node: ast.AST) -> bool:
     """Whether the node is a function that has one."""
     return isinstance(node, FUNCTIONS) and ast.get_docstring(node, clean=False) is not None
@@ -174,6 +180,8 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
             yield prefix + node.name, node
         elif isinstance(node, ast.ClassDef):
             stack.extend((f"{prefix}{node.name}.", child) for child in reversed(node.body))
+        elif isinstance(node, ast.Try) and not prefix:
+            stack.extend(("", child) for child in reversed(node.body))
 
 
 def reduced(text: str, keep: set[str]) -> str:

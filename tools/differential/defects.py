@@ -102,7 +102,12 @@ def _prompt_that_begins_again(case: Case, complaint: Complaint) -> bool:
 
 def _first_of_the_prompt(case: Case, complaint: Complaint) -> bool:
     """The list of the prompt has one too many, which that of the generated tokens lacks."""
-    if not _is_list(complaint, *LOG_PROBS):
+    index = complaint.request
+    if index is None or not _is_list(complaint, *LOG_PROBS):
+        return False
+    part = case.parts(index)[0]
+    of_generated, of_prompt = (len(part[name] or ()) for name in LOG_PROBS)
+    if of_prompt != len(part["prompt_tokens"]) or of_generated + 1 != len(part["generated_tokens"]):
         return False
     expected = {LOG_PROBS[0]: -1, LOG_PROBS[1]: 1}
     return int(complaint.facts["off"]) == expected[str(complaint.facts["list"])]

@@ -162,6 +162,8 @@ def _is_put_together(case: Case, difference: Difference) -> bool:
         return False
     request: Record = case.record["requests"][int(place[1])]
     name = place[2]
+    if "merged" not in request:
+        return False
     if request["merged"].get("type") == "TypeError":
         # It raised. Where the engine has ended, too, that is not complained of.
         return case.record["error"] is not None

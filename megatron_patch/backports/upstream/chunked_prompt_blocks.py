@@ -22,7 +22,7 @@ from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
 
-UPDATE = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext.update_requests"
+ADD = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext.add_request"
 
 CHUNKED_PROMPT_BLOCKS = Patch(
     id="chunked-prompt-blocks",
@@ -41,7 +41,7 @@ CHUNKED_PROMPT_BLOCKS = Patch(
     releases=">=0.16,<0.17",
     removal="no supported release is older than 0.17.0",
     updated="2026-11-26",
-    target=UPDATE,
+    target=ADD,
     variants=(Variant("0.16", HUNKS.of("0.16")),),
-    told_by=(UPDATE,),
+    told_by=(ADD,),
 )
