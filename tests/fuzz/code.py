@@ -53,7 +53,12 @@ class Code:
                 n for n in self.scope.body if isinstance(n, ast.ClassDef) and n.name == scope
             )
             self.top = self.top or self.scope
-        (self.node,) = (n for n in _body(self.scope) if isinstance(n, FUNCTIONS) and n.name == name)
+        ((self.node, self.block),) = (
+            (node, block)
+            for block in _blocks(self.scope)
+            for node in block
+            if isinstance(node, FUNCTIONS) and node.name == name
+        )
         self.top = self.top or self.node
 
     def edited(self, edit: Edit) -> str:
@@ -136,10 +141,10 @@ class Code:
         return tokens
 
 
-def _body(scope: ast.Module | ast.ClassDef) -> list[ast.stmt]:
-    """The statements of a scope, and of what a module tries."""
-    tried = [n for t in scope.body if isinstance(t, ast.Try) for n in t.body]
-    return [*scope.body, *(tried if isinstance(scope, ast.Module) else ())]
+def _blocks(scope: ast.Module | ast.ClassDef) -> list[list[ast.stmt]]:
+    """The lists of statements of a scope: its own, and those of what a module tries."""
+    tried = [node.body for node in scope.body if isinstance(node, ast.Try)]
+    return [scope.body, *(tried if isinstance(scope, ast.Module) else ())]
 
 
 def has_docstring(node: ast.AST) -> bool:
@@ -152,8 +157,9 @@ def meaning(text: str, qualname: str) -> list[str]:
 
     In words of its own, and not those of ``megatron_patch.fingerprint``, which it checks.
     """
-    bodies = [ast.parse(text).body]
+    tree = ast.parse(text)
     *scopes, name = qualname.split(".")
+    bodies = [tree.body] if scopes else _blocks(tree)
     for scope in scopes:
         bodies = [
             node.body

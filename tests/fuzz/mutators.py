@@ -551,9 +551,9 @@ def add_neighbour(code: Code) -> Iterator[Edit]:
 
 def move_function(code: Code) -> Iterator[Edit]:
     span = code.lines(code.node)
-    for other in code.scope.body:
+    for other in code.block:
         place = code.lines(other)
-        if span and place and other is not code.node and (other is not code.scope.body[0]):
+        if span and place and other is not code.node and (other is not code.block[0]):
             text = code.text[slice(*span)]
             if place[0] < span[0]:
                 yield Edit(place[0], span[1], text + code.text[place[0] : span[0]])

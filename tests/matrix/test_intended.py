@@ -300,3 +300,23 @@ def test_lists_that_nobody_asked_for_begin_again(device, path, suspension, cover
     case = oracles.Case(configuration, observation)
     found = intended.recognise(case, [Difference(path, [-1.0, -2.0], [-2.0, -1.0])])
     assert (found is not None) is covered
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right", "covered"),
+    [
+        ("generated", [], [-1.0], True),
+        ("generated", [-2.0], [-1.0, -2.0], True),
+        ("generated", [-2.0], [-1.0, -3.0], False),
+        ("prompt", [-3.0, -1.0], [-3.0], True),
+        ("prompt", [-3.0, -1.0], [-4.0], False),
+        ("prompt", [-3.0, -1.0], [-3.0, -2.0], False),
+    ],
+)
+def test_the_first_generated_log_prob_goes_to_those(device, name, left, right, covered):
+    path = f"requests[0].parts[0].{name}_log_probs"
+    for merged in ({}, {"merged": {}}):
+        observation = Observation({"requests": [{"parts": [], **merged}]}, [])
+        case = oracles.Case(Configuration(requests=(Plan(log_probs="all"),)), observation)
+        found = intended.recognise(case, [Difference(path, left, right)])
+        assert (found is not None) is (covered and not merged)

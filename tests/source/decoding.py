@@ -105,9 +105,10 @@ def without_place(code: CodeType, is_added: bool) -> tuple[Any, ...]:
 
 def everything() -> dict[str, Any]:
     """What this process has decoded, from which tree, and the state and code of each patch."""
+    decoded = {way: decode(way) for way in WAYS}  # which imports the modules of the targets
     return {
         "code": code_of_targets(),
-        "decoded": {way: decode(way) for way in WAYS},
+        "decoded": decoded,
         "root": str(SourceTree.installed().root),
         "states": {entry.id: str(entry.state) for entry in megatron_patch.status()},
     }

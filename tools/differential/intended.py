@@ -119,6 +119,25 @@ def _where_chunks_end(case: Case, differences: Sequence[Difference]) -> bool:
     return True
 
 
+def _first_is_generated(case: Case, differences: Sequence[Difference]) -> bool:
+    """The first generated token's log prob goes from the end of one list to the head of another."""
+    return all(_is_first_generated(case, difference) for difference in differences)
+
+
+def _is_first_generated(case: Case, difference: Difference) -> bool:
+    place = re.fullmatch(
+        r"requests\[(\d+)\]\.parts\[0\]\.(prompt|generated)_log_probs", difference.path
+    )
+    left, right = difference.left, difference.right
+    if place is None or not isinstance(left, list) or not isinstance(right, list):
+        return False
+    if case.configuration.requests[int(place[1])].log_probs is None:
+        return False
+    if "merged" in case.record["requests"][int(place[1])]:
+        return False  # from 0.16 on they are where they belong
+    return left[:-1] == right if place[2] == "prompt" else bool(right) and right[1:] == left
+
+
 def _begun_again(case: Case, differences: Sequence[Difference]) -> bool:
     """Lists of requests that want no log probs, and whose prompts a suspension lets begin again."""
     for difference in differences:
@@ -269,6 +288,13 @@ INTENDED = (
         "merged-logprobs",
         "a merged request has the times of all its parts, and log probs that it has not asked for",
         _put_together,
+        single=True,
+    ),
+    Intended(
+        "first-token-logprobs",
+        "the first generated token's log prob is in the list of those, also where an engine that "
+        "has ended shows nothing wrong",
+        _first_is_generated,
         single=True,
     ),
     Intended(
