@@ -35,6 +35,15 @@ class Intended:
     """Each difference of this kind is one by itself, whatever others there are."""
 
 
+def _single(patch: str, why: str, is_one: Callable[[Case, Difference], bool]) -> Intended:
+    """Differences that each are of this kind by themselves."""
+
+    def covers(case: Case, differences: Sequence[Difference]) -> bool:
+        return all(is_one(case, difference) for difference in differences)
+
+    return Intended(patch, why, covers, single=True)
+
+
 def recognise(case: Case, differences: Sequence[Difference]) -> Intended | None:
     """The intended difference that explains all of them, if there is one. ``case`` is released.
 
@@ -69,12 +78,8 @@ def _one_token_at_a_time(case: Case, differences: Sequence[Difference]) -> bool:
     return False
 
 
-def _unasked(case: Case, differences: Sequence[Difference]) -> bool:
-    """Requests that want no log probs have got some, as others do, and now have other ones."""
-    return all(_is_unasked(case, difference) for difference in differences)
-
-
 def _is_unasked(case: Case, difference: Difference) -> bool:
+    """Requests that want no log probs have got some, as others do, and now have other ones."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.(prompt|generated)_log_probs", difference.path
     )
@@ -100,31 +105,24 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     )
 
 
-def _where_chunks_end(case: Case, differences: Sequence[Difference]) -> bool:
+def _is_where_a_chunk_ends(case: Case, difference: Difference) -> bool:
     """The log probs of a prompt differ where a chunk of it begins, and nowhere else.
 
     Those of a part that begins with generated tokens, and of requests that want none, show nothing.
     """
-    for difference in differences:
-        place = re.fullmatch(
-            r"requests\[(\d+)\]\.(?:merged|parts\[(\d+)\])\.prompt_log_probs\[(\d+)\]",
-            difference.path,
-        )
-        if place is None:
-            return False
-        index, part = int(place[1]), int(place[2] or 0)
-        begins = {offset for offset, _, _ in case.rows(index, part)}
-        if int(place[3]) + 1 not in begins:
-            return False
-    return True
-
-
-def _first_is_generated(case: Case, differences: Sequence[Difference]) -> bool:
-    """The first generated token's log prob goes from the end of one list to the head of another."""
-    return all(_is_first_generated(case, difference) for difference in differences)
+    place = re.fullmatch(
+        r"requests\[(\d+)\]\.(?:merged|parts\[(\d+)\])\.prompt_log_probs\[(\d+)\]",
+        difference.path,
+    )
+    if place is None:
+        return False
+    index, part = int(place[1]), int(place[2] or 0)
+    begins = {offset for offset, _, _ in case.rows(index, part)}
+    return int(place[3]) + 1 in begins
 
 
 def _is_first_generated(case: Case, difference: Difference) -> bool:
+    """The first generated token's log prob goes from the end of one list to the head of another."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.parts\[0\]\.(prompt|generated)_log_probs", difference.path
     )
@@ -138,29 +136,22 @@ def _is_first_generated(case: Case, difference: Difference) -> bool:
     return left[:-1] == right if place[2] == "prompt" else bool(right) and right[1:] == left
 
 
-def _begun_again(case: Case, differences: Sequence[Difference]) -> bool:
+def _has_begun_again(case: Case, difference: Difference) -> bool:
     """Lists of requests that want no log probs, and whose prompts a suspension lets begin again."""
-    for difference in differences:
-        place = re.match(
-            r"requests\[(\d+)\]\.(?:merged|parts\[0\])\.(?:prompt|generated)_log_probs",
-            difference.path,
-        )
-        if place is None or case.configuration.suspension != "recompute":
-            return False
-        index = int(place[1])
-        if case.configuration.requests[index].log_probs is not None:
-            return False
-        if sum(offset == 0 for offset, _, _ in case.rows(index, 0)) < 2:
-            return False
-    return True
-
-
-def _kept(case: Case, differences: Sequence[Difference]) -> bool:
-    """A request that came back has its stop words and its status still."""
-    return all(_is_kept(case, difference) for difference in differences)
+    place = re.match(
+        r"requests\[(\d+)\]\.(?:merged|parts\[0\])\.(?:prompt|generated)_log_probs",
+        difference.path,
+    )
+    if place is None or case.configuration.suspension != "recompute":
+        return False
+    index = int(place[1])
+    if case.configuration.requests[index].log_probs is not None:
+        return False
+    return sum(offset == 0 for offset, _, _ in case.rows(index, 0)) > 1
 
 
 def _is_kept(case: Case, difference: Difference) -> bool:
+    """A request that came back has its stop words and its status still."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.(?:parts\[(\d+)\]|merged(?=\.status))\.(status|stop_word_ids)",
         difference.path,
@@ -170,12 +161,8 @@ def _is_kept(case: Case, difference: Difference) -> bool:
     return bool(difference.right == case.parts(int(place[1]))[0][place[3]])
 
 
-def _put_together(case: Case, differences: Sequence[Difference]) -> bool:
-    """A merged request has what a part has that is not the first."""
-    return all(_is_put_together(case, difference) for difference in differences)
-
-
 def _is_put_together(case: Case, difference: Difference) -> bool:
+    """A merged request has what a part has that is not the first."""
     place = re.match(r"requests\[(\d+)\]\.merged\.(\w+)", difference.path)
     if place is None or "requests" not in case.record:
         return False
@@ -263,51 +250,44 @@ INTENDED = (
         "share is released with the last of them: others are paused and evicted, more or fewer",
         _other_evictions,
     ),
-    Intended(
+    _single(
         "zero-token-logprobs",
         "the log probs of a step are cut at the other end, and on 0.17 along with the speculative "
         "tokens that are too many, also for requests that have not asked for any",
-        _unasked,
-        single=True,
+        _is_unasked,
     ),
-    Intended(
+    _single(
         "stop-word-logprobs",
         "the log probs of a stop word go with its tokens, also for requests that have not asked "
         "for any; those of the step that ends such a request are not filed "
         "(stopped-request-logprobs)",
-        _unasked,
-        single=True,
+        _is_unasked,
     ),
-    Intended(
+    _single(
         "resumed-stop-words",
         "a request that comes back has stop words and a status, also if it ends at none",
-        _kept,
-        single=True,
+        _is_kept,
     ),
-    Intended(
+    _single(
         "merged-logprobs",
         "a merged request has the times of all its parts, and log probs that it has not asked for",
-        _put_together,
-        single=True,
+        _is_put_together,
     ),
-    Intended(
+    _single(
         "first-token-logprobs",
         "the first generated token's log prob is in the list of those, also where an engine that "
         "has ended shows nothing wrong",
-        _first_is_generated,
-        single=True,
+        _is_first_generated,
     ),
-    Intended(
+    _single(
         "prompt-chunk-logprobs",
         "the log prob where a chunk begins is that of the prompt's own token, in any list",
-        _where_chunks_end,
-        single=True,
+        _is_where_a_chunk_ends,
     ),
-    Intended(
+    _single(
         "recomputed-prompt-logprobs",
         "the lists of a prompt that begins again begin again, also those that nobody has asked for",
-        _begun_again,
-        single=True,
+        _has_begun_again,
     ),
     Intended(
         "one-token-prefill",
