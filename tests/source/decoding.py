@@ -5,6 +5,7 @@ As a program, it does so in a process of its own and writes what came out to a f
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import CodeType
@@ -103,13 +104,24 @@ def without_place(code: CodeType, is_added: bool) -> tuple[Any, ...]:
     return (b"" if is_added else code.co_code, constants, names, shared, counts, flags)
 
 
+def import_targets(tree: SourceTree) -> None:
+    """Import all that is edited: decoding leaves the HTTP server out."""
+    modules = {
+        edit.target.partition(":")[0] for p in SERIES for v in p.variants for edit in v.edits
+    }
+    for module in sorted(modules):
+        if tree.path(module) is not None:
+            importlib.import_module(module)
+
+
 def everything() -> dict[str, Any]:
     """What this process has decoded, from which tree, and the state and code of each patch."""
-    decoded = {way: decode(way) for way in WAYS}  # which imports the modules of the targets
+    tree = SourceTree.installed()
+    import_targets(tree)
     return {
         "code": code_of_targets(),
-        "decoded": decoded,
-        "root": str(SourceTree.installed().root),
+        "decoded": {way: decode(way) for way in WAYS},
+        "root": str(tree.root),
         "states": {entry.id: str(entry.state) for entry in megatron_patch.status()},
     }
 
