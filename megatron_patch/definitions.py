@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 from .errors import TargetError
 from .fingerprint import FunctionNode, FunctionTree, digest
+from .outlines import outline_of
 
 
 def parse(text: str) -> ast.Module:
@@ -27,12 +28,16 @@ def parse(text: str) -> ast.Module:
 
 
 @lru_cache(maxsize=16)
-def _parse_module(text: str) -> tuple[ast.Module, list[str], int, tuple[str, ...]]:
-    """The tree, the lines, and what the compiler looks at besides a definition."""
+def _parse_module(text: str) -> tuple[ast.Module, int, tuple[str, ...]]:
+    """The tree, and what the compiler looks at besides a definition."""
     tree = parse(text)
+    return tree, _future_flags(tree), tuple(_imported_names(tree.body))
+
+
+@lru_cache(maxsize=16)
+def _rows_of(text: str) -> list[str]:
     # Not str.splitlines: the tokenizer does not take form feeds and the like for line ends.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return tree, lines, _future_flags(tree), tuple(_imported_names(tree.body))
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def lines_of(text: str) -> list[str]:
@@ -95,7 +100,24 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     ``TargetError`` when there is more than one, or when it is not a function, and ``SyntaxError``
     when the text does not parse.
     """
-    tree, lines, flags, names = _parse_module(text)
+    outline = outline_of(text)
+    if outline is None or qualname not in outline.places:
+        return parsed(module, text, qualname)
+    place = outline.places[qualname]
+    if place is None:
+        return None
+    segment = _segment(text, place.first, place.last)
+    found = Definition(
+        *(module, qualname, segment, place.first),
+        *(outline.future_flags, outline.imported_names),
+    )
+    found.__dict__["digest"] = place.digest
+    return found
+
+
+def parsed(module: str, text: str, qualname: str) -> Definition | None:
+    """As :func:`locate`, found in the syntax tree of ``text``, whichever file it is."""
+    tree, flags, names = _parse_module(text)
     body: list[ast.stmt] = tree.body
     *scopes, name = qualname.split(".")
     for depth, scope in enumerate(scopes):
@@ -121,8 +143,12 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     if isinstance(node, ast.ClassDef):
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
     first = first_line(node)
-    segment = "\n".join(lines[first - 1 : last_line(node)]) + "\n"
+    segment = _segment(text, first, last_line(node))
     return Definition(module, qualname, segment, first, flags, names, node)
+
+
+def _segment(text: str, first: int, last: int) -> str:
+    return "\n".join(_rows_of(text)[first - 1 : last]) + "\n"
 
 
 def first_line(node: ast.stmt) -> int:
@@ -135,6 +161,11 @@ def last_line(node: ast.stmt) -> int:
     """The number of the statement's last line."""
     assert node.end_lineno is not None
     return node.end_lineno
+
+
+def compiled_with(text: str) -> tuple[int, tuple[str, ...]]:
+    """The compiler's flags and the imported names of the definitions in a module's source."""
+    return _parse_module(text)[1:]
 
 
 def body_of(text: str) -> list[ast.stmt]:
@@ -151,6 +182,8 @@ def statements_of(code: str) -> list[ast.stmt]:
 def forget() -> None:
     """Let go of the trees that are kept because the next patch may look at the same source."""
     _parse_module.cache_clear()
+    _rows_of.cache_clear()
+    outline_of.cache_clear()
     locate.cache_clear()
     statements_of.cache_clear()
 

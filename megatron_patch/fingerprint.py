@@ -17,6 +17,8 @@ FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 #: Types of leaves whose equal values have one canonical form. Not `float`: 0.0 is -0.0.
 PLAIN = (str, int, bool, type(None))
+#: Types of nodes with no other below them that has a place in the text.
+LEAVES = (ast.Name, ast.Constant)
 
 
 def digest(node: ast.AST) -> str:
@@ -71,23 +73,32 @@ def equal(one: Any, other: Any) -> bool:
 
     Most differ soon, which is seen long before a canonical form is made.
     """
-    kind = type(one)
-    if kind is not type(other):
-        return False
-    if one is other:  # as two trees have one `Load` or `Add`
-        return True
-    if kind in PLAIN:
-        return bool(one == other)
-    if kind is list:
-        return len(one) == len(other) and all(map(equal, one, other))
-    if not isinstance(one, ast.AST) or kind is ast.JoinedStr:
-        return canonical(one) == canonical(other)
-    for name in counted(one._fields):
-        if name == "body" and isinstance(one, FunctionNode):
-            if not equal(without_docstring(one), without_docstring(other)):
-                return False
-        elif not equal(getattr(one, name, None), getattr(other, name, None)):
+    todo = [(one, other)]
+    while todo:
+        one, other = todo.pop()
+        if one is other:  # as two trees have one `Load` or `Add`
+            continue
+        kind = type(one)
+        if kind is not type(other):
             return False
+        if kind in PLAIN:
+            if one != other:
+                return False
+        elif kind is list:
+            if len(one) != len(other):
+                return False
+            todo += zip(one, other, strict=True)
+        elif not isinstance(one, ast.AST) or kind is ast.JoinedStr:
+            if canonical(one) != canonical(other):
+                return False
+        elif isinstance(one, FunctionNode):
+            todo.append((without_docstring(one), without_docstring(other)))
+            for name in counted(kind._fields):
+                if name != "body":
+                    todo.append((getattr(one, name, None), getattr(other, name, None)))
+        else:
+            for name in counted(kind._fields):
+                todo.append((getattr(one, name, None), getattr(other, name, None)))
     return True
 
 
@@ -98,16 +109,22 @@ def counted(fields: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a tree, in any order, sooner than ``ast.walk`` gives them."""
+    """The nodes of a tree that have a place in the text, in any order, and those around them.
+
+    That is all that ``ast.walk`` gives, sooner, but for contexts and operators.
+    """
     todo = [node]
     while todo:
         node = todo.pop()
         yield node
+        if type(node) in LEAVES:
+            continue
         for value in vars(node).values():
-            if isinstance(value, ast.AST):
-                todo.append(value)
-            elif type(value) is list:
+            kind = type(value)
+            if kind is list:
                 todo += [item for item in value if isinstance(item, ast.AST)]
+            elif kind is not int and isinstance(value, ast.AST) and value._fields:
+                todo.append(value)
 
 
 def without_docstring(node: FunctionTree) -> list[ast.stmt]:

@@ -8,8 +8,9 @@ and on by default. One that is only on when it is selected by name changes what 
 it is left out, for `git am patches/VERSION/*.patch` takes all that is there; `megatron-patch export
 --only ID` writes it. Where nothing is applicable, `series` is empty.
 
-Also writes `patches/README.md` and the table of backports in `README.md`. What is in `patches/` and
-not written here is removed.
+Also writes `patches/README.md`, the table of backports in `README.md`, and the outlines of the
+pins' files, `megatron_patch/ledger/outlines.json`. What is in `patches/` and not written here is
+removed.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
 from megatron_patch.export import UPSTREAM  # noqa: E402
 from megatron_patch.judge import judge  # noqa: E402
 from megatron_patch.model import Patch  # noqa: E402
+from megatron_patch.outlines import Outline, as_json  # noqa: E402
 from megatron_patch.source_edits import source_patches  # noqa: E402
 from megatron_patch.source_tree import SourceTree  # noqa: E402
 from megatron_patch.verdicts import Verdict  # noqa: E402
 from tools import pins  # noqa: E402
+from tools.history.digests import targets_of  # noqa: E402
+from tools.outlining import outlines_of  # noqa: E402
 from tools.pins import Pin  # noqa: E402
 
 PATCHES = "patches"
+OUTLINES = "megatron_patch/ledger/outlines.json"
 # What is in backticks, `name()`, and names with an underscore.
 CODE = re.compile(r"(`[^`]+`|\w[\w.]*\(\)|[\w.]*_[\w.]*\w)")
 BEGIN, END = "<!-- backports:begin -->", "<!-- backports:end -->"
@@ -50,6 +55,7 @@ class PinnedSeries:
     files: dict[str, bytes]
     cells: dict[str, str]
     drifted: tuple[str, ...]
+    outlines: dict[str, Outline]
 
 
 def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> PinnedSeries:
@@ -72,6 +78,7 @@ def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> Pi
             for id, judgement in judgements.items()
             if judgement.verdict is Verdict.DRIFTED
         ),
+        outlines_of(tree, targets_of(series)),
     )
 
 
@@ -94,6 +101,8 @@ def generated(
     if readme is not None:
         files[f"{PATCHES}/README.md"] = patches_readme(made, series).encode()
         files["README.md"] = with_table(readme, backports_table(made, series)).encode()
+        outlines = {digest: found for entry in made for digest, found in entry.outlines.items()}
+        files[OUTLINES] = as_json(outlines).encode()
     return files, [text for entry in made for text in entry.drifted]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from megatron_patch.backports import SERIES
 from megatron_patch.edits import Replace
 from megatron_patch.model import Patch
+from megatron_patch.outlines import digest_of as digest_of_text
 from tests.unit.sample import digest_in, make_patch
 from tools import add_pin, pins, refresh_patches
 
@@ -101,6 +103,7 @@ def test_each_pin_gets_the_patches_that_fit_it(project):
     assert project.refresh() == 0
     assert sorted(project.files()) == [
         "README.md",
+        refresh_patches.OUTLINES,
         "patches/1.0.0/0001-sample.patch",
         "patches/1.0.0/series",
         "patches/1.1.0/series",
@@ -111,6 +114,17 @@ def test_each_pin_gets_the_patches_that_fit_it(project):
     assert project.read("patches/1.0.0/series") == "0001-sample.patch\n"
     assert project.read("patches/1.1.0/series") == ""
     assert project.cells() == ["[0001](1.0.0/0001-sample.patch)", "upstreamed", "not_applicable"]
+
+
+def test_the_files_of_all_pins_are_outlined(project):
+    project.refresh()
+    found = json.loads(project.read(refresh_patches.OUTLINES))
+    name = TARGET.partition(":")[2]
+    assert found.keys() == set(map(digest_of_text, (ORIGINAL, FIXED, WITHOUT)))
+    first, last, digest = found[digest_of_text(ORIGINAL)]["places"][name]
+    assert digest == digest_of(ORIGINAL)
+    assert "\n".join(ORIGINAL.splitlines()[first - 1 : last]).strip().startswith("def ")
+    assert found[digest_of_text(WITHOUT)]["places"] == {name: None}
 
 
 def test_git_takes_what_is_written(project, tmp_path):
