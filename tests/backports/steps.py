@@ -27,7 +27,7 @@ def walks(request: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Steps: the requests that arrive, and the chance that each one goes on, with its random."""
     step = st.tuples(
         st.lists(request, max_size=8),
-        st.sampled_from([0.5, 0.9, 1.0]),
+        st.sampled_from([0.0, 0.5, 0.9, 1.0]),
         st.randoms(use_true_random=False),
     )
     return st.lists(step, min_size=1, max_size=10)
