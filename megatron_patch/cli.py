@@ -140,13 +140,19 @@ def _parser() -> argparse.ArgumentParser:
         help="make the edits of the patches in the files of a Megatron tree",
         description="Make the edits of the patches that are applicable in the files of the tree. "
         "Afterwards check says upstreamed, and import megatron_patch leaves the tree alone.",
-        epilog=f"exit status: 0; {_SOME}; 1 when the tree is not clean, and 2 when there is no "
-        "Megatron tree, or a name or a setting is not understood: then nothing is written. "
+        epilog=f"exit status: 0; {_SOME}; 1 when the tree is not clean, or git cannot say, and 2 "
+        "when there is no Megatron tree, or a name or a setting is not understood: then nothing "
+        "is written. "
         f"{_VARIABLES}",
     )
     _add_tree(command)
     _add_selection(command)
     command.add_argument("--dry-run", action="store_true", help="say what would be changed")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="also where git says that files have changes, or cannot say whether they do",
+    )
     command.set_defaults(function=source.apply)
 
     command = commands.add_parser("revert", help="put back the files that apply has changed")

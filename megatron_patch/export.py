@@ -11,11 +11,13 @@ from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
 
+from .errors import TreeError
 from .source_edits import FileEdit, SourcePatch
 
 AUTHOR = "megatron_patch <megatron-patch@noreply.invalid>"
 UPSTREAM = "https://github.com/NVIDIA/Megatron-LM"
 SERIES_FILE = "series"
+NAME = re.compile(r"\d{4}-[a-z0-9][a-z0-9-]*\.patch")
 
 
 def file_name(made: SourcePatch) -> str:
@@ -31,15 +33,48 @@ def files(patches: Sequence[SourcePatch]) -> dict[str, bytes]:
 
 
 def write(patches: Sequence[SourcePatch], output: Path) -> list[Path]:
-    """Write the files to the directory; patches of an earlier export are removed."""
+    """Write the files to the directory, and remove those that its ``series`` lists besides.
+
+    Raises ``TreeError``, with nothing written, when a file is in the way that no export has
+    written: only those begin as ours do.
+    """
+    new = files(patches)
     output.mkdir(parents=True, exist_ok=True)
-    for old in output.glob("[0-9][0-9][0-9][0-9]-*.patch"):
-        old.unlink()
-    written = []
-    for name, content in files(patches).items():
-        (output / name).write_bytes(content)
-        written.append(output / name)
-    return written
+    earlier = _listed(output / SERIES_FILE)
+    for name in {*new, *earlier} - {SERIES_FILE}:
+        path = output / name
+        if path.is_symlink() or (path.exists() and not _is_ours(path)):
+            raise TreeError(_in_the_way(path))
+    for name in reversed(new):  # the list last: what is there by then is known to be ours
+        (output / name).write_bytes(new[name])
+    for name in earlier:
+        if name not in new:
+            (output / name).unlink(missing_ok=True)
+    return [output / name for name in new]
+
+
+def _listed(series: Path) -> list[str]:
+    """The files that an earlier export has written. Raises ``TreeError`` if it is no such list."""
+    if not (series.exists() or series.is_symlink()):
+        return []
+    names = series.read_bytes().split(b"\n") if series.is_file() else [b"?"]
+    found = [name.decode("ascii", "replace") for name in names if name]
+    if series.is_symlink() or not all(NAME.fullmatch(name) for name in found):
+        raise TreeError(_in_the_way(series))
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    with open(path, "rb") as file:
+        lines = file.read(200).split(b"\n")
+    return len(lines) > 1 and lines[1] == f"From: {AUTHOR}".encode()
+
+
+def _in_the_way(path: Path) -> str:
+    return (
+        f"{path} was not written by `megatron-patch export`, and is in the way. Nothing was "
+        "written: name another directory, or remove the file"
+    )
 
 
 def patch_text(made: SourcePatch) -> bytes:

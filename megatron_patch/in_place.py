@@ -1,36 +1,72 @@
 """Make the source edits of the series in a tree itself, and take them back.
 
 What the files were before is kept beside them, in ``megatron/core/.megatron_patch/``: a whole
-method that was replaced could not be had back from the edited source.
+method that was replaced could not be had back from the edited source. A command that is killed is
+finished by the next one, and two commands never write at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from . import tree_record
 from .errors import TreeError
 from .source_edits import SourcePatch
 from .source_tree import SourceTree
+from .sources import megatron_version
+from .tree_files import TreeFiles, digest, locked
+from .tree_record import STATE, Change, Pending, Record
 
-STATE = Path("megatron", "core", ".megatron_patch")
-RECORD = "applied.json"
+# Whatever else happens to the tree, its package keeps this file.
+LOCK = "megatron/core/__init__.py"
 
 
-def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
+@contextlib.contextmanager
+def held(tree: SourceTree) -> Iterator[str | None]:
+    """Nobody else applies or reverts inside, from what is read of the tree to what is written.
+
+    Gives what was found of a command that had been killed, and is finished now; ``None`` where all
+    was well. Raises ``TreeError`` when that cannot be finished.
+    """
+    files = TreeFiles(tree.root)
+    with locked(files, LOCK):
+        record = tree_record.load(files)
+        if record is None or record.pending is None:
+            if record is None or not record.files:
+                tree_record.forget(files, None)  # a command was killed before, or after, it all
+            yield None
+            return
+        command, count = record.pending.command, len(record.pending.changes)
+        _finish(files, record)
+        yield (
+            f"{tree.root}: a `megatron-patch {command}` was interrupted; it is finished now "
+            f"({count} files)"
+        )
+
+
+def interrupted(tree: SourceTree) -> str | None:
+    """What is to be said of a command that was killed, ``None`` where none was."""
+    record = tree_record.load(TreeFiles(tree.root))
+    if record is None or record.pending is None:
+        return None
+    return (
+        f"{tree.root}: a `megatron-patch {record.pending.command}` was interrupted, or is running; "
+        "the next `apply` or `revert` finishes it"
+    )
+
+
+def apply(tree: SourceTree, patches: Sequence[SourcePatch], *, force: bool = False) -> list[Path]:
     """Write the edited files, all or none; returns their paths.
 
-    Raises ``TreeError`` when one of them has changes that git has not committed, is not what an
-    earlier ``apply`` left, is not what the patches were made from, or is reached through a symbolic
-    link, and ``OSError``, with the tree as
-    it was, when a file cannot be written.
+    Raises ``TreeError`` when one of them has changes that git has not committed, or git cannot say
+    (unless with ``force``), when it is not what an earlier ``apply`` left, is not what the patches
+    were made from, or is reached through a symbolic link, and ``OSError``, with the tree as it was,
+    when a file cannot be written.
     """
     before: dict[str, bytes] = {}
     after: dict[str, bytes] = {}
@@ -38,133 +74,185 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch]) -> list[Path]:
         for edit in made.files:
             before.setdefault(edit.path, edit.before)
             after[edit.path] = edit.after
-    record = _record(tree)
     if not after:
         return []
-    _refuse_links(tree, list(after))
-    _refuse_dirty(tree, [path for path in after if path not in record])
-    for path, content in before.items():
-        if (tree.root / path).read_bytes() != content:
-            raise TreeError(f"{tree.root / path} was changed while it was read: do it again")
-    state = tree.root / STATE
-    new = {**record, **{path: _digest(content) for path, content in after.items()}}
-    try:
-        state.mkdir(exist_ok=True)
-        (state / ".gitignore").write_text("*\n")
+    with held(tree):
+        files = TreeFiles(tree.root)
+        there = _still_applied(tree, files, tree_record.load(files), committed=True)
+        if not force:
+            _refuse_dirty(tree, [path for path in after if path not in there])
         for path, content in before.items():
-            if path not in record:  # else the original of the first apply is kept
-                _original(state, path).write_bytes(content)
-        contents = {tree.root / path: content for path, content in after.items()}
-        _write({**contents, state / RECORD: json.dumps(new, indent=2).encode()})
-    except BaseException:
-        if not record:
-            shutil.rmtree(state, ignore_errors=True)
-        raise
+            if files.read(path) != content:
+                raise TreeError(f"{tree.root / path} was changed while it was read: do it again")
+        changes = {path: Change(digest(before[path]), digest(after[path])) for path in after}
+        then = {
+            **there,
+            **{
+                path: Change(there[path].before if path in there else change.before, change.after)
+                for path, change in changes.items()
+            },
+        }
+        contents = {digest(content): content for content in (*before.values(), *after.values())}
+        _make(files, Record(megatron_version(tree.read), there), "apply", changes, then, contents)
     return [tree.root / path for path in after]
 
 
 def revert(tree: SourceTree) -> list[Path]:
     """Put back the files as they were before the first ``apply``; returns their paths.
 
-    Raises ``TreeError`` when nothing was applied, or when a file was changed since.
+    What somebody else has put back already is not among them. Raises ``TreeError`` when nothing was
+    applied, or when a file was changed since.
     """
-    record = _record(tree)
-    if not record:
-        raise TreeError(f"{tree.root}: nothing was applied there, so there is nothing to revert")
-    _refuse_links(tree, list(record))
-    state = tree.root / STATE
-    _write({tree.root / path: _original(state, path).read_bytes() for path in record})
-    (state / RECORD).unlink()  # first: with a part of the rest gone it would be wrong
-    shutil.rmtree(state)
-    return [tree.root / path for path in record]
-
-
-def _record(tree: SourceTree) -> dict[str, str]:
-    """The digests that ``apply`` left, by path; checked against the files."""
-    file = tree.root / STATE / RECORD
-    if not file.is_file():
-        return {}
-    record: dict[str, str] = json.loads(file.read_bytes())
-    for path, digest in record.items():
-        if _digest((tree.root / path).read_bytes()) != digest:
+    with held(tree):
+        files = TreeFiles(tree.root)
+        record = tree_record.load(files)
+        if record is None:
             raise TreeError(
-                f"{tree.root / path} was changed after `megatron-patch apply`. Undo that change, "
-                f"or take the file's patches out by hand and remove {tree.root / STATE}"
+                f"{tree.root}: nothing was applied there, so there is nothing to revert"
             )
-    return record
+        there = _still_applied(tree, files, record, committed=False)
+        changes = {path: Change(change.after, change.before) for path, change in there.items()}
+        contents = {
+            name: content
+            for path, change in changes.items()
+            for name, content in (
+                (change.before, files.read(path) or b""),
+                (change.after, tree_record.content_of(files, change.after)),
+            )
+        }
+        _make(files, Record(record.release, there), "revert", changes, {}, contents)
+    return [tree.root / path for path in changes]
+
+
+def _make(
+    files: TreeFiles,
+    record: Record,
+    command: str,
+    changes: tree_record.Changes,
+    then: tree_record.Changes,
+    contents: dict[str, bytes],
+) -> None:
+    """Exchange the files and write the record, all or nothing; ``contents`` are by digest."""
+    before = {path: contents[change.before] for path, change in changes.items()}
+    after = {path: contents[change.after] for path, change in changes.items()}
+    try:
+        tree_record.keep(files, contents)
+        pending = Pending(command, changes, then)
+        tree_record.save(files, Record(record.release, record.files, pending))
+        files.exchange(after, before)
+        try:
+            tree_record.save(files, Record(record.release, then))
+        except BaseException:
+            files.exchange(before, after)
+            raise
+    except BaseException:
+        # Else there is something to finish, and the record says what.
+        if not any(files.read(path) == content for path, content in after.items()):
+            if record.files:
+                tree_record.save(files, record)
+            tree_record.forget(files, record)
+        raise
+    tree_record.forget(files, Record(record.release, then))
+
+
+def _finish(files: TreeFiles, record: Record) -> None:
+    """Do what a command that was killed had left to do."""
+    pending = record.pending
+    assert pending is not None
+    files.clean(pending.changes)
+    left: dict[str, Change] = {}
+    for path, change in pending.changes.items():
+        content = files.read(path)
+        found = None if content is None else digest(content)
+        if found == change.after:
+            continue
+        if found != change.before:
+            raise TreeError(
+                f"{files.named / path} was changed after a `megatron-patch {pending.command}` was "
+                f"interrupted. Put the file back, and do that again; or, to leave all files as "
+                f"they are now, remove {files.named / STATE}"
+            )
+        left[path] = change
+    files.exchange(
+        {path: tree_record.content_of(files, change.after) for path, change in left.items()},
+        {path: files.read(path) or b"" for path in left},
+    )
+    done = Record(record.release, pending.then)
+    tree_record.save(files, done)
+    tree_record.forget(files, done)
+
+
+def _still_applied(
+    tree: SourceTree, files: TreeFiles, record: Record | None, *, committed: bool
+) -> dict[str, Change]:
+    """Those files of the record that are as ``apply`` left them.
+
+    Not those that somebody has put back, that are gone, or that are of another release by now, nor,
+    with ``committed``, those that git has as they are. Raises ``TreeError`` when one was changed.
+    """
+    there: dict[str, Change] = {}
+    for path, change in record.files.items() if record else ():
+        content = files.read(path)
+        found = None if content is None else digest(content)
+        if found == change.after:
+            there[path] = change
+        elif found not in (change.before, None):
+            assert record is not None
+            is_other = megatron_version(tree.read) != record.release
+            if not is_other and not (committed and _is_committed(tree, path)):
+                raise TreeError(
+                    f"{tree.root / path} was changed after `megatron-patch apply`. Undo that "
+                    "change, or take the file's patches out by hand and remove "
+                    f"{tree.root / STATE}"
+                )
+    return there
+
+
+def _is_committed(tree: SourceTree, path: str) -> bool:
+    if not _is_in_repository(tree):
+        return False
+    tracked = _git(tree, "ls-files", "--error-unmatch", "--", path)
+    return tracked.returncode == 0 and _status(tree, [path]) == ""
 
 
 def _refuse_dirty(tree: SourceTree, paths: Sequence[str]) -> None:
-    """Raise if git has one of the files, with changes. Without git there is nothing to lose."""
-    if not paths or shutil.which("git") is None:
+    """Raise if git has one of the files, with changes. Without a repository none can be lost."""
+    if not paths or not _is_in_repository(tree):
         return
-    done = subprocess.run(
-        ["git", "status", "--porcelain", "--untracked-files=no", "--", *paths],
+    status = _status(tree, paths)
+    if status:
+        raise TreeError(
+            f"{tree.root} has changes that are not committed:\n{status}\n"
+            "Commit or stash them, so that they and the patches can be told apart, or add --force"
+        )
+
+
+def _is_in_repository(tree: SourceTree) -> bool:
+    root = tree.root.resolve()
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
+
+
+def _status(tree: SourceTree, paths: Sequence[str]) -> str:
+    """What git says of the files. Raises ``TreeError`` when it does not say anything."""
+    why = "git is not installed"
+    if shutil.which("git") is not None:
+        done = _git(tree, "status", "--porcelain", "--untracked-files=no", "--", *paths)
+        if done.returncode == 0:
+            return done.stdout.rstrip()
+        why = done.stderr.strip()
+    raise TreeError(
+        f"{tree.root} is in a git repository, and whether its files have changes that are not "
+        f"committed cannot be said: {why}\nMend that, or add --force"
+    )
+
+
+def _git(tree: SourceTree, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run git without what a repository may have it run."""
+    return subprocess.run(
+        ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", *arguments],
         cwd=tree.root,
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "LC_ALL": "C"},
     )
-    if done.returncode == 0 and done.stdout.strip():
-        raise TreeError(
-            f"{tree.root} has changes that are not committed:\n{done.stdout.rstrip()}\n"
-            "Commit or stash them, so that they and the patches can be told apart"
-        )
-
-
-def _refuse_links(tree: SourceTree, paths: Sequence[str]) -> None:
-    """Raise if one of the files may be outside the tree; how its root is named does not matter."""
-    root = tree.root.resolve()
-    for path in paths:
-        there = (root / path).resolve()
-        if there != root / path:
-            raise TreeError(
-                f"{tree.root / path} is reached through a symbolic link, to {there}; "
-                "name the tree that the file itself is in"
-            )
-
-
-def _original(state: Path, path: str) -> Path:
-    return state / path.replace("/", "__")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write(contents: Mapping[Path, bytes]) -> None:
-    """Write the files, each in one step, all or none. Their permissions are kept.
-
-    All that needs room on the disk is written beside the files before the first is exchanged.
-    """
-    with contextlib.ExitStack() as temporary:
-        new = {path: _beside(path, content, temporary) for path, content in contents.items()}
-        old = {
-            path: _beside(path, path.read_bytes(), temporary) for path in contents if path.exists()
-        }
-        try:
-            for path, file in new.items():
-                os.replace(file, path)
-        except BaseException:
-            for path in contents:
-                if path in old:
-                    os.replace(old[path], path)
-                else:
-                    path.unlink(missing_ok=True)
-            raise
-
-
-def _beside(path: Path, content: bytes, temporary: contextlib.ExitStack) -> Path:
-    """A file in the directory of ``path`` and with its permissions, removed at the end."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    file = Path(name)
-    temporary.callback(file.unlink, missing_ok=True)
-    with os.fdopen(handle, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    if path.exists():
-        shutil.copymode(path, file)
-    else:
-        file.chmod(0o644)
-    return file

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 
-from .. import inspection
+from .. import in_place, inspection
 from ..judge import trees_kept
 from ..settings import Settings
 from ..source_tree import SourceTree
@@ -26,6 +27,9 @@ def check(options: argparse.Namespace) -> int:
         against = SourceTree.at(options.against) if options.against else None
         explain = partial(differences, against=against)
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
+    interrupted = in_place.interrupted(tree)
+    if interrupted:
+        print(interrupted, file=sys.stderr)
     settings = Settings.from_environment(SERIES)
     ids = chosen(SERIES, options)
     with trees_kept():

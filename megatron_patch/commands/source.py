@@ -16,7 +16,7 @@ from . import SERIES, SOME_DO_NOT_FIT
 
 def export(options: argparse.Namespace) -> int:
     """Write the patches that fit as files for ``git am``."""
-    _, made, status = _source_patches(options)
+    made, status = _source_patches(SourceTree.at(options.megatron), options)
     if made or not status:  # else there may be an earlier export, of when they did fit
         for path in exporting.write(made, options.output):
             print(f"wrote {path}")
@@ -25,9 +25,15 @@ def export(options: argparse.Namespace) -> int:
 
 def apply(options: argparse.Namespace) -> int:
     """Make the edits of the patches that fit in the tree itself, all of these or none."""
-    tree, made, status = _source_patches(options)
-    if not options.dry_run:
-        in_place.apply(tree, made)
+    tree = SourceTree.at(options.megatron)
+    if options.dry_run:
+        _say(in_place.interrupted(tree))
+        made, status = _source_patches(tree, options)
+    else:
+        with in_place.held(tree) as found:
+            _say(found)
+            made, status = _source_patches(tree, options)
+            in_place.apply(tree, made, force=options.force)
     verb = "would change" if options.dry_run else "changed"
     for patch in made:
         for edit in patch.files:
@@ -39,14 +45,24 @@ def apply(options: argparse.Namespace) -> int:
 
 def revert(options: argparse.Namespace) -> int:
     """Put back what ``apply`` has changed."""
-    for path in in_place.revert(SourceTree.at(options.megatron)):
+    tree = SourceTree.at(options.megatron)
+    with in_place.held(tree) as found:
+        _say(found)
+        paths = in_place.revert(tree)
+    for path in paths:
         print(f"put back {path}")
+    if not paths:
+        print("nothing to put back: all files are as they were, or of another release")
     return 0
 
 
-def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[SourcePatch], int]:
+def _say(found: str | None) -> None:
+    if found:
+        print(found, file=sys.stderr)
+
+
+def _source_patches(tree: SourceTree, options: argparse.Namespace) -> tuple[list[SourcePatch], int]:
     """What the options select on the tree, and the exit status; says what is left out."""
-    tree = SourceTree.at(options.megatron)
     made, skipped = source_patches(
         tree,
         SERIES,
@@ -70,4 +86,4 @@ def _source_patches(options: argparse.Namespace) -> tuple[SourceTree, list[Sourc
             "--allow-drift edits unknown source for you to read",
             file=sys.stderr,
         )
-    return tree, made, SOME_DO_NOT_FIT if drifted else 0
+    return made, SOME_DO_NOT_FIT if drifted else 0

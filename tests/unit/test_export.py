@@ -9,6 +9,7 @@ import pytest
 
 from megatron_patch import export
 from megatron_patch.edits import Before, Edit, Substitute
+from megatron_patch.errors import TreeError
 from megatron_patch.model import Patch
 
 from .sample import digest_in, make_patch
@@ -250,3 +251,47 @@ def test_the_output_is_made_and_an_earlier_export_goes(tmp_path):
     export.write([], output)
     assert (output / "series").read_bytes() == b""
     assert sorted(p.name for p in output.iterdir()) == ["README.md", "series"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("0001-ten.patch", "From 0 Mon Sep 17 00:00:00 2001\nFrom: me <me@here>\n"),
+        ("0002-twenty.patch", ""),
+        ("series", "fix-things.patch -p1\n"),
+        ("series", "../0001-ten.patch\n"),
+        ("series", "\xff\n"),
+    ],
+)
+def test_what_somebody_else_has_written_is_left_alone(tmp_path, name, content):
+    patches = made(write(tmp_path / "tree", TEXT), SERIES)
+    output = tmp_path / "patches"
+    export.write(patches[:1], output)
+    (output / name).write_text(content, "latin-1")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    with pytest.raises(TreeError, match=f"{name} was not written by `megatron-patch export`"):
+        export.write(patches, output)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_patches_that_no_export_has_listed_are_left_alone(tmp_path):
+    patches = made(write(tmp_path / "tree", TEXT), SERIES)
+    theirs = tmp_path / "patches" / "0007-something-else.patch"
+    theirs.parent.mkdir()
+    theirs.write_text("From: git format-patch\n")
+    export.write(patches, theirs.parent)
+    export.write([], theirs.parent)
+    assert sorted(path.name for path in theirs.parent.iterdir()) == [theirs.name, "series"]
+
+
+@pytest.mark.parametrize("name", ["0001-ten.patch", "series"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    patches = made(write(tmp_path / "tree", TEXT), SERIES)
+    output, victim = tmp_path / "patches", tmp_path / "victim"
+    export.write(patches, output)
+    (output / name).rename(victim)
+    (output / name).symlink_to(victim)
+    content = victim.read_bytes()
+    with pytest.raises(TreeError, match="is in the way"):
+        export.write([], output)
+    assert victim.read_bytes() == content

@@ -284,3 +284,96 @@ def test_read_only_files_stay_read_only(tree):
     assert (tree.root / PATH).stat().st_mode & 0o777 == 0o444
     in_place.revert(tree)
     assert snapshot(tree) == before
+
+
+def test_a_released_tree_in_a_repository_that_git_refuses_to_read(tree, monkeypatch):
+    repository(tree.root)
+    (tree.root / ".git" / "HEAD").write_text("nonsense\n")
+    before = snapshot(tree)
+    with pytest.raises(TreeError, match=r"cannot be said: fatal: .*\n.*--force"):
+        apply(tree)
+    assert snapshot(tree) == before
+    patches = made(tree, SERIES)
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", "")
+        with pytest.raises(TreeError, match="git is not installed"):
+            in_place.apply(tree, patches)
+    assert in_place.apply(tree, patches, force=True)
+
+
+def test_nothing_that_the_repository_names_is_run(tree):
+    repository(tree.root)
+    git("config", "core.fsmonitor", f"touch {tree.root / 'ran'}; false", cwd=tree.root)
+    apply(tree)
+    assert not (tree.root / "ran").exists()
+
+
+@pytest.mark.parametrize("how", ["git checkout .", "put back", "gone"])
+def test_what_somebody_else_has_put_back_is_not_applied_any_more(tree, how):
+    repository(tree.root)
+    before = snapshot(tree)
+    apply(tree)
+    if how == "git checkout .":
+        git("checkout", ".", cwd=tree.root)
+    elif how == "put back":
+        (tree.root / PATH).write_bytes(before[PATH][0])
+    else:
+        (tree.root / PATH).unlink()
+        assert in_place.revert(tree) == [tree.root / OTHER_PATH]
+        assert not (tree.root / in_place.STATE).exists()
+        return
+    assert apply(tree, "twenty") == [tree.root / PATH]
+    assert texts(tree)[0] == TEXT.replace("2", "20")
+    in_place.revert(tree)
+    assert texts(tree) == [before[path][0].decode() for path in (PATH, OTHER_PATH)]
+
+
+def test_there_may_be_nothing_left_to_revert(tree):
+    before = snapshot(tree)
+    apply(tree)
+    for path in (PATH, OTHER_PATH):
+        (tree.root / path).write_bytes(before[path][0])
+    assert in_place.revert(tree) == []
+    assert snapshot(tree) == before
+
+
+def test_another_branch_is_another_tree(tree):
+    repository(tree.root)
+    git("checkout", "-q", "-b", "other", cwd=tree.root)
+    new = TEXT + "\n\nMORE = 1\n"
+    (tree.root / PATH).write_text(new)
+    git("commit", "-q", "--all", "-m", "more", cwd=tree.root)
+    git("checkout", "-q", "-", cwd=tree.root)
+    apply(tree, "twenty")
+    git("checkout", "-q", "-f", "other", cwd=tree.root)
+    apply(tree, "twenty")
+    in_place.revert(tree)
+    assert (tree.root / PATH).read_text() == new
+
+
+def test_another_release_is_another_tree(tree):
+    info = tree.root / "megatron/core/package_info.py"
+    info.write_text("MAJOR, MINOR, PATCH = 0, 16, 1\nMAJOR = 0\nMINOR = 16\nPATCH = 1\n")
+    apply(tree, "twenty")
+    info.write_text("MAJOR = 0\nMINOR = 17\nPATCH = 0\n")
+    new = TEXT + "\n\nMORE = 1\n"
+    (tree.root / PATH).write_text(new)
+    apply(tree, "twenty")
+    in_place.revert(tree)
+    assert (tree.root / PATH).read_text() == new
+
+
+def test_owner_and_extended_attributes_are_kept(tree):
+    file = tree.root / PATH
+    with contextlib.suppress(OSError):  # some file systems have none
+        os.setxattr(file, "user.note", b"mine")
+    names = os.listxattr(file)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, 54321)
+    owner = (file.stat().st_uid, file.stat().st_gid)
+    times = file.stat().st_mtime_ns
+    for change in (lambda: apply(tree), lambda: in_place.revert(tree)):
+        change()
+        assert (file.stat().st_uid, file.stat().st_gid) == owner
+        assert os.listxattr(file) == names
+        assert file.stat().st_mtime_ns > times  # else Python may take what it has compiled
