@@ -7,7 +7,7 @@ import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from . import definitions, recognising
+from . import definitions, recognising, substituting
 from .edits import is_known_by_digest
 from .errors import SettingsError, TargetError
 from .ledger import sources_of
@@ -125,6 +125,7 @@ def trees_kept() -> Iterator[None]:
         keep_texts(False)
         definitions.forget()
         recognising.forget()
+        substituting.forget()
         if collecting:
             gc.enable()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,9 +14,15 @@ from .matching import Bindings, Place, exchanged, places
 from .segments import checked, failure, indented, margin_of, proved
 
 
+@lru_cache(maxsize=512)  # asked for each source that is known, and told again
 def occurrences(definition: Definition, edit: Substitute) -> int:
     """How often the code that ``edit`` looks for is in the definition."""
     return len(places(definition.node, edit.find, edit.put))
+
+
+def forget() -> None:
+    """Let go of what is kept because the next patch may look at the same source."""
+    occurrences.cache_clear()
 
 
 class _TextChange(NamedTuple):

@@ -90,6 +90,9 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
         modules = [read(Target.parse(miss.target).module) for miss in misses]
         return modules.count(None), len(misses) - len(candidate.source.digests)
 
+    def absent(candidate: Candidate) -> int:
+        return sum(miss.definition is None for miss in candidate.misses)
+
     version = megatron_version(read) or ""
     line = version.rpartition(".")[0] if version.count(".") > 1 else version
 
@@ -97,16 +100,17 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
         misses = candidate.misses
         # A replacement as a whole fits all source alike: that of the tree's own release is closer.
         elsewhere = f"{line}." not in candidate.source.releases
-        absent = sum(miss.definition is None for miss in misses)
-        unfit = sum(len(miss.anchors) for miss in misses)
-        return *coarse(candidate), absent, unfit, len(misses), elsewhere
+        return sum(len(miss.anchors) for miss in misses), len(misses), elsewhere
 
-    found = [min(candidates, key=fine)]
+    best = min(map(coarse, candidates))
+    near = [candidate for candidate in candidates if coarse(candidate) == best]
+    least = min(map(absent, near))
+    # What edits fit takes long to say, and decides among the rest alone.
+    found = [min((candidate for candidate in near if absent(candidate) == least), key=fine)]
     targets = {miss.target for miss in found[0].misses}
-    best = coarse(found[0])
-    for candidate in candidates:
+    for candidate in near:
         others = {miss.target for miss in candidate.misses}
-        if not others & targets and coarse(candidate) == best:
+        if not others & targets:
             found.append(candidate)
             targets |= others
     return found

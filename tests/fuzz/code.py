@@ -8,7 +8,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
@@ -152,7 +152,8 @@ def has_docstring(node: ast.AST) -> bool:
     return isinstance(node, FUNCTIONS) and ast.get_docstring(node, clean=False) is not None
 
 
-def meaning(text: str, qualname: str) -> list[str]:
+@lru_cache(maxsize=64)  # each mutant is compared with one original
+def meaning(text: str, qualname: str) -> tuple[str, ...]:
     """What the definitions of a function say, without docstrings: equal for equal trees.
 
     In words of its own, and not those of ``megatron_patch.fingerprint``, which it checks.
@@ -174,7 +175,7 @@ def meaning(text: str, qualname: str) -> list[str]:
                 del node.body[0]  # type: ignore[attr-defined]
             if isinstance(node, ast.Constant):
                 node.kind = None
-    return [ast.dump(root) for root in found]
+    return tuple(ast.dump(root) for root in found)
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:

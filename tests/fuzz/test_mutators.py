@@ -117,7 +117,7 @@ def test_each_edit_is_made_once():
 
 
 def test_meaning_is_that_of_every_definition_of_the_name_without_docstrings():
-    assert meaning(TEXT, "A.h") == meaning(TEXT, "B.f") == []
+    assert meaning(TEXT, "A.h") == meaning(TEXT, "B.f") == ()
     assert len(meaning("def f(): 1\ndef f(): 2", "f")) == 2
     assert meaning("def f():\n 'a'\n u'b'", "f") == meaning("def f():\n 'c'\n 'b'", "f")
     assert meaning("def f():\n 'a'\n 'b'", "f") != meaning("def f():\n 'a'\n 'c'", "f")
