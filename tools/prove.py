@@ -7,7 +7,9 @@ Source that the ledger does not know, at a first-parent commit of main, dev or a
 at a release's tag, is a question. Few commits are chosen at which all questions come up, and there
 the proofs of the patches (the tests with the marker `proof`) run unpatched and patched, on the
 CPU. What fails unpatched and passes patched is what the variant is for; what passes unpatched has
-the change, or needs none; all else stays unknown. Answers go to the journal, and a run that was
+the change, or needs none; all else stays unknown. Where another defect of the commit is in the way,
+the proofs run beside the patches that are known there, without and with this one: so with `--again`
+what stayed unknown is asked again when more is known. Answers go to the journal, and a run that was
 stopped goes on where it was. `--write` makes the ledger, `megatron_patch/ledger/proofs.json`, of
 them. With `--anew` the present ledger counts for nothing, and everything is proved.
 
@@ -77,13 +79,17 @@ def has_change(clone: Clone, patch: Patch, commit: str) -> bool:
 
 
 def prove(
-    clone: Clone, commit: Commit, questions: Sequence[Question], python: str, seconds: float
+    clone: Clone,
+    commit: Commit,
+    questions: Sequence[Question],
+    patches: Sequence[Patch],
+    options: argparse.Namespace,
 ) -> list[Answer]:
-    """Answer ``questions`` at ``commit``."""
-    patches = [patch for patch in SERIES if patch.id in {q.patch for q in questions}]
-    changed = frozenset(p.id for p in patches if has_change(clone, p, commit.id))
-    with Bench(clone.archive(commit.id), python, seconds) as bench:
-        return answer(bench, commit.id, questions, changed)
+    """Answer ``questions`` at ``commit``; ``patches`` are the series, with what is known."""
+    asked = {question.patch for question in questions}
+    changed = frozenset(p.id for p in patches if p.id in asked and has_change(clone, p, commit.id))
+    with Bench(clone.archive(commit.id), options.python, options.seconds) as bench:
+        return answer(bench, commit.id, questions, changed, patches)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,7 +160,7 @@ def run(clone: Clone, journal: Journal, options: argparse.Namespace) -> int:
             for commit, asked in plan:
                 print(commit.short, commit.date, *(q.patch for q in asked))
             return 0
-        for number, (commit, asked, answers) in enumerate(proved(options, plan), 1):
+        for number, (commit, asked, answers) in enumerate(proved(options, plan, journal), 1):
             journal.add(answers)
             tried.update(asked)
             words = ", ".join(f"{a.question.patch}: {a.proved}" for a in answers)
@@ -183,14 +189,16 @@ def planned(
 
 
 def proved(
-    options: argparse.Namespace, plan: Plan
+    options: argparse.Namespace, plan: Plan, journal: Journal
 ) -> Iterator[tuple[Commit, tuple[Question, ...], list[Answer]]]:
     """The answers of each commit of the plan, as they come."""
+    patches = knowing(journal, keep=not options.anew)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         running = {
-            pool.submit(
-                prove, Clone(options.megatron), commit, asked, options.python, options.seconds
-            ): (commit, asked)
+            pool.submit(prove, Clone(options.megatron), commit, asked, patches, options): (
+                commit,
+                asked,
+            )
             for commit, asked in plan
         }
         for done in concurrent.futures.as_completed(running):

@@ -73,7 +73,10 @@ class Client:
         self.tokenizer = tokenizer
         self.added: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
 
-    def add_request(self, prompt: list[int], sampling_params: Any) -> asyncio.Future[Any]:
+    def add_request(
+        self, prompt: list[int], sampling_params: Any, **others: Any
+    ) -> asyncio.Future[Any]:
+        assert set(others.values()) <= {None}, others  # such as images: what is asked has none
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self.added.put((list(prompt), json.dumps(sampling_params.serialize()), future, loop))
@@ -91,6 +94,9 @@ class Server:
         self.engine.controller.tokenizer = self.tokenizer
         self.client = Client(self.tokenizer)
         modules = [endpoint("chat_completions"), endpoint("completions")]
+        client = importlib.import_module("megatron.core.inference.inference_client")
+        #: Whether the endpoints get the parts of a request, and merge them themselves: 0.16.
+        self.sends_parts = hasattr(client, "DynamicInferenceRequestRecord")
         self.is_flask = type(modules[0].bp).__module__.startswith("flask")
         framework = importlib.import_module("flask" if self.is_flask else "quart")
         self.app: Any = (framework.Flask if self.is_flask else framework.Quart)("server")
@@ -171,7 +177,7 @@ class Server:
         return [self._reply(future.result()) for future in futures]
 
     def _reply(self, record: Any) -> Any:
-        if self.is_flask:  # 0.16: all parts, and text that the coordinator makes
+        if self.sends_parts:  # with text that the coordinator makes
             for part in record.requests:
                 part.generated_text = self.tokenizer.detokenize(part.generated_tokens)
             return type(record).deserialize(_sent(record.serialize()))

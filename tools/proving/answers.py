@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_patch.model import HAS_IT, NEEDS_NONE
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import HAS_IT, NEEDS_NONE, Patch, Source
 
 from .runs import Bench, Outcome
 from .wanted import Digests, Question
 
 UNKNOWN = "unknown"
+Entry = Mapping[str, object]
 
 
 class Answer(NamedTuple):
@@ -31,14 +33,21 @@ class Answer(NamedTuple):
 
 
 def answer(
-    bench: Bench, commit: str, questions: Sequence[Question], has_change: frozenset[str]
+    bench: Bench,
+    commit: str,
+    questions: Sequence[Question],
+    has_change: frozenset[str],
+    series: Sequence[Patch],
 ) -> list[Answer]:
     """Run what ``questions``, one a patch, ask at one commit.
 
-    ``has_change`` are the patches whose change upstream had made before it.
+    ``has_change`` are the patches whose change upstream had made before it. ``series`` are all
+    patches, with what is known of them so far: where the proofs of one fail with it alone, they are
+    run beside the others.
     """
     unpatched = bench.run((question.patch for question in questions), "none")
     found: list[Answer] = []
+    known = {patch.id: list(map(entry_of, sources_of(patch))) for patch in series}
     needy: dict[str, Question] = {}
     for question in questions:
         outcome = unpatched[question.patch]
@@ -55,8 +64,13 @@ def answer(
         if not tried:
             break
         bench.know({patch: [_entry(*variant)] for patch, variant in tried.items()})
-        for patch, outcome in _patched(bench, list(tried)).items():
+        for patch, alone in _patched(bench, list(tried)).items():
             question, (name, digests) = needy[patch], tried[patch]
+            outcome = alone
+            if alone is not Outcome.PASSES and any(
+                known[other] for other in known if other != patch
+            ):
+                outcome = _beside_others(bench, patch, {**known, patch: [_entry(name, digests)]})
             is_last = number == len(question.fitting) - 1
             if outcome is Outcome.PASSES or is_last:
                 proved = name if outcome is Outcome.PASSES else UNKNOWN
@@ -78,7 +92,25 @@ def _patched(bench: Bench, patches: list[str]) -> dict[str, Outcome]:
     return found
 
 
-def _entry(variant: str, digests: Digests) -> dict[str, object]:
+def _beside_others(bench: Bench, patch: str, known: Mapping[str, Sequence[Entry]]) -> Outcome:
+    """The outcome with all patches that are known there, if it fails with all but this one.
+
+    Another defect of the source can end what shows this one. Where it has its patch, the proofs
+    fail for want of this one alone, and pass with it: so the two runs differ in nothing else.
+    """
+    bench.know(known)
+    found = bench.run([patch], "")[patch]
+    if found is Outcome.PASSES and bench.run([patch], f"-{patch}")[patch] is not Outcome.FAILS:
+        return Outcome.FAILS
+    return found
+
+
+def entry_of(source: Source) -> Entry:
+    """The entry of the ledger that says ``source``."""
+    return {**source._asdict(), "digests": dict(source.digests)}
+
+
+def _entry(variant: str, digests: Digests) -> Entry:
     return {
         "proved": variant,
         "digests": dict(digests),

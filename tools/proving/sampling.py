@@ -142,7 +142,7 @@ def check(
             raise CannotRunError(tree.version)
         for one in rounds:
             questions = [question for _, question in one.values()]
-            for made in answer(bench, tree.version, questions, frozenset()):
+            for made in answer(bench, tree.version, questions, frozenset(), patches):
                 found.append(Checked(one[made.question.patch][0], made))
     return found
 

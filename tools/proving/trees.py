@@ -45,4 +45,4 @@ def prove(
     asked = {question.patch for question in questions}
     changed = frozenset(p.id for p in patches if p.id in asked and has_change(p, tree.version))
     with Bench(tree.root, python, seconds) as bench:
-        return answer(bench, tree.version, questions, changed)
+        return answer(bench, tree.version, questions, changed, patches)

@@ -58,5 +58,5 @@ STOP_WORD_LOGPROBS = Patch(
             ),
         ),
     ),
-    told_by=(PROCESS,),
+    told_by=(FIND,),
 )
