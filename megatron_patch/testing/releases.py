@@ -15,6 +15,7 @@ from .version import core_version
 # Other names that releases have for a field of EngineSpec.
 ALIASES = {
     "block_size_tokens": ("chunk_size_tokens",),
+    "buffer_size_gb": ("active_buffer_size_gb",),
     "max_requests": ("max_requests_override",),
     "max_tokens": ("max_tokens_override",),
 }

@@ -66,7 +66,12 @@ def gigabytes(blocks: int, spec: testing.EngineSpec) -> float:
 def spec_of(blocks: int, *, paused: int | None = None, **fields: Any) -> testing.EngineSpec:
     """An engine with so many KV blocks, the one for padding included, and without chunks."""
     sizes = testing.EngineSpec()
-    fields = {"max_requests": 4, "max_tokens": 128, **fields}
+    fields = {"max_tokens": 128, **fields}
+    if {*parameters_of(engine_class()), *context_parameters()} & {
+        "max_requests",
+        "max_requests_override",
+    }:
+        fields.setdefault("max_requests", 4)
     if {*parameters_of(engine_class()), *context_parameters()} & {"enable_chunked_prefill"}:
         fields.setdefault("enable_chunked_prefill", False)
     if paused is not None:

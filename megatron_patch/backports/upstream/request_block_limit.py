@@ -2,7 +2,8 @@
 
 A request with a longer sequence than the KV cache has blocks for is taken, and then cannot go on:
 
-- 0.14 and 0.15 hold it back for ever, and all requests behind it.
+- 0.14 and 0.15 hold it back for ever, and all requests behind it. So does main between 0.15 and
+  0.16, where prompts get only the blocks of active requests, which are half of all.
 - In 0.16 and 0.17 it waits likewise if its prompt is too long. If its prompt fits, it takes all
   blocks, is paused when it needs one more, and ``active_request_count == 0`` ends the engine.
 - Since 0.18 (#4114) it is refused, but measured against all blocks, where a request that grows gets
@@ -67,7 +68,21 @@ REQUEST_BLOCK_LIMIT = Patch(
     target=ADD,
     variants=(
         Variant("0.14", (*HUNKS.of("0.14"), counted_by("dynamic_chunk_allocator:ChunkAllocator"))),
+        Variant(
+            "main-ee0b4a2f97",
+            (
+                *HUNKS.of("main-ee0b4a2f97"),
+                counted_by("dynamic_chunk_allocator:ChunkAllocator"),
+            ),
+        ),
         Variant("0.15", (*HUNKS.of("0.15"), counted_by("dynamic_block_allocator:BlockAllocator"))),
+        Variant(
+            "main-d6979d6cce",
+            (
+                *HUNKS.of("main-d6979d6cce"),
+                counted_by("dynamic_block_allocator:BlockAllocator"),
+            ),
+        ),
         Variant("0.16", (*HUNKS.of("0.16"), counted_by("dynamic_block_allocator:BlockAllocator"))),
         Variant("0.17", (*HUNKS.of("0.17"), counted_by("kv_block_allocator:KVBlockAllocator"))),
         Variant("0.18", (*HUNKS.of("0.18"), counted_by("kv_block_allocator:KVBlockAllocator"))),
