@@ -42,8 +42,10 @@ def needs_speculative_tokens() -> None:
 def schedulings() -> tuple[str | None, ...]:
     """The modes of scheduling that there are; None stands for the only one."""
     config = inference_config_class()
-    known = config is not None and "async_sched_mode" in parameters_of(config)
-    return ("legacy", "async") if known else (None,)
+    if config is None or "async_sched_mode" not in parameters_of(config):
+        return (None,)
+    known = {mode.value for mode in type(config.async_sched_mode)}
+    return tuple(mode for mode in ("legacy", "async") if mode in known)
 
 
 def options_of(scheduling: str | None) -> dict[str, Any]:

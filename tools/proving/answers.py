@@ -77,7 +77,7 @@ def answer(
                 fails = Outcome.FAILS.value
                 found.append(Answer(question, commit, proved, digests, fails, outcome.value))
                 del needy[patch]
-    return found
+    return [_without(bench, made, known) for made in found]
 
 
 def _patched(bench: Bench, patches: list[str]) -> dict[str, Outcome]:
@@ -103,6 +103,18 @@ def _beside_others(bench: Bench, patch: str, known: Mapping[str, Sequence[Entry]
     if found is Outcome.PASSES and bench.run([patch], f"-{patch}")[patch] is not Outcome.FAILS:
         return Outcome.FAILS
     return found
+
+
+def _without(bench: Bench, made: Answer, known: Mapping[str, Sequence[Entry]]) -> Answer:
+    """``made``, or that nothing is needed: what fails is another defect, which has its patch."""
+    patch = made.question.patch
+    others = {other: entries for other, entries in known.items() if other != patch}
+    if made.proved != UNKNOWN or made.unpatched != Outcome.FAILS.value or not any(others.values()):
+        return made
+    bench.know(others)
+    if bench.run([patch], f"-{patch}")[patch] is not Outcome.PASSES:
+        return made
+    return made._replace(proved=NEEDS_NONE, digests=made.question.told, patched=None)
 
 
 def entry_of(source: Source) -> Entry:

@@ -46,7 +46,8 @@ PROMPT_CHUNK_LOGPROBS = Patch(
     target=f"{INFERENCE}.engines.dynamic_engine:DynamicInferenceEngine.schedule_chunked_prefill",
     # The bookkeeping of 0.17 is on the device, and its edits fit there only.
     variants=tuple(
-        Variant(name, HUNKS.of(name)) for name in ("0.19", "0.18", "0.17", "0.16", "0.15")
+        Variant(name, HUNKS.of(name))
+        for name in ("0.19", "0.18", "0.17", "main-c9312e6a54", "0.16", "0.15")
     ),
     told_by=(ADD_REQUEST,),
 )
