@@ -38,7 +38,7 @@ def flash_attn_varlen_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Attention of sequences of different lengths, packed one after the other.
 
     Args:
@@ -54,9 +54,13 @@ def flash_attn_varlen_func(
         window_size: keys seen to the left and right of a query's own position; -1: all.
         block_table: (batch, max_blocks_per_sequence) int32, the cache blocks of each sequence.
         deterministic: no effect, there is no backward pass.
+        return_attn_probs: return three tensors. The name is flash-attn's own, for the third.
 
     Returns:
         (total_q, heads, head_dim), dtype of ``q``. Zero in padding and in rows that see no key.
+        With ``return_attn_probs`` also (heads, total_q) float32, the logarithm of the sum of the
+        exponentials of each row's scores, infinite in padding and in rows that see no key; and an
+        empty tensor, as flash-attn returns without dropout.
 
     Raises:
         NotImplementedError: for an argument that is not stood in for.
@@ -67,12 +71,12 @@ def flash_attn_varlen_func(
         dropout_p=dropout_p,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
-        return_attn_probs=return_attn_probs,
     )
     total_q, batch = q.shape[0], cu_seqlens_q.shape[0] - 1
     expect_shape("cu_seqlens_k", cu_seqlens_k, (batch + 1,))
     if batch == 0 or total_q == 0:
-        return torch.zeros_like(q)
+        nothing = torch.zeros_like(q)
+        return (nothing, _no_sums(q), q.new_empty(0)) if return_attn_probs else nothing
     if max_seqlen_q == 1 and q.shape[1] > k.shape[-2]:
         # flash-attn then takes `q` for one token of each sequence, whatever the lengths are.
         expect_shape("q", q, (batch, *q.shape[1:]))
@@ -87,7 +91,8 @@ def flash_attn_varlen_func(
     else:
         keys, values = _paged(k, v, block_table, k_lengths)
     queries = q[_packed_rows(q_starts, max_seqlen_q, total_q)]
-    out = _attend(queries, keys, values, q_lengths, k_lengths, softmax_scale, causal, window_size)
+    visible = _visible(queries, keys, q_lengths, k_lengths, causal, window_size)
+    out = _attend(queries, keys, values, k_lengths, visible, softmax_scale)
 
     # Back from (sequence, position) to the packed order. A row after the last sequence has none.
     token = torch.arange(total_q, dtype=cu_seqlens_q.dtype, device=q.device)
@@ -95,7 +100,11 @@ def flash_attn_varlen_func(
     padding = sequence == batch
     sequence = sequence.clamp(max=batch - 1)
     position = (token - q_starts[sequence]).clamp(max=max_seqlen_q - 1)
-    return out[sequence, position].masked_fill(padding[:, None, None], 0)
+    packed = out[sequence, position].masked_fill(padding[:, None, None], 0)
+    if not return_attn_probs:
+        return packed
+    sums = _log_sums(queries, keys, visible, softmax_scale)[sequence, :, position]
+    return packed, sums.masked_fill(padding[:, None], torch.inf).T, q.new_empty(0)
 
 
 def flash_attn_with_kvcache(
@@ -118,7 +127,7 @@ def flash_attn_with_kvcache(
     alibi_slopes: Tensor | None = None,
     num_splits: int = 0,
     return_softmax_lse: bool = False,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention of a few new tokens per sequence over a cache that already holds their keys.
 
     Args:
@@ -133,7 +142,8 @@ def flash_attn_with_kvcache(
 
     Returns:
         (batch, tokens_per_sequence, heads, head_dim), dtype of ``q``. Zero in rows that see no
-        key.
+        key. With ``return_softmax_lse`` also (batch, heads, tokens_per_sequence) float32, as the
+        second tensor of :func:`flash_attn_varlen_func`.
 
     Raises:
         NotImplementedError: for an argument that is not stood in for, such as appending ``k``.
@@ -149,7 +159,6 @@ def flash_attn_with_kvcache(
         cache_leftpad=cache_leftpad,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
-        return_softmax_lse=return_softmax_lse,
     )
     batch, tokens = q.shape[0], q.shape[1]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
@@ -164,24 +173,20 @@ def flash_attn_with_kvcache(
     else:
         keys, values = _paged(k_cache, v_cache, block_table, cache_seqlens)
     q_lengths = torch.full_like(cache_seqlens, tokens)
-    return _attend(q, keys, values, q_lengths, cache_seqlens, softmax_scale, causal, window_size)
+    visible = _visible(q, keys, q_lengths, cache_seqlens, causal, window_size)
+    out = _attend(q, keys, values, cache_seqlens, visible, softmax_scale)
+    return (out, _log_sums(q, keys, visible, softmax_scale)) if return_softmax_lse else out
 
 
-def _attend(
+def _visible(
     q: Tensor,
     k: Tensor,
-    v: Tensor,
     q_lengths: Tensor,
     k_lengths: Tensor,
-    scale: float | None,
     causal: bool,
     window_size: tuple[int, int],
 ) -> Tensor:
-    """Attention over padded batches.
-
-    ``q`` is (batch, queries, heads, head_dim), ``k`` and ``v`` (batch, keys, kv_heads, head_dim),
-    the lengths (batch,). Returns the shape of ``q``.
-    """
+    """(batch, queries, keys): which keys each query of a padded batch sees."""
     query = torch.arange(q.shape[1], device=q.device)
     key = torch.arange(k.shape[1], device=q.device)
     present = key < k_lengths[:, None]
@@ -195,11 +200,21 @@ def _attend(
         visible = visible & (key >= own_key - left)
     if right >= 0:
         visible = visible & (key <= own_key + right)
-    sees_nothing = ~visible.any(dim=-1, keepdim=True)
+    return visible
 
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, k_lengths: Tensor, visible: Tensor, scale: float | None
+) -> Tensor:
+    """Attention over padded batches.
+
+    ``q`` is (batch, queries, heads, head_dim), ``k`` and ``v`` (batch, keys, kv_heads, head_dim),
+    the lengths (batch,). Returns the shape of ``q``.
+    """
+    sees_nothing = ~visible.any(dim=-1, keepdim=True)
     # What lies behind the last key was perhaps never written. A weight of zero does not keep a
     # NaN or infinity there out of the sum, so it has to be overwritten.
-    absent = ~present[:, :, None, None]
+    absent = (torch.arange(k.shape[1], device=q.device) >= k_lengths[:, None])[:, :, None, None]
     groups = q.shape[2] // k.shape[2]
     k = k.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
     v = v.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
@@ -213,6 +228,20 @@ def _attend(
     )
     result: Tensor = out.transpose(1, 2).masked_fill(sees_nothing[..., None], 0)
     return result
+
+
+def _log_sums(q: Tensor, k: Tensor, visible: Tensor, scale: float | None) -> Tensor:
+    """(batch, heads, queries) float32: the log-sum-exp of the scores of each row."""
+    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    sums: Tensor = scores.masked_fill(~visible[:, None], -torch.inf).logsumexp(dim=-1)
+    return sums.masked_fill(~visible.any(dim=-1)[:, None], torch.inf)
+
+
+def _no_sums(q: Tensor) -> Tensor:
+    """(heads, total_q): the log-sum-exp of a batch without sequences."""
+    return torch.full((q.shape[1], q.shape[0]), torch.inf, device=q.device)
 
 
 def _packed_rows(starts: Tensor, width: int, total: int) -> Tensor:

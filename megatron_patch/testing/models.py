@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from .attention_variants import (
+    attention_arguments,
+    initialise_sinks,
+    prepare_layers,
+    set_yarn,
+)
 from .releases import (
     allow_more_cuda_graphs,
     captures_cuda_graphs,
@@ -47,6 +53,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         "use_cpu_initialization": True,
     }
     arguments.update(cuda_graph_arguments(spec))
+    arguments.update(attention_arguments(spec))
     if spec.num_speculative_tokens:
         arguments["mtp_num_layers"] = spec.num_speculative_tokens
     if spec.num_moe_experts is not None:
@@ -71,7 +78,9 @@ def transformer_config(spec: EngineSpec) -> Any:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"
         arguments["recompute_num_layers"] = 1
-    return TransformerConfig(**arguments)
+    config = TransformerConfig(**arguments)
+    set_yarn(config, spec)
+    return config
 
 
 def torch_dtype(spec: EngineSpec) -> Any:
@@ -108,6 +117,7 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
 
     config = transformer_config(spec)
     layer_spec = gpt_layer_specs.get_gpt_layer_local_spec(num_experts=spec.num_moe_experts)
+    prepare_layers(layer_spec, spec)
     arguments: dict[str, Any] = {}
     if spec.num_speculative_tokens:
         arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
@@ -125,5 +135,6 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
             position_embedding_type=spec.position_embedding_type,
             **arguments,
         )
+        initialise_sinks(model)
     # PyTorch's own layers in it have not heard of `params_dtype`.
     return model.to(device, torch_dtype(spec)).train(training)

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+#: YaRN of a small model, which was trained on sequences of 32 tokens.
+YARN: Mapping[str, Any] = MappingProxyType(
+    {
+        "rotary_scaling_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.0,
+        "correction_range_round_to_int": True,
+    }
+)
 
 
 class UnsupportedError(ValueError):
@@ -34,7 +48,21 @@ class EngineSpec:
     seed: int = 0
     """Of the weights, which are the same on every device and, up to rounding, in every dtype."""
     position_embedding_type: str = "learned_absolute"
-    """``learned_absolute`` reads the position ids that the context hands out, ``rope`` does not."""
+    """``learned_absolute`` reads the position ids that the context hands out, ``rope`` does not.
+    ``yarn`` (from 0.15 on) is ``rope`` for longer sequences than those of the training."""
+    yarn: Mapping[str, Any] = field(default_factory=dict)
+    """What ``yarn`` has otherwise than :data:`YARN`, by the names there."""
+    window_size: tuple[int, int] | None = None
+    """Tokens before and behind its own position that attention sees, -1 for all. None: all before.
+    In 0.14, whose layers refuse one without Transformer Engine, stand-ins have it."""
+    window_attn_skip_freq: int | tuple[int, ...] | None = None
+    """Each so many-th layer has no window; or, for each layer, 1 for a window and 0 for none.
+    None: all layers have it. From 0.15 on."""
+    softmax_type: str = "vanilla"
+    """``off-by-one`` or ``learnable``: attention has a sink, one score more in the denominator, of
+    0, or one for each head. From 0.15 on."""
+    softmax_scale: float | None = None
+    """What scores are multiplied by. None: one over the square root of a head's dimension."""
     activation_recomputation: bool = False
     """Training computes the activations of each layer again in its backward pass."""
 

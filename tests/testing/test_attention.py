@@ -28,7 +28,21 @@ def naive(
     window: tuple[int, int] = (-1, -1),
 ) -> Tensor:
     """One sequence: (queries, heads, dim) against (keys, kv_heads, dim), in float64."""
+    return naive_with_sums(q, k, v, scale=scale, causal=causal, window=window)[0]
+
+
+def naive_with_sums(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float = HEAD_DIM**-0.5,
+    causal: bool = True,
+    window: tuple[int, int] = (-1, -1),
+) -> tuple[Tensor, Tensor]:
+    """As :func:`naive`, and (heads, queries), the log-sum-exp of the scores of each row."""
     out = torch.zeros_like(q)
+    sums = torch.full((q.shape[1], q.shape[0]), torch.inf, device=q.device)
     for row in range(q.shape[0]):
         own_key = k.shape[0] - q.shape[0] + row
         keys = [
@@ -40,9 +54,11 @@ def naive(
         ]
         for head in range(q.shape[1] if keys else 0):
             kv_head = head * k.shape[1] // q.shape[1]
-            weights = (k[keys, kv_head].double() @ q[row, head].double() * scale).softmax(0)
+            exponentials = (k[keys, kv_head].double() @ q[row, head].double() * scale).exp()
+            sums[head, row] = exponentials.sum().log()
+            weights = exponentials / exponentials.sum()
             out[row, head] = (weights @ v[keys, kv_head].double()).to(q.dtype)
-    return out
+    return out, sums
 
 
 def cumulative(lengths: list[int], device: Any) -> Tensor:
@@ -84,6 +100,7 @@ LENGTHS = st.lists(
     padding=st.integers(0, 3),
     causal=st.booleans(),
     window=st.sampled_from([(-1, -1), (2, -1), (3, 0)]),
+    scale=st.sampled_from([None, 0.1]),
     use_blocks=st.booleans(),
     seed=st.integers(0, 2**16),
 )
@@ -94,6 +111,7 @@ def test_varlen_equals_naive(
     padding: int,
     causal: bool,
     window: tuple[int, int],
+    scale: float | None,
     use_blocks: bool,
     seed: int,
 ) -> None:
@@ -114,34 +132,45 @@ def test_varlen_equals_naive(
         if not k.shape[0]:
             k = v = torch.zeros(1, KV_HEADS, HEAD_DIM, device=device)
 
-    out = flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        cumulative(q_lengths, device),
-        cumulative(k_lengths, device),
-        max_seqlen_q=max(*q_lengths, 2),  # of 1 there is a test of its own
-        max_seqlen_k=max(*k_lengths, 1),
-        causal=causal,
-        window_size=window,
-        block_table=block_table,
-    )
+    arguments: dict[str, Any] = {
+        "cu_seqlens_q": cumulative(q_lengths, device),
+        "cu_seqlens_k": cumulative(k_lengths, device),
+        "max_seqlen_q": max(*q_lengths, 2),  # of 1 there is a test of its own
+        "max_seqlen_k": max(*k_lengths, 1),
+        "softmax_scale": scale,
+        "causal": causal,
+        "window_size": window,
+        "block_table": block_table,
+    }
+    out = flash_attn_varlen_func(q, k, v, **arguments)
+    again, sums, none = flash_attn_varlen_func(q, k, v, **arguments, return_attn_probs=True)
 
     parts = zip(queries, keys, values, strict=True)
-    expected = [naive(*part, causal=causal, window=window) for part in parts]
-    expected.append(torch.zeros(padding, HEADS, HEAD_DIM, device=device))
-    torch.testing.assert_close(out, torch.cat(expected))
+    known = {"causal": causal, "window": window, "scale": scale or HEAD_DIM**-0.5}
+    expected = [naive_with_sums(*part, **known) for part in parts]
+    nothing = torch.zeros(padding, HEADS, HEAD_DIM, device=device)
+    torch.testing.assert_close(out, torch.cat([*(part for part, _ in expected), nothing]))
+    assert again.equal(out)
+    padded = torch.full((HEADS, padding), torch.inf, device=device)
+    torch.testing.assert_close(sums, torch.cat([*(part for _, part in expected), padded], dim=1))
+    assert none.numel() == 0
 
 
 @given(
     lengths=st.lists(st.integers(0, 14), min_size=1, max_size=5),
     tokens=st.integers(1, 3),
+    window=st.sampled_from([(-1, -1), (2, -1), (3, 0)]),
     use_blocks=st.booleans(),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=40, deadline=None)
 def test_kvcache_equals_naive(
-    device: Any, lengths: list[int], tokens: int, use_blocks: bool, seed: int
+    device: Any,
+    lengths: list[int],
+    tokens: int,
+    window: tuple[int, int],
+    use_blocks: bool,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     lengths = [n if n >= tokens else 0 for n in lengths]  # 0: a padded row
@@ -161,17 +190,19 @@ def test_kvcache_equals_naive(
         for row, length in enumerate(lengths):
             k_cache[row, :length], v_cache[row, :length] = keys[row], values[row]
 
-    out = flash_attn_with_kvcache(
-        q,
-        k_cache,
-        v_cache,
-        cache_seqlens=torch.tensor(lengths, dtype=torch.int32, device=device),
-        block_table=table,
-        causal=True,
-    )
+    arguments: dict[str, Any] = {
+        "cache_seqlens": torch.tensor(lengths, dtype=torch.int32, device=device),
+        "block_table": table,
+        "causal": True,
+        "window_size": window,
+    }
+    out = flash_attn_with_kvcache(q, k_cache, v_cache, **arguments)
+    again, sums = flash_attn_with_kvcache(q, k_cache, v_cache, **arguments, return_softmax_lse=True)
 
-    rows = zip(q, keys, values, strict=True)
-    torch.testing.assert_close(out, torch.stack([naive(*row) for row in rows]))
+    rows = [naive_with_sums(*row, window=window) for row in zip(q, keys, values, strict=True)]
+    torch.testing.assert_close(out, torch.stack([row for row, _ in rows]))
+    assert again.equal(out)
+    torch.testing.assert_close(sums, torch.stack([row for _, row in rows]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -208,6 +239,10 @@ def test_no_sequences(device: Any) -> None:
     start = cumulative([], device)
 
     assert not flash_attn_varlen_func(q, q, q, start, start, 1, 1).any()
+    out, sums, _ = flash_attn_varlen_func(q, q, q, start, start, 1, 1, return_attn_probs=True)
+    assert not out.any()
+    assert sums.shape == (HEADS, 3)
+    assert sums.isinf().all()
 
 
 def call_kvcache(device: Any, **arguments: Any) -> Tensor:
