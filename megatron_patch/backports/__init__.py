@@ -10,6 +10,7 @@ from .ours.accepted_termination_ids import ACCEPTED_TERMINATION_IDS
 from .ours.active_slice_views import ACTIVE_SLICE_VIEWS
 from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
+from .ours.attention_softmax_scale import ATTENTION_SOFTMAX_SCALE
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
 from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
@@ -32,6 +33,7 @@ from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
 from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
+from .upstream.attention_sinks import ATTENTION_SINKS
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
 from .upstream.bookkeeping_transfer_sync import BOOKKEEPING_TRANSFER_SYNC
 from .upstream.chat_null_parameters import CHAT_NULL_PARAMETERS
@@ -56,8 +58,10 @@ from .upstream.resumed_prompt_chunks import RESUMED_PROMPT_CHUNKS
 from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.resumed_total_tokens import RESUMED_TOTAL_TOKENS
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
+from .upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
+from .upstream.yarn_concentration_factor import YARN_CONCENTRATION_FACTOR
 from .upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
@@ -114,4 +118,8 @@ SERIES: tuple[Patch, ...] = (
     FAILED_REQUEST_STATUS,
     HTTP_LOG_PROBS,
     HTTP_PARAMETERS,
+    SLIDING_WINDOW_ATTENTION,
+    YARN_CONCENTRATION_FACTOR,
+    ATTENTION_SINKS,
+    ATTENTION_SOFTMAX_SCALE,
 )
