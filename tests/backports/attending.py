@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,16 @@ def skip_unless_supported(fields: dict[str, Any]) -> None:
 def attention() -> Any:
     """Megatron's module of attention."""
     return importlib.import_module(MODULE)
+
+
+def layer(*, latent: bool, **fields: Any) -> Any:
+    """What stands for a layer of a model with multi-latent attention: that, or a usual one."""
+    config = object.__new__(attention().MLATransformerConfig)
+    vars(config).update(fields)
+    found = SimpleNamespace(config=config, layer_number=1)
+    if latent:
+        found.softmax_scale = 0.1
+    return found
 
 
 def flash_attn3_forward(**arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

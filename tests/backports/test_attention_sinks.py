@@ -98,7 +98,6 @@ def test_multi_latent_attention_is_left_as_it_is():
     has_sink = getattr(attending.attention().Attention, "_has_sink", None)
     if has_sink is None:
         pytest.skip("not patched")
-    layer = SimpleNamespace(config=SimpleNamespace(softmax_type="learnable"))
-    assert has_sink(layer)
-    layer.softmax_scale = 0.1
-    assert not has_sink(layer)
+    for latent in (False, True):
+        layer = attending.layer(latent=latent, softmax_type="learnable")
+        assert has_sink(layer) is not latent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,7 +73,6 @@ def test_multi_latent_attention_is_left_as_it_is():
     window_of = getattr(attending.attention().Attention, "_inference_window", None)
     if window_of is None:
         pytest.skip("not patched")
-    layer = SimpleNamespace(config=SimpleNamespace(window_size=(8, 0)), layer_number=1)
-    assert window_of(layer) == (8, 0)
-    layer.softmax_scale = 0.1
-    assert window_of(layer) == (-1, -1)
+    for latent in (False, True):
+        layer = attending.layer(latent=latent, window_size=(8, 0))
+        assert window_of(layer) == ((-1, -1) if latent else (8, 0))
