@@ -78,7 +78,10 @@ def transformer_config(spec: EngineSpec) -> Any:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"
         arguments["recompute_num_layers"] = 1
-    config = TransformerConfig(**arguments)
+    for name in spec.model_options:
+        if name not in parameters_of(TransformerConfig):
+            raise UnsupportedError(f"{release()} has no model option {name!r}")
+    config = TransformerConfig(**{**arguments, **spec.model_options})
     set_yarn(config, spec)
     return config
 
@@ -116,7 +119,9 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     config = transformer_config(spec)
-    layer_spec = gpt_layer_specs.get_gpt_layer_local_spec(num_experts=spec.num_moe_experts)
+    layer_spec = gpt_layer_specs.get_gpt_layer_local_spec(
+        num_experts=spec.num_moe_experts, **_layer_arguments(config)
+    )
     prepare_layers(layer_spec, spec)
     arguments: dict[str, Any] = {}
     if spec.num_speculative_tokens:
@@ -138,3 +143,13 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
         initialise_sinks(model)
     # PyTorch's own layers in it have not heard of `params_dtype`.
     return model.to(device, torch_dtype(spec)).train(training)
+
+
+def _layer_arguments(config: Any) -> dict[str, Any]:
+    """What the local layers have otherwise than by default, as ``config`` says."""
+    arguments: dict[str, Any] = {}
+    if config.normalization != "LayerNorm":
+        arguments["normalization"] = config.normalization
+    if config.qk_layernorm:
+        arguments["qk_layernorm"] = True
+    return arguments

@@ -98,6 +98,8 @@ class EngineSpec:
     num_speculative_tokens: int = 0
     """The model gets as many multi-token prediction layers."""
 
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the ``TransformerConfig``, by their names in the installed release."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments, by their names in the installed release: those of ``InferenceConfig``
-    where it exists, and of ``DynamicInferenceContext`` otherwise."""
+    """Further arguments of inference, by their names in the installed release: those of
+    ``InferenceConfig`` where it exists, and of ``DynamicInferenceContext`` otherwise."""

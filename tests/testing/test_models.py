@@ -127,3 +127,15 @@ def test_unknown_attention() -> None:
         testing.build_model(testing.EngineSpec(softmax_type="other"))
     with pytest.raises(ValueError, match="yarn needs position_embedding_type"):
         testing.build_model(testing.EngineSpec(yarn={"mscale": 2.0}))
+
+
+def test_model_options_go_to_the_configuration(device: Any) -> None:
+    options = {"normalization": "RMSNorm", "qk_layernorm": True, "add_bias_linear": False}
+    model = testing.build_model(testing.EngineSpec(model_options=options))
+    names = [name for name, _ in model.named_parameters()]
+    assert not any(name.endswith("layernorm.bias") for name in names)
+    assert not any(name.endswith("linear_fc1.bias") for name in names)
+    assert any(name.endswith("q_layernorm.weight") for name in names)
+    assert logits(model, device).isfinite().all()
+    with pytest.raises(testing.UnsupportedError, match="has no model option 'no_such_thing'"):
+        testing.build_model(testing.EngineSpec(model_options={"no_such_thing": 1}))
