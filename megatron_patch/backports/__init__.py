@@ -32,6 +32,7 @@ from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
+from .ours.vanished_clients import VANISHED_CLIENTS
 from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
 from .upstream.attention_sinks import ATTENTION_SINKS
 from .upstream.block_allocator_reset import BLOCK_ALLOCATOR_RESET
@@ -52,6 +53,8 @@ from .upstream.one_choice_per_answer import ONE_CHOICE_PER_ANSWER
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
 from .upstream.padded_block_table import PADDED_BLOCK_TABLE
 from .upstream.refused_request_reply import REFUSED_REQUEST_REPLY
+from .upstream.removed_engine_replies import REMOVED_ENGINE_REPLIES
+from .upstream.removed_engine_routing import REMOVED_ENGINE_ROUTING
 from .upstream.request_block_limit import REQUEST_BLOCK_LIMIT
 from .upstream.request_metadata_sync import REQUEST_METADATA_SYNC
 from .upstream.resumed_prompt_chunks import RESUMED_PROMPT_CHUNKS
@@ -122,4 +125,7 @@ SERIES: tuple[Patch, ...] = (
     SLIDING_WINDOW_ATTENTION,
     YARN_CONCENTRATION_FACTOR,
     ATTENTION_SOFTMAX_SCALE,
+    REMOVED_ENGINE_ROUTING,
+    REMOVED_ENGINE_REPLIES,
+    VANISHED_CLIENTS,
 )
