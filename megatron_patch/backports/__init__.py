@@ -48,6 +48,7 @@ from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
+from .upstream.latent_cache_decode_flag import LATENT_CACHE_DECODE_FLAG
 from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from .upstream.one_choice_per_answer import ONE_CHOICE_PER_ANSWER
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
@@ -128,4 +129,5 @@ SERIES: tuple[Patch, ...] = (
     REMOVED_ENGINE_ROUTING,
     REMOVED_ENGINE_REPLIES,
     VANISHED_CLIENTS,
+    LATENT_CACHE_DECODE_FLAG,
 )

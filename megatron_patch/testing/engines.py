@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from . import latent_attention
 from .models import build_model, torch_dtype, transformer_config
 from .releases import (
     allow_more_cuda_graphs,
@@ -56,6 +57,7 @@ def build_context(spec: EngineSpec) -> Any:
         num_layers=spec.num_layers,
         kv_channels=spec.hidden_size // spec.num_attention_heads,
         num_attention_heads=spec.num_query_groups or spec.num_attention_heads,
+        **latent_attention.context_arguments(spec),
         **arguments,
     )
 

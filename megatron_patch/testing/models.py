@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import latent_attention
 from .attention_variants import (
     attention_arguments,
     initialise_sinks,
@@ -33,7 +34,10 @@ def transformer_config(spec: EngineSpec) -> Any:
         UnsupportedError: the release has no such feature, or ``spec.dtype`` is not known.
     """
     from megatron.core import parallel_state
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer.transformer_config import (
+        MLATransformerConfig,
+        TransformerConfig,
+    )
 
     check(spec)
     dtype = torch_dtype(spec)
@@ -78,10 +82,14 @@ def transformer_config(spec: EngineSpec) -> Any:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"
         arguments["recompute_num_layers"] = 1
+    kind: Any = TransformerConfig
+    if spec.kv_lora_rank is not None:
+        kind = MLATransformerConfig
+        arguments.update(latent_attention.layer_arguments(spec))
     for name in spec.model_options:
-        if name not in parameters_of(TransformerConfig):
+        if name not in parameters_of(kind):
             raise UnsupportedError(f"{release()} has no model option {name!r}")
-    config = TransformerConfig(**{**arguments, **spec.model_options})
+    config = kind(**{**arguments, **spec.model_options})
     set_yarn(config, spec)
     return config
 
@@ -120,9 +128,13 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
 
     config = transformer_config(spec)
     layer_spec = gpt_layer_specs.get_gpt_layer_local_spec(
-        num_experts=spec.num_moe_experts, **_layer_arguments(config)
+        num_experts=spec.num_moe_experts,
+        multi_latent_attention=spec.kv_lora_rank is not None,
+        **_layer_arguments(config),
     )
     prepare_layers(layer_spec, spec)
+    if spec.kv_lora_rank is not None:
+        layer_spec = latent_attention.layer_spec(layer_spec)
     arguments: dict[str, Any] = {}
     if spec.num_speculative_tokens:
         arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from . import latent_attention
 from .event_loop import event_loop
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int =
                 _parallel_state(tensor_model_parallel_size, expert_model_parallel_size)
             )
             stack.callback(_drop_cuda_graphs)
+            stack.enter_context(latent_attention.projections_split())
             if on_cpu:
                 stack.enter_context(_without_triton())
                 stack.enter_context(_counts_on_host())
@@ -117,7 +119,7 @@ def _drop_cuda_graphs() -> None:
 
 def _enter_attention(stack: ExitStack, on_cpu: bool) -> bool:
     """Make sure that there is a flash-attn, or put one there; returns whether it had to."""
-    from . import flash_attn_module
+    from . import flash_attn_module, flash_mla_module
 
     imported = sys.modules.get(ATTENTION)
     if imported is not None and not _is_usable(imported, on_cpu):
@@ -132,6 +134,8 @@ def _enter_attention(stack: ExitStack, on_cpu: bool) -> bool:
         stands_in = on_cpu or not _can_import("flash_attn")
     if stands_in:
         stack.enter_context(flash_attn_module.installed())
+    if on_cpu or not _can_import("flash_mla"):
+        stack.enter_context(flash_mla_module.installed())
     return stands_in
 
 

@@ -41,6 +41,12 @@ class EngineSpec:
     num_moe_experts: int | None = None
     """Experts of each layer, of which two see a token, one after the other (``SequentialMLP``).
     None: an ordinary MLP."""
+    kv_lora_rank: int | None = None
+    """Multi-latent attention: keys and values of all heads are made of latents of this size.
+    ``block_size_tokens`` has to be 64. None: ordinary attention."""
+    cache_mla_latents: bool = True
+    """With ``kv_lora_rank``: the engine needs it, and a model that is called without one has to be
+    without it. The weights are the same."""
     vocab_size: int = 128
     dtype: str = "float32"
     """Of parameters, activations and KV cache: ``float32``, ``bfloat16`` or ``float16``. The real

@@ -45,20 +45,20 @@ def test_what_it_sent_before_it_was_found_gone_is_passed_on():
 
 @proof
 def test_an_engine_that_was_removed_replies_later():
-    with Coordinator() as coordinator:
+    with Coordinator(prefix_caching_coordinator_policy=without_affinity()) as coordinator:
         client, (first, second) = Client(coordinator), coordinator.engines
-        client.submit(PROMPTS[0])
-        client.submit(PROMPTS[0])
+        for prompt in PROMPTS[:3]:
+            client.submit(prompt)
+        # It has the first and the third.
         requests = [first.request() for _ in range(2)]
+        other = second.request()
         first.leave()
         for request in requests:
             first.reply(request)
-        assert [client.answer() for _ in range(2)] == [(n, str(requests[n])) for n in (0, 1)]
-        # The other one counts as before.
-        client.submit(PROMPTS[1])
-        request = second.request()
-        second.reply(request)
-        assert client.answer() == (2, str(request))
+        assert [client.answer() for _ in range(2)] == [(n, str(n)) for n in requests]
+        client.submit(PROMPTS[3])
+        second.reply(other, second.request())
+        assert [client.answer() for _ in range(2)] == [(other, str(other)), (3, "3")]
 
 
 def test_an_engine_comes_back_and_replies_to_a_request_of_before():

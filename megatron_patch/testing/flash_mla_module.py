@@ -1,0 +1,78 @@
+"""What ``import flash_mla`` finds: attention to the latents that Megatron caches, in PyTorch.
+
+Megatron's dynamic engine calls it in decode steps of multi-latent attention.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+from torch import Tensor
+
+from . import attention
+
+
+def get_mla_metadata(
+    cache_seqlens: Tensor, num_heads_per_head_k: int, num_heads_k: int
+) -> tuple[None, None]:
+    """How a kernel is to share its work; there is none."""
+    return None, None
+
+
+def flash_mla_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    head_dim_v: int,
+    tile_scheduler_metadata: None,
+    num_splits: None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+) -> tuple[Tensor, None]:
+    """Attention of a few new tokens per sequence over cached latents.
+
+    Args:
+        q: (batch, tokens_per_sequence, heads, head_dim).
+        k_cache: (num_blocks, block_size, 1, head_dim), whose first ``head_dim_v`` numbers are the
+            values.
+        block_table, cache_seqlens, softmax_scale, causal: as in
+            :func:`.attention.flash_attn_with_kvcache`.
+
+    Returns:
+        (batch, tokens_per_sequence, heads, head_dim_v), and no log-sum-exp.
+    """
+    return (
+        attention.flash_attn_with_kvcache(
+            q,
+            k_cache,
+            k_cache[..., :head_dim_v],
+            cache_seqlens=cache_seqlens,
+            block_table=block_table,
+            softmax_scale=softmax_scale,
+            causal=causal,
+        ),
+        None,
+    )
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Have ``import flash_mla`` find the stand-ins."""
+    module = ModuleType("flash_mla", __doc__)
+    module.__spec__ = ModuleSpec("flash_mla", loader=None)
+    module.__dict__.update(
+        flash_mla_with_kvcache=flash_mla_with_kvcache, get_mla_metadata=get_mla_metadata
+    )
+    before = sys.modules.get("flash_mla")
+    sys.modules["flash_mla"] = module
+    try:
+        yield
+    finally:
+        del sys.modules["flash_mla"]
+        if before is not None:
+            sys.modules["flash_mla"] = before

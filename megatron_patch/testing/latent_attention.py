@@ -1,0 +1,95 @@
+"""Multi-latent attention: its arguments, and layers without Transformer Engine.
+
+A layer's projection of latents to keys and values is one of Transformer Engine's, with a layer norm
+in it, which Megatron takes apart before the first step. Megatron's local layers have no norm there,
+and nothing to take apart. Nor can their attention be told the sizes of keys and values, which
+differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .spec import EngineSpec
+
+LAYERS = "megatron.core.transformer.multi_latent_attention"
+
+
+def layer_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Arguments of the ``MLATransformerConfig``."""
+    size = spec.hidden_size // spec.num_attention_heads
+    return {
+        "multi_latent_attention": True,
+        "cache_mla_latents": spec.cache_mla_latents,
+        "kv_lora_rank": spec.kv_lora_rank,
+        "q_lora_rank": None,
+        "qk_head_dim": size - size // 2,
+        "qk_pos_emb_head_dim": size // 2,
+        "v_head_dim": size,
+        "rope_type": "rope",
+    }
+
+
+def context_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Arguments of a ``DynamicInferenceContext`` that is not told by the model's configuration."""
+    if spec.kv_lora_rank is None:
+        return {}
+    layer = layer_arguments(spec)
+    shared = {name: layer[name] for name in ("kv_lora_rank", "qk_pos_emb_head_dim")}
+    return {"cache_mla_latent": True, **shared}
+
+
+def layer_spec(local: Any) -> Any:
+    """Of a layer of Megatron's, ``local``, but with attention of a model without an engine."""
+    import torch
+
+    class CoreAttention(torch.nn.Module):  # type: ignore[misc]
+        """In place of Transformer Engine's ``DotProductAttention``: causal, and nothing else."""
+
+        def __init__(self, *_: Any, softmax_scale: float, **__: Any) -> None:
+            super().__init__()
+            self.softmax_scale = softmax_scale
+
+        def forward(self, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+            # (sequence, batch, heads, size) each
+            found = torch.nn.functional.scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                is_causal=True,
+                scale=self.softmax_scale,
+            )
+            return found.permute(2, 0, 1, 3).flatten(2)
+
+    local.submodules.self_attention.submodules.core_attention = CoreAttention
+    return local
+
+
+@contextmanager
+def projections_split() -> Iterator[None]:
+    """Have Megatron take apart projections that have no layer norm in them."""
+    module = import_module(LAYERS)
+    name = "split_te_layernorm_column_parallel_linear"
+    names = {name: getattr(module, name), "TELinear": getattr(module, "TELinear", None)}
+    original = names[name]
+
+    def split(projection: Any, config: Any, init_method: Any, tp_group: Any) -> tuple[Any, Any]:
+        if hasattr(projection, "layer_norm_weight"):
+            return tuple(original(projection, config, init_method, tp_group))  # type: ignore[return-value]
+        from megatron.core.transformer.identity_op import IdentityOp
+
+        return IdentityOp(), projection
+
+    setattr(module, name, split)
+    if not isinstance(names["TELinear"], type):
+        # Layers ask whether they are of this class; none is.
+        setattr(module, "TELinear", type("TELinear", (), {}))
+    try:
+        yield
+    finally:
+        for changed, value in names.items():
+            setattr(module, changed, value)
