@@ -66,6 +66,7 @@ from .upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
 from .upstream.yarn_concentration_factor import YARN_CONCENTRATION_FACTOR
+from .upstream.uneven_pipeline import UNEVEN_PIPELINE
 from .upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
@@ -130,4 +131,5 @@ SERIES: tuple[Patch, ...] = (
     REMOVED_ENGINE_REPLIES,
     VANISHED_CLIENTS,
     LATENT_CACHE_DECODE_FLAG,
+    UNEVEN_PIPELINE,
 )

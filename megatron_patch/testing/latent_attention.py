@@ -79,7 +79,8 @@ def projections_split() -> Iterator[None]:
 
     def split(projection: Any, config: Any, init_method: Any, tp_group: Any) -> tuple[Any, Any]:
         if hasattr(projection, "layer_norm_weight"):
-            return tuple(original(projection, config, init_method, tp_group))  # type: ignore[return-value]
+            norm, linear = original(projection, config, init_method, tp_group)
+            return norm, linear
         from megatron.core.transformer.identity_op import IdentityOp
 
         return IdentityOp(), projection

@@ -47,6 +47,9 @@ def transformer_config(spec: EngineSpec) -> Any:
         "num_attention_heads": spec.num_attention_heads,
         "num_query_groups": spec.num_query_groups,
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "num_layers_in_first_pipeline_stage": spec.num_layers_in_first_pipeline_stage,
+        "pipeline_dtype": dtype,
         "params_dtype": dtype,
         "bf16": spec.dtype == "bfloat16",
         "fp16": spec.dtype == "float16",
@@ -123,6 +126,7 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
     """
     device = running().device
     import torch
+    from megatron.core import parallel_state
     from megatron.core.models.gpt import gpt_layer_specs
     from megatron.core.models.gpt.gpt_model import GPTModel
 
@@ -150,6 +154,8 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
             vocab_size=spec.vocab_size,
             max_sequence_length=spec.max_sequence_length,
             position_embedding_type=spec.position_embedding_type,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
             **arguments,
         )
         initialise_sinks(model)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "megatron.core.transformer.attention"
 DISPATCHER = "megatron.core.transformer.moe.token_dispatcher"
+COMMUNICATION = "megatron.core.inference.communication_utils"
 CONTEXT = "megatron.core.inference.contexts.dynamic_context"
 
 
@@ -41,7 +42,11 @@ class Runtime:
 _runtime: Runtime | None = None
 
 
-def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int = 1) -> torch.device:
+def start(
+    tensor_model_parallel_size: int = 1,
+    expert_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+) -> torch.device:
     """Make this process able to run Megatron's dynamic engine; returns the device it runs on.
 
     Without a CUDA device that is the CPU, and parts of ``torch.cuda`` and flash-attn are stood in
@@ -56,6 +61,8 @@ def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int =
     Args:
         tensor_model_parallel_size: ranks that share a model. Needs a process group of a multiple
             of as many ranks, initialised before, and the same calls on all of them.
+        pipeline_model_parallel_size: stages of a model, each on a rank of its own, likewise. All
+            of them return the tokens; only the last one's model returns logits.
 
     Raises:
         RuntimeError: Megatron's attention was imported before, without what it needs.
@@ -75,12 +82,17 @@ def start(tensor_model_parallel_size: int = 1, expert_model_parallel_size: int =
             stands_in = _enter_attention(stack, on_cpu)
             stack.enter_context(_process_group("gloo" if on_cpu else "nccl"))
             stack.enter_context(
-                _parallel_state(tensor_model_parallel_size, expert_model_parallel_size)
+                _parallel_state(
+                    tensor_model_parallel_size,
+                    expert_model_parallel_size,
+                    pipeline_model_parallel_size,
+                )
             )
             stack.callback(_drop_cuda_graphs)
             stack.enter_context(latent_attention.projections_split())
             if on_cpu:
                 stack.enter_context(_without_triton())
+                stack.enter_context(_stages_on_host())
                 stack.enter_context(_counts_on_host())
             loop = stack.enter_context(event_loop())
             # A process that ends without stop() would otherwise leave a process group behind.
@@ -174,7 +186,7 @@ def _process_group(backend: str) -> Iterator[None]:
 
 
 @contextmanager
-def _parallel_state(tensor_size: int, expert_size: int) -> Iterator[None]:
+def _parallel_state(tensor_size: int, expert_size: int, pipeline_size: int) -> Iterator[None]:
     """Megatron's parallel state and random seed; destroyed at the end if made here."""
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -182,7 +194,9 @@ def _parallel_state(tensor_size: int, expert_size: int) -> Iterator[None]:
     if parallel_state.model_parallel_is_initialized():
         yield
         return
-    parallel_state.initialize_model_parallel(tensor_size, expert_model_parallel_size=expert_size)
+    parallel_state.initialize_model_parallel(
+        tensor_size, pipeline_size, expert_model_parallel_size=expert_size
+    )
     try:
         # The tracker for inference: it can be captured in a CUDA graph, and needs no CUDA device.
         # Older source makes it anew each time.
@@ -210,6 +224,21 @@ def _without_triton() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, kernel)
+
+
+@contextmanager
+def _stages_on_host() -> Iterator[None]:
+    """Have the stages of a pipeline hand over what is not on a CUDA device."""
+    from importlib import import_module
+
+    module = import_module(COMMUNICATION)
+    name = "_is_cuda"
+    original = getattr(module, name)
+    setattr(module, name, lambda tensor: None)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 @contextmanager

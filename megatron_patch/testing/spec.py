@@ -34,6 +34,9 @@ class EngineSpec:
     """
 
     num_layers: int = 2
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Of a pipeline (see :func:`~megatron_patch.testing.start`); its other stages share the other
+    layers. None: all stages have the same number."""
     hidden_size: int = 64
     num_attention_heads: int = 4
     num_query_groups: int | None = None
