@@ -65,8 +65,8 @@ from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
-from .upstream.yarn_concentration_factor import YARN_CONCENTRATION_FACTOR
 from .upstream.uneven_pipeline import UNEVEN_PIPELINE
+from .upstream.yarn_concentration_factor import YARN_CONCENTRATION_FACTOR
 from .upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
 SERIES: tuple[Patch, ...] = (
