@@ -2,9 +2,15 @@
 
 The run is cut into lives. A life is one engine, whose features its scenario and its seed decide,
 and a few waves of requests, after each of which the engine is idle. Each request has to end with
-the tokens, and the log-probs, that it gets when it is alone in an engine without any features. In
-each step the KV blocks have to be those that the requests hold, and when the engine is idle all of
-them have to be free. A life that fails is reported with the command that repeats it alone.
+the tokens, and the log-probs, that it gets when it is alone in an engine without any features. One
+that is sampled has to have tokens that its own parameters allow, by the logits of the model alone,
+and the log-probs of the model alone. One that ends at a stop word or a termination id has to end
+there, and one that can never be served has to be answered with a status and an error. In each step
+the KV blocks have to be those that the requests hold, and when the engine is idle all of them have
+to be free. A life that fails is reported with the command that repeats it alone.
+
+    python tools/soak.py --requests 20000 --json soak.json    # on each pin; one core each
+    python tools/soak.py --requests 5000 --seed 100000        # a part of a run that is split
 
 Features that the installed release lacks are left out. On a CPU, in float32, so that tokens can be
 compared exactly. Exit status: 0 if all lives ended well, 1 if one failed, 2 for a bad command line.
@@ -23,12 +29,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 # A script's own directory is on the path, not the one above it.
@@ -36,9 +41,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import testing
-from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
+from megatron_patch.testing.decoding import add_request, has_work, stepper
+from megatron_patch.testing.event_loop import settle
+from megatron_patch.testing.releases import (
+    context_parameters,
+    engine_class,
+    parameters_of,
+    set_inference_mode,
+)
 from megatron_patch.testing.version import core_release, core_version
-from tools.differential import blocks
+from tools.differential import blocks, draws
+from tools.differential.observing import parts_of
+from tools.differential.serving import OWN_PARAMETERS, Room, is_greedy
 
 LONGEST_PROMPT = 40
 MOST_TOKENS = 12
@@ -59,6 +73,22 @@ BLOCK_GB = 2 * MODEL["num_layers"] * BLOCK * MODEL["hidden_size"] * 4 / 1024**3
 # change places. Prompts that lead to such a choice are not used.
 MARGIN = 1e-4
 TOLERANCE = 1e-4
+
+GREEDY = (1.0, 1, 0.0)
+NAN = float("nan")
+# Temperature, top-k and top-p. The first are greedy, whatever else they say.
+AS_GREEDY = ((0.0, 0, 0.0), (0.0, 5, 0.9), (0.5, 1, 1.0), (1.0, 1, 0.5))
+SAMPLED = (
+    (1.0, 0, 0.0),
+    (0.7, -1, 0.0),
+    (1.5, 5, 0.0),
+    (1.0, 0, 0.8),
+    (1.0, 0, 1.0),
+    (1.2, 8, 0.7),
+    (0.7, 20, 1.0),
+    (2.0, 100, 0.5),
+)
+MEANINGLESS = ((NAN, 0, 0.0), (-1.0, 0, 0.0), (1.0, -2, 0.0), (1.0, 0, 1.5), (1.0, 5, -0.5))
 
 RELEASE = core_release()
 
@@ -86,6 +116,12 @@ class Features:
     suspension: str | None = None
     """What becomes of the KV cache when the engine is suspended; ``default`` where there is no
     choice."""
+    stops: bool = False
+    """Some requests have stop words, or a termination id."""
+    sampling: bool = False
+    """Requests differ in temperature, top-k and top-p; before 0.16 waves do."""
+    refused: bool = False
+    """Some requests can never be served."""
 
 
 SCENARIOS: dict[str, Features] = {
@@ -102,37 +138,12 @@ SCENARIOS: dict[str, Features] = {
     "persist": Features(suspension="persist"),
     "offload": Features(suspension="offload"),
     "recompute": Features(suspension="recompute"),
+    "stops": Features(stops=True, log_probs="generated"),
+    "sampling": Features(sampling=True, log_probs="all"),
+    "refused": Features(refused=True, scarce=True),
 }
 MIXED = "mixed"
 """The scenario whose features are drawn."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """Features that releases cannot have together, and no patch of this package mends it.
-
-    `tools/matrix.py` draws them all the same, and recognises what is wrong by its cause.
-    """
-
-    together: Mapping[str, tuple[Any, ...]]
-    """Values of fields of `Features`."""
-    releases: str
-    why: str
-
-    def excludes(self, features: Features) -> bool:
-        """Whether the installed release cannot have these."""
-        return RELEASE in SpecifierSet(self.releases) and all(
-            getattr(features, name) in values for name, values in self.together.items()
-        )
-
-
-LIMITS = (
-    Limit(
-        {"chunks": (True,), "suspension": ("default",)},
-        ">=0.16,<0.17",
-        "a prompt of which some chunks are done when the engine is suspended is not begun anew",
-    ),
-)
 
 
 def available() -> dict[str, list[Any]]:
@@ -140,11 +151,12 @@ def available() -> dict[str, list[Any]]:
     engine = engine_class()
     known = {*parameters_of(engine), *context_parameters()}
     values: dict[str, list[Any]] = {name.name: [name.default] for name in fields(Features)}
-    for name in ("scarce", "padding"):
+    for name in ("scarce", "padding", "sampling", "refused"):
         values[name].append(True)
     values["log_probs"].append("all")
-    if _of_one_request():
+    if OWN_PARAMETERS:
         values["log_probs"].append("generated")
+        values["stops"].append(True)
     if RELEASE >= Version("0.17"):  # before, such a request gets one token all the same
         values["scoring"].append(True)
     if "enable_chunked_prefill" in known:
@@ -216,6 +228,27 @@ def answer(prompt: tuple[int, ...]) -> Answer:
 
 
 @cache
+def _model() -> Any:
+    return testing.build_model(testing.EngineSpec(**MODEL))
+
+
+def logits_alone(sequence: Sequence[int]) -> Any:
+    """Logits of the model alone, of all places of a sequence: (tokens, vocabulary)."""
+    import torch
+
+    model, count = _model(), len(sequence)
+    device = next(model.parameters()).device
+    hidden = torch.ones(count, count, dtype=torch.bool, device=device).triu(1)[None, None]
+    before = set_inference_mode(False)
+    try:
+        with torch.no_grad():
+            tokens = torch.tensor([list(sequence)], device=device)
+            return model(tokens, torch.arange(count, device=device)[None], hidden)[0].float()
+    finally:
+        set_inference_mode(before)
+
+
+@cache
 def stems() -> list[tuple[int, ...]]:
     """What prompts are cut from. They have parents, with which they begin."""
     rng = random.Random("stems")
@@ -239,11 +272,8 @@ def draw_prompt(rng: random.Random) -> tuple[int, ...]:
 
 
 def draw_features(rng: random.Random) -> Features:
-    """Features that the installed release can have together."""
-    while True:
-        drawn = Features(**{name: rng.choice(values) for name, values in available().items()})
-        if not any(limit.excludes(drawn) for limit in LIMITS):
-            return drawn
+    """Features that the installed release has, in any combination."""
+    return Features(**{name: rng.choice(values) for name, values in available().items()})
 
 
 class Life:
@@ -284,7 +314,8 @@ class Life:
         if features.scarce:
             # Enough for the longest sequence, not counting those set aside: for paused requests, or
             # before 0.16 for one request that can always go on.
-            number, aside = rng.randint(SEQUENCE_BLOCKS, 20), SEQUENCE_BLOCKS
+            fewest = 3 if features.refused else SEQUENCE_BLOCKS
+            number, aside = rng.randint(fewest, 20), SEQUENCE_BLOCKS
             if "paused_buffer_size_gb" in context_parameters():
                 aside = rng.choice((0, 4, 8))
                 options["paused_buffer_size_gb"] = (aside + 0.5) * BLOCK_GB
@@ -309,29 +340,75 @@ class Life:
         number = self._rng.randint(1, 40)
         self.counts["requests"] += number  # also if drawing them fails, when it asks for an answer
         requests = [self._draw_request() for _ in range(number)]
-        wave_wide = {}
-        if self.features.log_probs and not _of_one_request():
-            wave_wide["return_log_probs"] = self._rng.random() < 0.5
-        decoded = testing.decode(
-            engine, requests, on_step=self._on_step, capture_logits=False, sampling=wave_wide
-        )
-        for request, record in zip(requests, decoded.records, strict=True):
-            check_answer(request, record, {**wave_wide, **request.sampling})
-        self.counts["tokens"] += sum(map(len, decoded.tokens))
-        self.counts["steps"] += decoded.steps
+        wave_wide: dict[str, Any] = {}
+        if not OWN_PARAMETERS:
+            if self.features.log_probs:
+                wave_wide["return_log_probs"] = self._rng.random() < 0.5
+            if self.features.sampling:
+                wave_wide.update(_parameters(self._rng.choice((*AS_GREEDY, *SAMPLED))))
+        steps, answers = decode(engine, requests, self._on_step, wave_wide)
+        for request, answered in zip(requests, answers, strict=True):
+            why = self._refusal(engine, request)
+            if why is not None:
+                check_refused(request, answered, why)
+                self.counts["refused"] += 1
+                continue
+            sampling = {**wave_wide, **request.sampling}
+            check_answer(request, answered, sampling)
+            parts = parts_of(answered)
+            found = sum(len(part.generated_tokens) for part in parts)
+            self.counts["tokens"] += found
+            self.counts["sampled"] += not is_greedy(sampling_of(sampling))
+            self.counts["ended early"] += found < request.num_tokens
+            self.counts["came back"] += len(parts) > 1
+        self.counts["steps"] += steps
         self.counts["evictions"] = getattr(engine, "evicted_request_count", 0)
         self.counts["prefix hits"] = getattr(engine, "_prefix_cache_hits", 0)
 
+    def _refusal(self, engine: Any, request: testing.Request) -> str | None:
+        """Why the request can never be served."""
+        chunked = bool(self.spec.enable_chunked_prefill)
+        room = Room(blocks.limits(engine.context), LONGEST, BLOCK, chunked)
+        length, number = len(request.prompt), request.num_tokens
+        return room.refusal(length, number, sampling_of(request.sampling))
+
     def _draw_request(self) -> testing.Request:
         rng, features = self._rng, self.features
-        num_tokens, sampling = rng.randint(1, MOST_TOKENS), {}
+        num_tokens, sampling = rng.randint(1, MOST_TOKENS), dict[str, Any]()
         if features.scoring and rng.random() < 0.25:
             num_tokens, sampling = 0, {"return_log_probs": True}
-        elif features.log_probs and _of_one_request() and rng.random() < 0.5:
+        elif features.log_probs and OWN_PARAMETERS and rng.random() < 0.5:
             skip = features.log_probs == "generated" or rng.random() < 0.5
             sampling = {"return_log_probs": True, "skip_prompt_log_probs": skip}
-        return testing.Request(
-            draw_prompt(rng), num_tokens, rng.choice((0, rng.randint(0, 40))), sampling
+            if rng.random() < 0.3:
+                sampling["top_n_logprobs"] = rng.randint(1, 3)
+        prompt = draw_prompt(rng)
+        if features.sampling and OWN_PARAMETERS and rng.random() < 0.7:
+            sampling.update(_parameters(rng.choice((*AS_GREEDY, *SAMPLED))))
+        if features.stops and num_tokens and rng.random() < 0.5:
+            sampling.update(_draw_stops(rng, prompt, num_tokens))
+        arrival = rng.choice((0, rng.randint(0, 40)))
+        request = testing.Request(prompt, num_tokens, arrival, sampling)
+        return self._draw_refused(request) if features.refused and rng.random() < 0.2 else request
+
+    def _draw_refused(self, request: testing.Request) -> testing.Request:
+        """A request that can never be served, where the release can say so."""
+        rng, kinds = self._rng, list[str]()
+        if RELEASE >= Version("0.15"):  # before, its blocks are lost: `tools/matrix.py` knows that
+            kinds += ["prompt", "whole"]
+        if OWN_PARAMETERS:
+            kinds += ["less", "parameters"]
+        if not kinds:
+            return request
+        kind = rng.choice(kinds)
+        if kind == "prompt":
+            return replace(request, prompt=request.prompt * (1 + LONGEST // len(request.prompt)))
+        if kind == "whole":  # from 0.19 on as many as there is room for
+            return replace(request, num_tokens=LONGEST - len(request.prompt) + rng.randint(1, 99))
+        if kind == "less":
+            return replace(request, num_tokens=-rng.randint(1, 9))
+        return replace(
+            request, sampling={**request.sampling, **_parameters(rng.choice(MEANINGLESS))}
         )
 
     def _on_step(self, engine: Any, step: int) -> None:
@@ -349,9 +426,93 @@ class Life:
             self.counts["steps with paused requests"] += context.paused_request_count > 0
 
 
-def _of_one_request() -> bool:
-    """Whether a request has sampling parameters of its own."""
-    return "sampling_params" in parameters_of(engine_class().add_request)
+def _parameters(sampling: draws.Sampling) -> dict[str, Any]:
+    return dict(zip(("temperature", "top_k", "top_p"), sampling, strict=True))
+
+
+def sampling_of(parameters: Mapping[str, Any]) -> draws.Sampling:
+    """Temperature, top-k and top-p of a request."""
+    temperature, top_k, top_p = GREEDY
+    return (
+        parameters.get("temperature", temperature),
+        parameters.get("top_k", top_k),
+        parameters.get("top_p", top_p),
+    )
+
+
+def _draw_stops(rng: random.Random, prompt: tuple[int, ...], num_tokens: int) -> dict[str, Any]:
+    """Stop words, or a termination id, of what the prompt is answered with and of other tokens."""
+    tokens, found = answer(prompt).tokens[:num_tokens], dict[str, Any]()
+    if rng.random() < 0.3:
+        found["termination_id"] = rng.choice(tokens)
+    if rng.random() < 0.8:
+        words = []
+        for _ in range(rng.randint(1, 2)):
+            first = rng.randrange(len(tokens))
+            words.append(" ".join(map(str, tokens[first : first + rng.randint(1, 3)])))
+        # Words that are empty, that no answer has, and that no token is.
+        odd = ("", "999", " ".join(["1"] * 99), " ".join(map(str, prompt[-2:])))
+        words += [word for word in odd if rng.random() < 0.2]
+        rng.shuffle(words)
+        found["stop_words"] = words
+        if rng.random() < 0.3:
+            found["detokenize_stop_sequence"] = True
+    return {name: value for name, value in found.items() if name in _known_parameters()}
+
+
+@cache
+def _known_parameters() -> frozenset[str]:
+    from megatron.core.inference.sampling_params import SamplingParams
+
+    return frozenset(parameters_of(SamplingParams))
+
+
+def decode(
+    engine: Any,
+    requests: Sequence[testing.Request],
+    on_step: Callable[[Any, int], None],
+    wave_wide: Mapping[str, Any],
+) -> tuple[int, list[Any]]:
+    """Run requests until each is answered; how many steps there were, and the answers.
+
+    What 0.14 raises when it is given a request is the answer to it.
+    """
+    answers: dict[int, Any] = {}
+    make_step, steps = stepper(engine, wave_wide), 0
+    last = max(request.arrival_step for request in requests)
+    most = last + 16 + 2 * sum(len(item.prompt) + max(item.num_tokens, 0) for item in requests)
+    if not testing.is_suspended(engine):
+        set_inference_mode(True)  # the suspension of another engine switches it off for all
+    for step in range(most):
+        for index, request in enumerate(requests):
+            if request.arrival_step == step:
+                try:
+                    answers[index] = add_request(engine, request, {})
+                except _refusals() as error:
+                    answers[index] = error
+        on_step(engine, step)
+        if not testing.is_suspended(engine) and has_work(engine):
+            make_step()
+            steps += 1
+        if len(answers) == len(requests) and all(map(_is_answered, answers.values())):
+            settle(engine._loop)
+            return steps, [_answered(answers[index]) for index in range(len(requests))]
+    waiting = [index for index in range(len(requests)) if not _is_answered(answers.get(index))]
+    raise SoakError(f"requests {waiting} of {len(requests)} did not end within {most} steps")
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    from megatron.core.inference.contexts import dynamic_context
+
+    return (dynamic_context.ContextOverflowError,) if RELEASE < Version("0.15") else ()
+
+
+def _is_answered(found: Any) -> bool:
+    return isinstance(found, BaseException) or (found is not None and found.done())
+
+
+def _answered(found: Any) -> Any:
+    return found if isinstance(found, BaseException) else found.result()
 
 
 def check_blocks(context: Any) -> None:
@@ -369,24 +530,98 @@ def check_idle(context: Any, start: int) -> None:
     check_blocks(context)
 
 
+def check_refused(request: testing.Request, answered: Any, why: str) -> None:
+    """A request that can never be served has a status and an error that say so."""
+    if isinstance(answered, BaseException):
+        return
+    parts = parts_of(answered)
+    last = parts[-1]
+    kinds = [event.type.name for part in parts for event in part.events]
+    if last.status.name != "FAILED" or not any(kind.startswith("ERROR") for kind in kinds):
+        raise SoakError(f"{request} ended as {last.status.name} with {kinds}, and {why}")
+
+
 def check_answer(request: testing.Request, record: Any, sampling: dict[str, Any]) -> None:
     """`record` is what the lonely engine would have made of the request."""
-    # A request that was recomputed has a part for each time. Not its `merge()`, which fails if
-    # only some of them have log-probs, and drops all if the first has none.
-    parts = getattr(record, "requests", None) or [record]
-    expected = answer(request.prompt)
-    tokens = list(expected.tokens[: request.num_tokens])
+    if isinstance(record, BaseException):
+        raise SoakError(f"{request} was refused: {record!r}")
+    # A request that was evicted or recomputed has a part for each time.
+    parts = parts_of(record)
     found = [token for part in parts for token in part.generated_tokens]
-    if found != tokens:
-        raise SoakError(f"{request} got the tokens {found}, not {tokens}")
-    if not sampling.get("return_log_probs"):
-        return
+    status = getattr(parts[-1].status, "name", None)
+    if status != "COMPLETED":
+        raise SoakError(f"{request} ended as {status} with {parts[-1].events}")
+    # From 0.19 on more than there is room for are cut; before, they are refused.
+    number = min(request.num_tokens, LONGEST - len(request.prompt))
+    if is_greedy(sampling_of(sampling)):
+        right = cut(_continuation(request.prompt, number), sampling)
+        if found != right:
+            raise SoakError(f"{request} got the tokens {found}, not {right}")
+    else:
+        check_sampled(request, found, sampling, number)
+    if sampling.get("return_log_probs"):
+        check_log_probs(request, parts, sampling)
+
+
+def _continuation(prompt: tuple[int, ...], number: int) -> list[int]:
+    """What the model alone generates greedily."""
+    tokens = list(answer(prompt).tokens[:number])
+    while len(tokens) < number:  # more than other requests want
+        tokens.append(int(logits_alone([*prompt, *tokens])[-1].argmax()))
+    return tokens
+
+
+def cut(tokens: Sequence[int], sampling: Mapping[str, Any]) -> list[int]:
+    """The tokens of an answer that ends at stop words and a termination id."""
+    words = [list(map(int, word.split())) for word in sampling.get("stop_words", ())]
+    found: list[int] = []
+    for token in tokens:
+        found.append(token)
+        for word in words:
+            if word and found[-len(word) :] == word:
+                kept = sampling.get("detokenize_stop_sequence") or not _trims()
+                return found if kept else found[: -len(word)]
+        if token == sampling.get("termination_id"):
+            return found
+    return found
+
+
+def check_sampled(
+    request: testing.Request, found: list[int], sampling: Mapping[str, Any], number: int
+) -> None:
+    """By the logits of the model alone each token may be drawn, and it ends where it has to.
+
+    A stop word may have been taken out of a shorter one, and which it was nobody knows.
+    """
+    rows = logits_alone([*request.prompt, *found])[len(request.prompt) - 1 :]
+    for place, token in enumerate(found):
+        if not draws.allows(rows[place], sampling_of(sampling), token, TOLERANCE):
+            raise SoakError(f"{request} has {token} at {place}, which cannot be drawn: {found}")
+    taken = bool(sampling.get("stop_words")) and _trims()
+    right = cut(found, sampling)
+    if right != found:
+        raise SoakError(f"{request} goes on after {right}: {found}")
+    ended = found[-1:] == [sampling.get("termination_id")] or _ends_with_word(found, sampling)
+    if len(found) > number or (len(found) < number and not ended and not taken):
+        raise SoakError(f"{request} has {len(found)} tokens, not {number}: {found}")
+
+
+def _ends_with_word(tokens: list[int], sampling: Mapping[str, Any]) -> bool:
+    words = [list(map(int, word.split())) for word in sampling.get("stop_words", ())]
+    return any(word and tokens[-len(word) :] == word for word in words)
+
+
+def check_log_probs(
+    request: testing.Request, parts: Sequence[Any], sampling: Mapping[str, Any]
+) -> None:
+    """Each token has the log prob that the model alone gives it, and as many top-n as wanted."""
+    found = [token for part in parts for token in part.generated_tokens]
     generated = [value for part in parts for value in part.generated_log_probs or ()]
-    if _of_one_request() and len(generated) != len(tokens):
-        raise SoakError(f"{request} has {len(tokens)} tokens and {len(generated)} log-probs")
-    # Before 0.16 the first one that is generated is in the list of the prompt.
+    if OWN_PARAMETERS and len(generated) != len(found):
+        raise SoakError(f"{request} has {len(found)} tokens and {len(generated)} log-probs")
+    # Before 0.16 the first one that is generated may be in the list of the prompt.
     values = [*(parts[0].prompt_log_probs or ()), *generated]
-    right = expected.log_probs[: len(request.prompt) - 1 + request.num_tokens]
+    right = _log_probs(request, found)
     if sampling.get("skip_prompt_log_probs"):
         right = right[len(request.prompt) - 1 :]
     if len(values) != len(right):
@@ -394,6 +629,25 @@ def check_answer(request: testing.Request, record: Any, sampling: dict[str, Any]
     worst = max((abs(a - b) for a, b in zip(values, right, strict=True)), default=0.0)
     if not worst <= TOLERANCE:
         raise SoakError(f"{request} has log-probs that are off by up to {worst:.3g}")
+    if sampling.get("top_n_logprobs"):
+        top = [entry for part in parts for entry in part.generated_top_n_logprobs or ()]
+        if [len(entry) for entry in top] != [sampling["top_n_logprobs"]] * len(found):
+            raise SoakError(f"{request} has {len(found)} tokens and the top-n log-probs {top}")
+
+
+def _log_probs(request: testing.Request, found: list[int]) -> list[float]:
+    """Of each token after the first, by the model alone."""
+    expected = answer(request.prompt)
+    if list(expected.tokens[: len(found)]) == found:
+        return list(expected.log_probs[: len(request.prompt) - 1 + len(found)])
+    sequence = [*request.prompt, *found]
+    rows = logits_alone(sequence).log_softmax(-1)
+    return [float(rows[at, token]) for at, token in enumerate(sequence[1:])]
+
+
+def _trims() -> bool:
+    """Whether the release takes stop words out of the answer."""
+    return "detokenize_stop_sequence" in _known_parameters()
 
 
 @dataclass(frozen=True)
@@ -453,10 +707,27 @@ def _failure(life: Life, error: Exception) -> Failure:
     )
 
 
-def _progress(text: str) -> None:
-    """One line on stderr, written over, so that stdout has the results only."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+class Progress:
+    """On stderr, so that stdout has the results only: a line that is written over.
+
+    Where that is no terminal, a line each half minute.
+    """
+
+    SECONDS = 30.0
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def tell(self, text: str) -> None:
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() >= self._last + self.SECONDS:
+            self._last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -483,9 +754,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Half of the lives are mixed ones.
     only = options.scenarios or [name for single in playable[:-1] for name in (single, MIXED)]
 
+    progress = Progress()
+
     def on_life(soak: Soak) -> None:
         done = soak.total()
-        _progress(
+        progress.tell(
             f"{done['requests']} of {options.requests} requests in {done['lives']} lives, "
             f"{len(soak.failures)} failed"
         )
@@ -494,7 +767,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     soak.run(options.requests, on_life)
     seconds = time.perf_counter() - begin
-    _progress("")
+    progress.end()
     report = {
         "seed": options.seed,
         "seconds": round(seconds, 1),
@@ -515,6 +788,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  {name:10} " + ", ".join(f"{number} {what}" for what, number in counts.items()))
     for failure in soak.failures:
         print(f"FAILED: python tools/soak.py {failure}")
+    print(f"{soak.total()['requests']} requests, {len(soak.failures)} lives failed")
     return 1 if soak.failures else 0
 
 

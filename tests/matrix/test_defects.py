@@ -141,6 +141,46 @@ SHOWN = [
         '{"requests":[{"num_tokens":1}],"lessons":["evaluate","look","train","train","evaluate",'
         '"look"],"captured":true}',
     ),
+    (
+        "sampling parameters that no sampler takes",
+        ">=0.14",
+        '{"requests":[{"sampling":[1.0,5,0.9]}]}',
+    ),
+    (
+        "sampling parameters of all requests that mean nothing",
+        "<0.16",
+        '{"requests":[{"sampling":[1.0,0,1.5]}]}',
+    ),
+    (
+        "more blocks than there are",
+        ">=0.16",
+        '{"requests":[{"length":20,"num_tokens":14},{"length":9}],"spare_blocks":-2,'
+        '"paused_blocks":4,"block_size":4}',
+    ),
+    (
+        "a request that has outgrown a step",
+        ">=0.17",
+        '{"requests":[{"length":60,"num_tokens":14}],"happenings":[{"step":8}],"longest":96,'
+        '"suspension":"recompute"}',
+    ),
+    ("an empty prompt", ">=0.14", '{"requests":[{"length":9},{"length":0,"arrival":2}]}'),
+    (
+        "an empty stop word where tokens are drafted",
+        ">=0.17",
+        '{"requests":[{"length":9,"num_tokens":8,"odd_stop":"empty"}],"only_last":false,'
+        '"speculative":1}',
+    ),
+    (
+        "recomputed activations of layers that draft",
+        ">=0.18,<0.19",
+        '{"requests":[{"num_tokens":8}],"happenings":[{"step":2,"what":"train"}],'
+        '"only_last":false,"speculative":1,"recompute":true}',
+    ),
+    (
+        "a sequence that is too long, at its turn",
+        "<0.15",
+        '{"requests":[{"length":9,"num_tokens":8},{"length":20,"num_tokens":60}]}',
+    ),
 ]
 
 needs_drafts = pytest.mark.skipif(
@@ -241,6 +281,12 @@ def test_each_defect_has_one_name_and_a_reason():
         Complaint("goes on", 0, "after its stop word", {"stop": [1], "at": 1}),
         Complaint("ends early", 0, "too early", {"missing": 1}),
         Complaint("blocks", None, "two blocks are gone"),
+        Complaint("astray", None, "keys go to another block"),
+        Complaint("draw", 0, "not drawn with its parameters", {"part": 0, "place": 0}),
+        Complaint("logits", 0, "other logits", {"part": 0, "place": 0}),
+        Complaint("status", 0, "FAILED"),
+        Complaint("not refused", 0, "served", {"why": "a prompt is too long"}),
+        Complaint("no error", 0, "no event says why"),
         Complaint(
             "exception",
             None,
@@ -303,10 +349,11 @@ def test_log_probs_are_lost_where_the_rows_are_of_others(device, wanted, arrival
 
 
 def _seen(text: str) -> tuple[oracles.Case, Complaint]:
-    """A run of the released engine, and its only complaint."""
+    """A run of the released engine, and its only complaint about a request."""
     configuration = decode(text)
     case = oracles.Case(configuration, Planted().runner()(configuration, "none"))
-    (complaint,) = oracles.complaints(configuration, case.observation)
+    found = oracles.complaints(configuration, case.observation)
+    (complaint,) = (item for item in found if item.request is not None)
     return case, complaint
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -60,7 +60,8 @@ def ended(request, **fields):
         "prompt_log_probs": list(expected.log_probs[:split]),
         "generated_log_probs": list(expected.log_probs[split:][: request.num_tokens]),
     }
-    return SimpleNamespace(**{**right, **fields})
+    of_all = {"status": SimpleNamespace(name="COMPLETED"), "events": []}
+    return SimpleNamespace(**{**of_all, **right, **fields})
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1], soak.stems()[3]])
@@ -75,19 +76,13 @@ def test_an_answer_is_that_of_the_model_alone(model, prompt):
     assert expected.margin == pytest.approx(float((best[:, 0] - best[:, 1]).min()), abs=1e-5)
 
 
-def test_features_that_a_release_cannot_have_together_are_not_drawn(monkeypatch):
-    limit = soak.Limit({"scarce": (True,), "log_probs": ("all", "generated")}, ">=0.14", "it fails")
-    monkeypatch.setattr(soak, "LIMITS", (limit,))
+def test_any_features_of_a_release_are_drawn_together():
     rng = random.Random(0)
-    drawn = {(f.scarce, f.log_probs is not None) for f in map(soak.draw_features, [rng] * 200)}
-    assert drawn == {(False, False), (False, True), (True, False)}
-    monkeypatch.setattr(soak, "LIMITS", (replace(limit, releases="<0.14"),))
-    assert any(f.scarce and f.log_probs for f in map(soak.draw_features, [rng] * 200))
-
-
-def test_no_scenario_is_one_that_a_release_cannot_play():
-    for features in soak.SCENARIOS.values():
-        assert not any(limit.excludes(features) for limit in soak.LIMITS)
+    drawn = [soak.draw_features(rng) for _ in range(300)]
+    values = soak.available()
+    assert {(f.scarce, f.refused) for f in drawn} == set(product((False, True), repeat=2))
+    for name, of_name in values.items():
+        assert {getattr(features, name) for features in drawn} == {*of_name}
 
 
 @pytest.mark.parametrize("scenario", ["plain", soak.MIXED])
@@ -124,12 +119,73 @@ def test_what_the_lonely_engine_says_is_right():
         ({"generated_log_probs": None}, "log-probs"),
         ({"generated_log_probs": [0.0] * 4}, "off by up to"),
         ({"generated_log_probs": [0.0] * 5}, "log-probs"),
+        ({"status": SimpleNamespace(name="FAILED")}, "ended as FAILED"),
     ],
 )
 def test_a_wrong_answer_is_an_error(wrong, message):
     request = testing.Request(PROMPT, num_tokens=4)
     with pytest.raises(soak.SoakError, match=message):
         soak.check_answer(request, ended(request, **wrong), WANTED)
+
+
+def test_an_answer_ends_where_it_has_to():
+    tokens = [7, 8, 9, 8, 9, 3]
+    assert soak.cut(tokens, {}) == tokens
+    assert soak.cut(tokens, {"termination_id": 9}) == [7, 8, 9]
+    assert soak.cut(tokens, {"stop_words": ["", "4", "9 3 1"]}) == tokens
+    kept = soak.cut(tokens, {"stop_words": ["5", "9 8"], "detokenize_stop_sequence": True})
+    assert kept == [7, 8, 9, 8]
+    taken = soak.cut(tokens, {"stop_words": ["5", "9 8"]})
+    assert taken == ([7, 8] if soak._trims() else [7, 8, 9, 8])
+
+
+SAMPLED = {"temperature": 1.0, "top_k": 3, "top_p": 0.0}
+
+
+def test_a_sampled_answer_has_tokens_that_can_be_drawn():
+    request = testing.Request(PROMPT, num_tokens=4)
+    likely = list(soak.answer(PROMPT).tokens[:4])
+    soak.check_answer(request, ended(request), SAMPLED)
+    rows = soak.logits_alone([*PROMPT, *likely])
+    likely[2] = int(rows[len(PROMPT) + 1].topk(3).indices[2])
+    log_probs = soak._log_probs(request, likely)
+    right = {"generated_tokens": likely, "generated_log_probs": log_probs[len(PROMPT) - 1 :]}
+    # What comes after it may not be among the three most likely ones any more: only those before.
+    shorter = testing.Request(PROMPT, num_tokens=3)
+    short = {name: values[:3] for name, values in right.items()}
+    soak.check_answer(shorter, ended(shorter, **short), {**SAMPLED, **WANTED})
+    likely[2] = int(rows[len(PROMPT) + 1].topk(4).indices[3])
+    with pytest.raises(soak.SoakError, match=f"has {likely[2]} at 2, which cannot be drawn"):
+        soak.check_answer(shorter, ended(shorter, generated_tokens=likely[:3]), SAMPLED)
+
+
+@pytest.mark.parametrize(
+    ("count", "sampling", "message"),
+    [
+        (3, {}, "has 3 tokens, not 4"),
+        (4, {"termination": 1}, "goes on after"),
+    ],
+)
+def test_a_sampled_answer_ends_where_it_has_to(count, sampling, message):
+    request = testing.Request(PROMPT, num_tokens=4)
+    tokens = list(soak.answer(PROMPT).tokens[:count])
+    ends = {"termination_id": tokens[sampling["termination"]]} if sampling else {}
+    with pytest.raises(soak.SoakError, match=message):
+        soak.check_answer(request, ended(request, generated_tokens=tokens), {**SAMPLED, **ends})
+
+
+def test_a_refused_request_has_a_status_and_an_error():
+    def event(name):
+        return SimpleNamespace(type=SimpleNamespace(name=name))
+
+    failed, request = SimpleNamespace(name="FAILED"), testing.Request(PROMPT, num_tokens=-1)
+    right = ended(request, status=failed, events=[event("ERROR_NONTRANSIENT"), event("FAIL")])
+    soak.check_refused(request, right, "it is too long")
+    soak.check_refused(request, ValueError("too long"), "it is too long")
+    for wrong in ({"events": [event("FAIL")]}, {"status": SimpleNamespace(name="COMPLETED")}):
+        answered = SimpleNamespace(**{**vars(right), **wrong})
+        with pytest.raises(soak.SoakError, match="and it is too long"):
+            soak.check_refused(request, answered, "it is too long")
 
 
 def test_blocks_that_each_have_one_holder_are_right(context):
@@ -210,14 +266,14 @@ def test_a_failure_is_reported_with_what_repeats_it(monkeypatch, capsys, tmp_pat
 def test_what_repeats_a_failure_makes_no_more_requests_than_it_took(monkeypatch):
     waves = []
 
-    def decode(engine, requests, **_):
+    def decode(engine, requests, *_):
         """Every second wave fails, and so each life in its second."""
         waves.append(requests)
         if len(waves) % 2 == 0:
             raise RuntimeError("what a pity")
-        return SimpleNamespace(tokens=(), steps=0, records=[None] * len(requests))
+        return 0, [SimpleNamespace(generated_tokens=[])] * len(requests)
 
-    monkeypatch.setattr(testing, "decode", decode)
+    monkeypatch.setattr(soak, "decode", decode)
     monkeypatch.setattr(soak, "draw_prompt", lambda rng: (rng.randrange(64),))
     monkeypatch.setattr(soak, "check_answer", lambda *_: None)
     long = soak.Soak(["plain"], seed=3)

@@ -20,6 +20,21 @@ def free(context: Any) -> int:
     return int(pool) + cached(context)
 
 
+def limits(context: Any) -> dict[str, int]:
+    """What a request that is alone can have: tokens in a step, blocks for its prompt, and to grow.
+
+    Before 0.16 what is set aside lets one request always go on, and a prompt gets none of it.
+    """
+    blocks, found = allocator(context), {"tokens of a step": int(context.max_tokens)}
+    if hasattr(blocks, "active_count"):
+        total, growth = int(blocks.total_count) - 1, int(blocks.active_count)
+        return {**found, "blocks of a prompt": total, "blocks to grow": growth}
+    name = "block" if hasattr(blocks, "block_count_total") else "chunk"
+    total = int(getattr(blocks, f"{name}_count_total")) - 1  # one is for padding
+    aside = int(getattr(blocks, f"gtd_{name}_count"))
+    return {**found, "blocks of a prompt": total - aside, "blocks to grow": total}
+
+
 def cached(context: Any) -> int:
     """Blocks that are cached and that nobody holds."""
     if not getattr(context, "enable_prefix_caching", False):

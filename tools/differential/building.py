@@ -8,7 +8,7 @@ from typing import Any
 from megatron_patch import testing
 from megatron_patch.testing.releases import context_parameters
 
-from .configuration import LONGEST, VOCABULARY, Configuration, Plan
+from .configuration import VOCABULARY, Configuration, Plan
 
 LAYERS, HIDDEN, HEADS = 2, 32, 2
 
@@ -21,7 +21,7 @@ def model_fields(configuration: Configuration) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_query_groups": 1 if configuration.grouped else None,
         "vocab_size": VOCABULARY,
-        "max_sequence_length": LONGEST,
+        "max_sequence_length": configuration.longest,
         "dtype": configuration.dtype,
         "num_speculative_tokens": configuration.speculative,
         "num_moe_experts": configuration.experts,
@@ -52,8 +52,12 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
     if configuration.token_events:
         options["track_generated_token_events"] = True
     if configuration.spare_blocks is not None:
-        blocks, aside = configuration.spare_blocks, -(-LONGEST // configuration.block_size)
+        blocks, aside = (
+            configuration.spare_blocks,
+            -(-configuration.longest // configuration.block_size),
+        )
         blocks += max(-(-_tokens(plan) // configuration.block_size) for plan in _all(configuration))
+        blocks = max(blocks, 1)
         if "paused_buffer_size_gb" in known:
             aside = configuration.paused_blocks
             options["paused_buffer_size_gb"] = (aside + 0.5) * block_gb(configuration)
@@ -98,7 +102,10 @@ def block_gb(configuration: Configuration) -> float:
 
 
 def _all(configuration: Configuration) -> tuple[Plan, ...]:
-    return configuration.requests or (Plan(),)
+    """The requests that an engine can have room for."""
+    longest = configuration.longest
+    found = tuple(plan for plan in configuration.requests if not plan.is_too_long(longest))
+    return found or (Plan(),)
 
 
 def _tokens(plan: Plan) -> int:

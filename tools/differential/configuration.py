@@ -7,14 +7,30 @@ import random
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
+from types import MappingProxyType
 from typing import Any
+
+from .serving import is_greedy, means_something
 
 VOCABULARY = 64
 LONGEST = 64
-"""Tokens of a prompt and of what is generated for it, at the most."""
+"""Tokens of a prompt and of what is generated for it, at the most, unless it is said."""
 LONGEST_PROMPT = 44
 
 GREEDY = (1.0, 1, 0.0)
+
+NAN = float("nan")
+"""The same object wherever it is read, so that configurations that have it are equal."""
+
+ODD_STOPS = MappingProxyType(
+    {
+        "empty": "a word of no tokens",
+        "absent": "a token that the vocabulary has not",
+        "long": "a word that is longer than any answer",
+        "again": "the stop word a second time, and a longer one that begins with it",
+    }
+)
+"""Further stop words, which end no answer that the stop word does not end."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +46,31 @@ class Plan:
     """``generated``, or ``all``, which has those of the prompt too."""
     top_n: int = 0
     sampling: tuple[float, int, float] = GREEDY
-    """Temperature, top-k and top-p."""
+    """Temperature, top-k and top-p. Not all mean something."""
     stop: tuple[int, int] | None = None
     """A stop word: so many tokens from that place on of what the model alone generates."""
     end: int | None = None
     """Its termination id is the token at that place of what the model alone generates."""
+    odd_stop: str | None = None
+    """A key of :data:`ODD_STOPS`."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        return stems()[self.stem][: self.length]
+        """A longer one than a stem goes on with its beginning."""
+        return (stems()[self.stem] * (1 + self.length // LONGEST_PROMPT))[: self.length]
 
     @property
     def greedy(self) -> bool:
-        return self.sampling[1] == 1
+        return is_greedy(self.sampling)
+
+    @property
+    def meant(self) -> bool:
+        """Whether the sampling parameters mean something."""
+        return means_something(self.sampling)
+
+    def is_too_long(self, longest: int) -> bool:
+        """Whether it asks for more tokens than a sequence can have, or for less than none."""
+        return self.num_tokens < 0 or self.length + self.num_tokens > longest
 
 
 @dataclass(frozen=True)
@@ -66,12 +94,15 @@ class Configuration:
     """Who else is in the process: a key of :data:`tools.differential.company.COMPANY`."""
 
     spare_blocks: int | None = None
-    """KV blocks beyond those of the longest request. None: enough for all."""
+    """KV blocks beyond those of the longest request. None: enough for all. Fewer than none: too few
+    for that one."""
     paused_blocks: int = 0
     """Blocks set aside for paused requests, where the pool is not enough for all."""
     block_size: int = 8
     max_requests: int = 8
     max_tokens: int = 64
+    longest: int = LONGEST
+    """Tokens of a sequence, at the most."""
     graphs: int | None = None
     """At most so many CUDA graphs, or sizes that batches are padded to."""
     mixed: bool = False
@@ -113,6 +144,7 @@ class Configuration:
     def of_model(self) -> Configuration:
         """The plainest configuration with the same model."""
         return Configuration(
+            longest=self.longest,
             grouped=self.grouped,
             dtype=self.dtype,
             speculative=self.speculative,
@@ -160,7 +192,7 @@ def decode(text: str) -> Configuration:
         ValueError: it is no configuration; the message says why.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant={"NaN": NAN}.get)
         for name, kind in (("requests", Plan), ("happenings", Happening)):
             if name in found:
                 found[name] = tuple(kind(**_tuples(item)) for item in found[name])
@@ -188,7 +220,8 @@ def dimensions(configuration: Configuration) -> dict[str, str]:
         if field.name not in NOT_COUNTED
     }
     samplings = {plan.sampling for plan in plans}
-    named["pool"] = "plenty" if configuration.spare_blocks is None else "scarce"
+    blocks = configuration.spare_blocks
+    named["pool"] = "plenty" if blocks is None else "scarce" if blocks >= 0 else "too small"
     named["log_probs"] = "+".join(sorted({str(plan.log_probs) for plan in plans}))
     named["top_n"] = str(any(plan.top_n for plan in plans))
     named["sampling"] = (
@@ -197,6 +230,13 @@ def dimensions(configuration: Configuration) -> dict[str, str]:
         else "greedy"
         if samplings == {GREEDY}
         else "one of no greedy kind"
+    )
+    named["sampling parameters"] = "+".join(sorted({_kind_of_sampling(plan) for plan in plans}))
+    named["other stop words"] = "+".join(sorted({str(plan.odd_stop) for plan in plans}))
+    named["empty prompt"] = str(any(plan.length == 0 for plan in plans))
+    named["too long"] = str(any(plan.is_too_long(configuration.longest) for plan in plans))
+    named["prompt over max_tokens"] = str(
+        any(plan.length > configuration.max_tokens for plan in plans)
     )
     named["stop words"] = "+".join(
         sorted({"none" if p.stop is None else f"{p.stop[1]} at {min(p.stop[0], 1)}" for p in plans})
@@ -209,6 +249,18 @@ def dimensions(configuration: Configuration) -> dict[str, str]:
     for what in ("suspend", "train", "update", "evaluate", "epoch"):
         named[what] = str(sum(happening.what == what for happening in happenings))
     return named
+
+
+def _kind_of_sampling(plan: Plan) -> str:
+    temperature, top_k, top_p = plan.sampling
+    if not plan.meant:
+        return "meaningless"
+    if temperature == 0:
+        return "temperature 0"
+    if plan.greedy:
+        return "greedy"
+    filters = ["top-k"] * (top_k > 0) + ["top-p"] * (top_p > 0)
+    return " and ".join(filters) or "no filter"
 
 
 def as_dict(configuration: Configuration) -> dict[str, Any]:

@@ -10,15 +10,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from megatron_patch.backports import SERIES
 from megatron_patch.testing.version import core_release
 
 from . import slots
 from .comparing import Difference
-from .configuration import Plan
+from .configuration import VOCABULARY, Plan
 from .observing import Filed
-from .oracles import Case, Complaint
+from .oracles import Case, Complaint, refusal
 from .running import stop_words
 
 RELEASE = core_release()
@@ -61,6 +62,7 @@ def _is_list(complaint: Complaint, *names: str) -> bool:
     return complaint.kind == "count" and complaint.facts["list"] in names
 
 
+VALUES = ("token", "logits", "log prob")
 LOG_PROBS = ("generated_log_probs", "prompt_log_probs")
 TOP_N = ("generated_top_n_logprobs", "prompt_top_n_logprobs")
 
@@ -183,7 +185,7 @@ def _begins_with(case: Case, plan: Plan, word: list[int]) -> bool:
 def _stale_prefix(case: Case, complaint: Complaint) -> bool:
     """When it came it found keys and values that other weights had made."""
     index = complaint.request
-    if index is None or complaint.kind not in ("token", "log prob"):
+    if index is None or complaint.kind not in VALUES:
         return False
     if not case.configuration.updates or not case.skipped(index, 0):
         return False
@@ -235,8 +237,8 @@ def _accepted_twice(case: Case, complaint: Complaint) -> bool:
     index = complaint.request
     if complaint.kind != "ends early" or index is None or not case.configuration.speculative:
         return False
-    accepted = len(case.observation.filed[index][-1].tokens) - 1
-    return 0 < int(complaint.facts["missing"]) <= accepted
+    accepted = [len(filed.tokens) - 1 for filed in case.observation.filed[index]][-1:]
+    return bool(accepted) and 0 < int(complaint.facts["missing"]) <= accepted[0]
 
 
 def _nothing_to_sample(case: Case, complaint: Complaint) -> bool:
@@ -303,6 +305,124 @@ def _captured_again(case: Case, complaint: Complaint) -> bool:
             for item in case.configuration.happenings
         )
     )
+
+
+def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
+    """A training step of a model that drafts, with recomputed activations."""
+    configuration = case.configuration
+    return (
+        complaint.kind == "exception"
+        and "_checkpointed_forward() got an unexpected" in complaint.facts["text"]
+        and configuration.recompute
+        and configuration.speculative > 0
+    )
+
+
+def _empty_stop_word(case: Case, complaint: Complaint) -> bool:
+    """It ends with a step that accepted a speculative token, or could have."""
+    plan = _plan(case, complaint)
+    if plan is None or plan.odd_stop != "empty" or not case.configuration.speculative:
+        return False
+    return complaint.kind == "ends early" or _is_list(complaint, LOG_PROBS[0], TOP_N[0])
+
+
+def _is_taken(plan: Plan) -> bool:
+    """Whether the released sampler takes the sampling parameters, whatever it makes of them."""
+    temperature, top_k, top_p = plan.sampling
+    if not top_p <= 1 or (top_k > 0 and top_p > 0) or top_k >= VOCABULARY:
+        return False
+    # A logit that is divided by less is infinite.
+    return top_k == 1 or temperature < 0 or temperature >= 1e-30
+
+
+def _cannot_be_sampled(case: Case, complaint: Complaint) -> bool:
+    """A request is served that means nothing, or one in the last forward pass is not taken."""
+    plan = _plan(case, complaint)
+    if complaint.kind == "not refused":
+        return plan is not None and not plan.meant
+    if not _raised_by_sampling(complaint):
+        return False
+    rows = [row for forward in case.observation.forwards[-2:] for row in forward.rows]
+    return not all(_is_taken(case.configuration.requests[index]) for index, *_ in rows)
+
+
+def _raised_by_sampling(complaint: Complaint) -> bool:
+    place = str(complaint.facts.get("place", ""))
+    return complaint.kind == "exception" and place.endswith(
+        (":sample_from_logits", ":_torch_sampling_func", ":filter_logits")
+    )
+
+
+def _meaningless_for_all(case: Case, complaint: Complaint) -> bool:
+    return _raised_by_sampling(complaint) and not case.configuration.requests[0].meant
+
+
+def _never_ends(complaint: Complaint) -> bool:
+    """The engine goes on without an end, or ends because nobody can go on."""
+    if complaint.kind != "exception":
+        return False
+    text = str(complaint.facts["text"])
+    return complaint.facts["type"] == "TimeoutError" or (
+        complaint.facts["type"] == "AssertionError" and "active_request_count" in text
+    )
+
+
+def _more_blocks_than_there_are(case: Case, complaint: Complaint) -> bool:
+    """One of the requests has to be refused for its blocks, and was not; or one is, for nothing."""
+    plan = _plan(case, complaint)
+    if complaint.kind == "status" and plan is not None:
+        # The last token is counted, which is never stored.
+        fits = case.observation.limits["blocks of a prompt"] * case.configuration.block_size
+        return "BlockOverflowError" in complaint.text and plan.length + plan.num_tokens > fits
+    if complaint.kind == "not refused":
+        return "it needs" in str(complaint.facts["why"]) or (
+            RELEASE < Version("0.15") and "for a step" in str(complaint.facts["why"])
+        )
+    if not _never_ends(complaint):
+        return False
+    return any(
+        "it needs" in (why := refusal(case, plan) or "")
+        or (RELEASE < Version("0.15") and "for a step" in why)
+        for plan in case.configuration.requests
+    )
+
+
+def _outgrown_a_step(case: Case, complaint: Complaint) -> bool:
+    """A request came back with more tokens than a step can have, and chunks are off."""
+    if case.configuration.chunked or not (_never_ends(complaint) or complaint.kind == "status"):
+        return False
+    most = case.observation.limits["tokens of a step"]
+    indices = range(len(case.configuration.requests))
+    return any(
+        len(part["prompt_tokens"]) > most
+        for index in (indices if complaint.request is None else [complaint.request])
+        for part in case.parts(index)[1:]
+    )
+
+
+def _empty_prompt(case: Case, complaint: Complaint) -> bool:
+    """There is one, and the step or the call that raised was given a prompt without tokens."""
+    if complaint.kind == "not refused":
+        return str(complaint.facts["why"]) == "there is no prompt"
+    if complaint.kind != "exception" or all(plan.length for plan in case.configuration.requests):
+        return False
+    if RELEASE < Version("0.15"):
+        return str(complaint.facts["place"]).endswith("DynamicInferenceContext.add_request") or (
+            complaint.facts["type"] == "IndexError" and ":add_request" in complaint.facts["place"]
+        )
+    return str(complaint.facts["text"]) == "Chunk length is 0"
+
+
+def _raised_at_its_turn(case: Case, complaint: Complaint) -> bool:
+    """There is a request that is too long, and its blocks are gone, or the engine with it."""
+    longest, plan = case.configuration.longest, _plan(case, complaint)
+    if complaint.kind == "not refused":
+        return plan is not None and plan.is_too_long(longest)
+    if not any(plan.is_too_long(longest) for plan in case.configuration.requests):
+        return False
+    if complaint.kind == "exception":
+        return complaint.facts["type"] == "MaxSequenceLengthOverflowError" or _never_ends(complaint)
+    return complaint.kind == "blocks"
 
 
 def _padded_single_tokens(case: Case, complaint: Complaint) -> bool:
@@ -408,7 +528,7 @@ def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
         return False
     all_filed = case.observation.filed[index]
     strange = [filed for filed in all_filed if _accepted_in_the_row(case, index, filed)]
-    if complaint.kind in ("token", "log prob"):
+    if complaint.kind in VALUES:
         origin = case.origin(index, int(complaint.facts["place"]))
         if origin is None:
             return False
@@ -428,26 +548,34 @@ def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
 def spoilt_by_drafts(case: Case) -> dict[tuple[int, int], int]:
     """Requests and parts that read what drafts wrote to the block of another, or did not write.
 
-    With the number of the forward pass from which on they do. Empty if anything else goes astray:
-    only drafts that begin in one block and end in the next can by that.
+    With the number of the forward pass from which on they do. Empty if anything else goes astray.
     """
+    if not only_drafts_go_astray(case):
+        return {}
+    return slots.spoilt(case.observation.forwards, case.configuration.block_size)
+
+
+def only_drafts_go_astray(case: Case) -> bool:
+    """Whether drafts that begin in one block and end in the next go astray, and nothing else."""
     forwards, size = case.observation.forwards, case.configuration.block_size
     for number, forward in enumerate(forwards):
         for row, position, _ in forward.astray:
             _, _, offset, count = forward.rows[row]
             if count != case.configuration.speculative + 1 or position // size != offset // size:
-                return {}
+                return False
             if position // size == (offset + count - 1) // size:
-                return {}
+                return False
         if not slots.went_to_another(forwards, number):
-            return {}
-    return slots.spoilt(forwards, size)
+            return False
+    return any(forward.astray for forward in forwards)
 
 
 def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
     """The token comes from keys or values in whose place those of a draft are, or should be."""
+    if complaint.kind == "astray":
+        return only_drafts_go_astray(case)
     index = complaint.request
-    if index is None or complaint.kind not in ("token", "log prob"):
+    if index is None or complaint.kind not in VALUES:
         return False
     origin = case.origin(index, int(complaint.facts["place"]))
     if origin is None:
@@ -613,6 +741,63 @@ DEFECTS: tuple[Defect, ...] = (
         "block and end in a new one, the first of them go to the block of who had the row",
         _drafts_in_the_block_of_another,
         ("moved-draft-blocks",),
+    ),
+    Defect(
+        "sampling parameters of all requests that mean nothing",
+        "<0.16",
+        "a step has sampling parameters for all requests, and no request is to blame for them",
+        _meaningless_for_all,
+    ),
+    Defect(
+        "sampling parameters that no sampler takes",
+        ">=0.14",
+        "the sampler takes top-k or top-p, no temperature of 0, and what means nothing is not "
+        "refused: an assertion, or multinomial(), ends the engine in the step",
+        _cannot_be_sampled,
+        ("sampling-parameters",),
+    ),
+    Defect(
+        "more blocks than there are",
+        ">=0.14",
+        "a request that needs more blocks than it can get is taken: the engine ends, or never "
+        "does; or one that just fits is refused",
+        _more_blocks_than_there_are,
+        ("request-block-limit",),
+    ),
+    Defect(
+        "a request that has outgrown a step",
+        ">=0.16",
+        "what was evicted or recomputed has its output in its prompt, and is not admitted again if "
+        "that is too long for a step",
+        _outgrown_a_step,
+        ("evicted-long-requests",),
+    ),
+    Defect(
+        "an empty prompt",
+        ">=0.14",
+        "a request without any token is taken, and the step that it is admitted to raises",
+        _empty_prompt,
+    ),
+    Defect(
+        "an empty stop word where tokens are drafted",
+        ">=0.17",
+        "of the places that a stop word may end at, all but the last compare no tokens with none: "
+        "a request with an empty one ends with its first step",
+        _empty_stop_word,
+    ),
+    Defect(
+        "recomputed activations of layers that draft",
+        ">=0.18,<0.19",
+        "a layer of multi-token prediction passes a padding mask to what recomputes it, which "
+        "takes none: a training step raises",
+        _drafting_layer_recomputed,
+    ),
+    Defect(
+        "a sequence that is too long, at its turn",
+        "<0.15",
+        "the length is looked at when the request is admitted, after its blocks were taken: they "
+        "are gone, and if it had to wait, the step raises",
+        _raised_at_its_turn,
     ),
     Defect(
         "a model with CUDA graphs alone",

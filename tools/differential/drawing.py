@@ -13,12 +13,42 @@ from megatron_patch.testing.releases import context_parameters, engine_class, pa
 from megatron_patch.testing.version import core_release
 
 from .company import COMPANY
-from .configuration import GREEDY, LONGEST_PROMPT, Configuration, Happening, Plan
+from .configuration import (
+    GREEDY,
+    LONGEST,
+    LONGEST_PROMPT,
+    NAN,
+    ODD_STOPS,
+    VOCABULARY,
+    Configuration,
+    Happening,
+    Plan,
+)
 
 MOST_TOKENS = 14
 LAST_STEP = 16
 
 SAMPLINGS = (GREEDY, GREEDY, (1.0, 0, 0.0), (0.7, 0, 0.0), (1.5, 5, 0.0), (1.0, 0, 0.9))
+ODD_SAMPLINGS = (
+    (1.5, 8, 0.7),
+    (0.7, 20, 1.0),
+    (1.0, 1, 1.0),
+    (1.0, 0, 1.0),
+    (0.0, 0, 0.0),
+    (0.0, 5, 0.9),
+    (1e-40, 0, 0.0),
+    (2.0, 2 * VOCABULARY, 0.5),
+    (0.7, -1, 0.8),
+)
+"""Those that some samplers cannot take."""
+MEANINGLESS = (
+    (NAN, 0, 0.0),
+    (-1.0, 0, 0.0),
+    (1.0, -2, 0.0),
+    (1.0, 0, 1.5),
+    (1.0, 5, -0.5),
+    (1.0, 0, NAN),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +133,8 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
             found["stop"] = (min(first, num_tokens - 1), draw(st.integers(1, 3)))
         if draw(st.integers(0, 5)) == 5:
             found["end"] = draw(st.integers(0, num_tokens - 1))
+        if draw(st.integers(0, 9)) == 9:
+            found["odd_stop"] = draw(st.sampled_from(list(ODD_STOPS)))
     return Plan(
         stem=draw(st.integers(0, 7)),
         length=length,
@@ -110,6 +142,46 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
         arrival=draw(st.just(0) | st.integers(0, LAST_STEP)),
         **found,
     )
+
+
+def _with_odd_sampling(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
+    """Have sampling parameters that some samplers cannot take, or that mean nothing."""
+    odd = ODD_SAMPLINGS + MEANINGLESS * draw(st.booleans())
+    if not able.per_request:
+        sampling = draw(st.sampled_from(odd))
+        found["requests"] = tuple(replace(plan, sampling=sampling) for plan in found["requests"])
+        return
+    found["requests"] = tuple(
+        replace(plan, sampling=draw(st.sampled_from([plan.sampling, *odd])))
+        for plan in found["requests"]
+    )
+
+
+def _with_never_served(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
+    """Have requests among the others that cannot be served."""
+    plans = list(found["requests"])
+    if found.get("spare_blocks") is not None and draw(st.booleans()):
+        found["spare_blocks"] = -draw(st.integers(1, 3))
+    for _ in range(draw(st.integers(1, 2))):
+        plan = draw(st.sampled_from(plans))
+        # Not so often the empty prompt, which ends the engine of all releases.
+        kinds = ["prompt", "whole", "step", "step"] * 3 + ["less"] * 3 * able.per_request
+        kind = draw(st.sampled_from([*kinds, "empty"]))
+        if kind == "prompt":
+            plan = replace(plan, length=draw(st.integers(LONGEST + 1, 2 * LONGEST_PROMPT)))
+        elif kind == "whole":
+            plan = replace(plan, num_tokens=LONGEST - plan.length + draw(st.integers(1, 9)))
+        elif kind == "step":
+            found["max_tokens"], found["longest"] = 64, 96
+            plan = replace(plan, length=draw(st.integers(65, 80)))
+            # One that fits, and does not fit any more when it comes back.
+            plans[0] = replace(plans[0], length=draw(st.integers(52, 64)), num_tokens=14)
+        elif kind == "less":
+            plan = replace(plan, num_tokens=-1, stop=None, end=None)
+        else:
+            plan = replace(plan, length=0)
+        plans.insert(draw(st.integers(0, len(plans))), plan)
+    found["requests"] = tuple(plans)
 
 
 def happenings(able: Abilities, draw: Any) -> tuple[Happening, ...]:
@@ -206,6 +278,10 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     found["happenings"] = happenings(able, draw)
     if crowded:
         _crowd(draw, found)
+    if one_in(6):
+        _with_odd_sampling(able, draw, found)
+    if one_in(6):
+        _with_never_served(able, draw, found)
     if one_in(6):
         found["lessons"] = tuple(
             draw(st.lists(st.sampled_from(["train", "train", "evaluate", "look"]), max_size=5))

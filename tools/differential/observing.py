@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .draws import Draw
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -54,6 +56,8 @@ class Forward:
     """It was launched before it was known which requests go on, as with asynchronous scheduling."""
     stayed: list[int] = field(default_factory=list)
     """The requests that were not paused when its step was over, in the engine's order."""
+    logits: Tensor | None = None
+    """Of the tokens of its rows, or of the last token of each: (logits, vocabulary)."""
 
 
 @dataclass
@@ -104,6 +108,10 @@ class Observation:
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """Of each version, copies."""
     free_at_start: int = 0
+    limits: dict[str, int] = field(default_factory=dict)
+    """Of a request that is alone: see :func:`tools.differential.blocks.limits`."""
+    draws: list[Draw] = field(default_factory=list)
+    """Of sampling, in all steps."""
     alone: bool = True
     """The model runs without other ranks, so that the oracles can ask it."""
     references: dict[Any, Tensor] = field(default_factory=dict)

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from megatron_patch import testing
 from megatron_patch.testing.releases import parameters_of, set_inference_mode
 
-from . import building
+from . import building, draws
 from .company import COMPANY
 from .configuration import Configuration, Plan
 from .observing import Observation, Record
 from .running import stop_words
+from .serving import Room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,23 @@ class Case:
                 return number, forward
         return None
 
+    def logits(self, index: int, place: int) -> Tensor | None:
+        """What the model returned in the engine for a generated token, if it did."""
+        origin = self.origin(index, place)
+        if origin is None or not 0 <= origin[1] < len(self.observation.forwards):
+            return None
+        part, number = origin
+        forward = self.observation.forwards[number]
+        # A part that comes back has what was generated before in its prompt.
+        position, at = len(self.configuration.requests[index].prompt) + place - 1, 0
+        for row, (of, of_part, offset, count) in enumerate(forward.rows):
+            if (of, of_part) == (index, part) and offset <= position < offset + count:
+                one = self.configuration.only_last and not self.configuration.speculative
+                at = row if one else at + position - offset
+                return None if forward.logits is None else forward.logits[at]
+            at += count
+        return None
+
     def skipped(self, index: int, part: int) -> int:
         """Tokens at the beginning of a part that the model was not given: they were cached."""
         rows = self.rows(index, part)
@@ -126,6 +144,10 @@ def _engine(case: Case) -> Iterator[Complaint]:
         yield Complaint("exception", None, f"{error['type']}: {error['text']}", dict(error))
     for text in case.observation.invariants:
         yield Complaint("blocks", None, text)
+    if any(forward.astray for forward in case.observation.forwards):
+        yield Complaint("astray", None, "keys and values of tokens go to another block than theirs")
+    if draws.repeated(case.observation.draws):
+        yield Complaint("draw", None, "random numbers were used a second time")
     if error is None and "end" in record:
         free, start = record["end"]["free blocks"], case.observation.free_at_start
         if free is not None and free != start:
@@ -137,15 +159,55 @@ def _engine(case: Case) -> Iterator[Complaint]:
 
 
 def _requests(case: Case) -> Iterator[Complaint]:
-    if case.record["error"] is not None or "requests" not in case.record:
-        return  # what is complete then is a matter of chance
+    if "requests" not in case.record:
+        return
+    ended = case.record["error"] is not None
     for index, plan in enumerate(case.configuration.requests):
+        why, refused = refusal(case, plan), case.record["refused"].get(str(index))
+        if why is not None and (case.parts(index) or not ended):
+            yield from _refused(case, index, why)
+        if why is not None or ended:
+            continue  # what is complete where the engine has ended is a matter of chance
+        if refused is not None:
+            text = f"refused with {refused['type']}: {refused['text']}"
+            yield Complaint("status", index, text, dict(refused))
+            continue
         if not case.parts(index):
             yield Complaint("no answer", index, "the engine handed out nothing")
             continue
         yield from _ending(case, index, plan)
         yield from _counts(case, index, plan)
         yield from _values(case, index, plan)
+
+
+def refusal(case: Case, plan: Plan) -> str | None:
+    """Why a request can never be served, and has to be refused; None if it can be."""
+    return _room(case).refusal(plan.length, plan.num_tokens, plan.sampling)
+
+
+def _room(case: Case) -> Room:
+    configuration = case.configuration
+    return Room(
+        case.observation.limits,
+        configuration.longest,
+        configuration.block_size,
+        configuration.chunked,
+        configuration.speculative,
+    )
+
+
+def _refused(case: Case, index: int, why: str) -> Iterator[Complaint]:
+    """Whether a request that cannot be served was answered with a status and an error."""
+    if str(index) in case.record["refused"]:
+        return
+    parts = case.parts(index)
+    if not parts:
+        yield Complaint("no answer", index, f"the engine handed out nothing, and {why}")
+    elif parts[-1]["status"] != "FAILED":
+        text = f"{parts[-1]['status']} with {generated(case, index)}, and {why}"
+        yield Complaint("not refused", index, text, {"why": why})
+    elif not any(kind.startswith("ERROR") for part in parts for kind, _ in part["events"]):
+        yield Complaint("no error", index, f"no event says why it was refused: {why}")
 
 
 def generated(case: Case, index: int) -> list[int]:
@@ -159,13 +221,16 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     if status != "COMPLETED":
         yield Complaint("status", index, f"{status}: {parts[-1]['events']}")
         return
-    facts = {"parts": len(parts), "tokens": len(tokens)}
+    facts, most = (
+        {"parts": len(parts), "tokens": len(tokens)},
+        _room(case).tokens(plan.length, plan.num_tokens),
+    )
     word, last = stop_words(case.configuration, plan)
     stopped = word and any(
         tokens[at : at + len(word)] == word for at in range(len(tokens) - len(word) + 1)
     )
-    if len(tokens) > plan.num_tokens:
-        text = f"{len(tokens)} tokens, not {plan.num_tokens}"
+    if len(tokens) > most:
+        text = f"{len(tokens)} tokens, not {most}"
         yield Complaint("too many tokens", index, text, facts)
     for place, token in enumerate(tokens[:-1]):
         if token == last:
@@ -178,11 +243,11 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
                 text = f"goes on after its stop word {word} at {end}: {tokens}"
                 yield Complaint("goes on", index, text, {**facts, "stop": word, "at": end})
                 return
-    if len(tokens) < plan.num_tokens and not stopped and tokens[-1:] != [last]:
+    if len(tokens) < most and not stopped and tokens[-1:] != [last]:
         if word and _trims() and _may_be_trimmed(case, index, plan, word):
             return
-        text = f"ends after {len(tokens)} of {plan.num_tokens} tokens for no reason: {tokens}"
-        missing = plan.num_tokens - len(tokens)
+        text = f"ends after {len(tokens)} of {most} tokens for no reason: {tokens}"
+        missing = most - len(tokens)
         yield Complaint("ends early", index, text, {**facts, "missing": missing})
 
 
@@ -243,13 +308,39 @@ def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
         if version is None:
             continue
         row = reference(case, tuple(sequence), version)[len(plan.prompt) - 1 + place]
-        if _is_wrong(row, token, plan):
+        if plan.meant and not draws.allows(row, plan.sampling, token, TOLERANCE):
             right = int(row.argmax())
             text = f"token {place} is {token}, the model alone has {right}: {tokens}"
             facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
             yield Complaint("token", index, text, facts)
             return  # what follows is no wonder
+        logits = case.logits(index, place)
+        off = 0.0 if logits is None else float((logits - row).abs().max())
+        if not off <= TOLERANCE:
+            text = f"the logits of token {place} are off by {off:.4f} from the model alone"
+            facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
+            yield Complaint("logits", index, text, facts)
+            return
+    yield from _drawn(case, index, plan, tokens)
     yield from _log_probs(case, index, plan, sequence)
+
+
+def _drawn(case: Case, index: int, plan: Plan, tokens: list[int]) -> Iterator[Complaint]:
+    """Whether each token was drawn with the request's own parameters, from its own logits."""
+    if plan.greedy or not plan.meant:
+        return
+    for place, token in enumerate(tokens):
+        origin, logits = case.origin(index, place), case.logits(index, place)
+        if origin is None or logits is None:
+            text = f"token {place} comes from no forward pass: {tokens}"
+            yield Complaint("draw", index, text, {"place": place})
+            return
+        right = draws.probabilities(logits, plan.sampling)
+        found = [draw for draw in case.observation.draws if draw.passes == origin[1] + 1]
+        if not draws.drew(found, right, token):
+            text = f"token {place}, {token}, was not drawn with {plan.sampling}: {tokens}"
+            yield Complaint("draw", index, text, {"part": origin[0], "place": place})
+            return
 
 
 def _log_probs(case: Case, index: int, plan: Plan, sequence: list[int]) -> Iterator[Complaint]:
@@ -298,14 +389,6 @@ def _version(case: Case, index: int, part: int, place: int, parts: list[Record])
         return None
     versions = {version for *_, version in case.rows(index, part, until)}
     return versions.pop() if len(versions) == 1 else None
-
-
-def _is_wrong(row: Any, token: int, plan: Plan) -> bool:
-    _, top_k, top_p = plan.sampling
-    if top_p or not top_k:
-        return False
-    worst = float(row.topk(top_k).values[-1])
-    return not float(row[token]) >= worst - TOLERANCE
 
 
 @cache

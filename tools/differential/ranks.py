@@ -19,7 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from . import judging
-from .configuration import Configuration, decode, encode
+from .configuration import GREEDY, LONGEST, LONGEST_PROMPT, Configuration, decode, encode
+from .drawing import SAMPLINGS
 from .observing import Observation
 from .running import ALONE, Peers, run
 from .selections import Selections
@@ -60,10 +61,12 @@ def suited(configuration: Configuration, kind: str) -> Configuration:
         plans = tuple(
             replace(
                 plan,
-                length=max(plan.length, 2),
-                num_tokens=max(plan.num_tokens, 1),
+                length=min(max(plan.length, 2), LONGEST_PROMPT),
+                num_tokens=min(max(plan.num_tokens, 1), LONGEST - LONGEST_PROMPT),
+                sampling=plan.sampling if plan.sampling in SAMPLINGS else GREEDY,
                 stop=None,
                 end=None,
+                odd_stop=None,
                 log_probs=None if plan.log_probs is None else "generated",
             )
             for plan in configuration.requests

@@ -12,9 +12,9 @@ from megatron_patch.testing.decoding import add_request, has_work, stepper
 from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import set_inference_mode
 
-from . import blocks, building, observing, training
+from . import blocks, building, draws, observing, training
 from .company import COMPANY, Guest
-from .configuration import LONGEST, Configuration, Plan
+from .configuration import VOCABULARY, Configuration, Plan
 from .observing import Filed, Forward, Observation, Shortage, plain
 
 NOBODY = Guest("there is nobody else")
@@ -52,7 +52,7 @@ def continuation(configuration: Configuration, prompt: tuple[int, ...], count: i
 
 
 def _continuation(configuration: Configuration, plan: Plan) -> tuple[int, ...]:
-    count = min(20, LONGEST - plan.length)
+    count = max(0, min(20, configuration.longest - plan.length)) if plan.length else 0
     found: tuple[int, ...] = continuation(configuration.of_model(), plan.prompt, count)
     return found
 
@@ -63,8 +63,21 @@ def stop_words(configuration: Configuration, plan: Plan) -> tuple[list[int], int
     if plan.stop is not None:
         first, count = plan.stop
         word = list(_continuation(configuration, plan)[first : first + count])
-    end = None if plan.end is None else _continuation(configuration, plan)[plan.end]
-    return word, end
+    ends = () if plan.end is None else _continuation(configuration, plan)[plan.end :]
+    return word, next(iter(ends), None)
+
+
+def _odd_words(configuration: Configuration, plan: Plan, word: list[int]) -> list[list[int]]:
+    """The stop words beside the one that there is, if any."""
+    if plan.odd_stop == "empty":
+        return [[]]
+    if plan.odd_stop == "absent":
+        return [[VOCABULARY + 1], [10 * VOCABULARY, 0]]
+    if plan.odd_stop == "long":
+        return [list(_continuation(configuration, plan) * configuration.longest)]
+    if plan.odd_stop == "again" and word:
+        return [[*word, *word], word]
+    return []
 
 
 class Run:
@@ -76,6 +89,8 @@ class Run:
         self.seen = Observation(alone=not peers.share_experts)
         self.futures: dict[int, Any] = {}
         self.records: dict[int, Any] = {}
+        self.refused: dict[int, observing.Record] = {}
+        """Requests that raised when they were added: 0.14 has no other answer."""
         self.ids: dict[int, int] = {}
         """Indices of requests by the ids that the engine has for them."""
         self.version = 0
@@ -109,6 +124,7 @@ class Run:
             self.engine = testing.build_engine(building.spec(configuration))
             guest.built(self.engine)
             self.seen.free_at_start = blocks.free(self.engine.context)
+            self.seen.limits = blocks.limits(self.engine.context)
             self._keep_weights()
             self._live(during)
             if configuration.lessons:
@@ -134,8 +150,9 @@ class Run:
         if plan.top_n:
             sampling["top_n_logprobs"] = plan.top_n
         word, end = stop_words(configuration, plan)
-        if word:
-            sampling["stop_words"] = [" ".join(map(str, word))]
+        words = [*_odd_words(configuration, plan, word), *([word] if word else [])]
+        if words:
+            sampling["stop_words"] = [" ".join(map(str, item)) for item in words]
         if end is not None:
             sampling["termination_id"] = end
         return testing.Request(plan.prompt, plan.num_tokens, plan.arrival, sampling)
@@ -155,7 +172,7 @@ class Run:
             + [plan.arrival for plan in plans]
             + [item.step + item.steps for item in self.configuration.happenings]
         )
-        with self._watched(engine):
+        with self._watched(engine), draws.noted(self.seen.draws, self._passes):
             # Others may have more to do.
             most = 500 if self.peers.share_experts else last + 2 * work + 16
             for step in range(most):
@@ -180,7 +197,7 @@ class Run:
 
     def _is_over(self, step: int) -> bool:
         return (
-            len(self.futures) == len(self.requests)
+            len(self.futures) + len(self.refused) == len(self.requests)
             and all(future.done() for future in self.futures.values())
             and all(item.step <= step for item in self.configuration.happenings)
         )
@@ -190,10 +207,17 @@ class Run:
         if not _per_request(engine):
             request = testing.Request(request.prompt, request.num_tokens, request.arrival_step)
         known = set(engine.requests)
-        self.futures[index] = add_request(engine, request, {})
+        try:
+            self.futures[index] = add_request(engine, request, {})
+        except _refusals() as error:
+            self.refused[index] = observing.failure(error, f"adding request {index}")
+            return
         (self.ids[index],) = set(engine.requests) - known
         entry = engine.requests[self.ids[index]]
         self.records[index] = getattr(entry, "record", entry)
+
+    def _passes(self) -> int | None:
+        return len(self.seen.forwards) if self.in_step else None
 
     def _step(self, make_step: Callable[[], object]) -> Any:
         import torch
@@ -250,6 +274,7 @@ class Run:
             if self.configuration.speculative or not only_last:
                 rows = context.active_token_count
             self.outputs.append(observing.output(output, rows))
+            self.seen.forwards[-1].logits = output[0, :rows].detach().clone()
 
         handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
         try:
@@ -350,6 +375,7 @@ class Run:
             observing.request(self.records[index]) if index in self.records else None
             for index in range(len(self.requests))
         ]
+        record["refused"] = {str(index): item for index, item in self.refused.items()}
         self.seen.generated = [[] for _ in self.requests]
         for (index, part, place), forward in sorted(self._places.items()):
             self.seen.generated[index].append((part, place, forward))
@@ -371,6 +397,15 @@ class Run:
 def _ids(requests: Any) -> list[int]:
     """The ids of requests, records or ids."""
     return [int(getattr(item, "request_id", item)) for item in requests]
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """What ``add_request()`` answers with that cannot say so otherwise."""
+    from megatron.core.inference.contexts import dynamic_context
+
+    if hasattr(dynamic_context, "ChunkOverflowError"):  # 0.14
+        return (dynamic_context.ContextOverflowError,)
+    return ()
 
 
 def _is_async(engine: Any) -> bool:
