@@ -63,7 +63,7 @@ MODEL: dict[str, Any] = {
     "num_layers": 2,
     "hidden_size": 32,
     "num_attention_heads": 2,
-    "vocab_size": 64,
+    "vocab_size": 128,
     "max_sequence_length": LONGEST,
     "block_size_tokens": BLOCK,
 }
@@ -86,7 +86,7 @@ SAMPLED = (
     (1.0, 0, 1.0),
     (1.2, 8, 0.7),
     (0.7, 20, 1.0),
-    (2.0, 100, 0.5),
+    (2.0, 999, 0.5),
 )
 MEANINGLESS = ((NAN, 0, 0.0), (-1.0, 0, 0.0), (1.0, -2, 0.0), (1.0, 0, 1.5), (1.0, 5, -0.5))
 
