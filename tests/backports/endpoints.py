@@ -178,8 +178,10 @@ class Server:
 
     def _reply(self, record: Any) -> Any:
         if self.sends_parts:  # with text that the coordinator makes
-            for part in record.requests:
-                part.generated_text = self.tokenizer.detokenize(part.generated_tokens)
+            for number, part in enumerate(record.requests):
+                text = self.tokenizer.detokenize(part.generated_tokens)
+                # Texts of parts can be joined, as those of tokenizers for words can.
+                part.generated_text = f" {text}" if number > 0 and text else text
             return type(record).deserialize(_sent(record.serialize()))
         merged = record.merge()
         merged.generated_text = self.tokenizer.detokenize(merged.generated_tokens)

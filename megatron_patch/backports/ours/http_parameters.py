@@ -49,6 +49,9 @@ HTTP_PARAMETERS = Patch(
     target=f"{ENDPOINTS}.chat_completions:chat_completions",
     variants=(
         Variant("0.16", HUNKS.of("0.16")),
+        Variant("main-1123fc0ace", HUNKS.of("main-1123fc0ace")),
+        Variant("main-0d42bc6a0c", HUNKS.of("main-0d42bc6a0c")),
         Variant("0.17", HUNKS.of("0.17")),
+        Variant("main-1addfbd78d", HUNKS.of("main-1addfbd78d")),
     ),
 )
