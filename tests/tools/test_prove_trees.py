@@ -228,3 +228,25 @@ def test_a_ledger_that_cannot_be_read_is_told(
     assert line.startswith(f"prove: {file} ")
     assert next_step in line
     assert (file.read_text() if file.exists() else None) == text
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "proved"),
+    [
+        # Unpatched, alone, beside the other, and the other without it.
+        ([Outcome.FAILS, Outcome.FAILS, Outcome.PASSES, Outcome.FAILS], "the sample"),
+        # What it fails for is what the other mends.
+        ([Outcome.FAILS, Outcome.FAILS, Outcome.PASSES, Outcome.PASSES, Outcome.PASSES], "none"),
+        ([Outcome.FAILS, Outcome.FAILS, Outcome.FAILS, Outcome.FAILS], "unknown"),
+    ],
+)
+def test_another_defect_of_the_source_is_patched_first(tree, monkeypatch, outcomes, proved):
+    digest = digest_of(tree)
+    other = known(digest)._replace(id="other")  # type: ignore[attr-defined]
+    patches = [known("0" * 16), other]
+    (question,) = trees.ask(tree, patches)  # type: ignore[arg-type]
+    bench = Bench(*outcomes)
+    monkeypatch.setattr(trees, "Bench", bench)
+    (made,) = trees.prove(tree, patches, [question])  # type: ignore[arg-type]
+    assert made.proved == (NEEDS_NONE if proved == "none" else proved)
+    assert bench.outcomes == []

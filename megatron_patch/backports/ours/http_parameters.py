@@ -53,5 +53,6 @@ HTTP_PARAMETERS = Patch(
         Variant("main-0d42bc6a0c", HUNKS.of("main-0d42bc6a0c")),
         Variant("0.17", HUNKS.of("0.17")),
         Variant("main-1addfbd78d", HUNKS.of("main-1addfbd78d")),
+        Variant("main-881f489fd4", HUNKS.of("main-881f489fd4")),
     ),
 )
