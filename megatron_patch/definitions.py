@@ -173,6 +173,19 @@ def body_of(text: str) -> list[ast.stmt]:
     return _parse_module(text)[0].body
 
 
+def bound_names(body: Iterable[ast.AST]) -> Iterator[str]:
+    """The names that statements bind in their own scope."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        else:
+            yield from bound_names(ast.iter_child_nodes(node))
+
+
 @lru_cache(maxsize=512)
 def statements_of(code: str) -> list[ast.stmt]:
     """The syntax trees of an edit's code. Not to be changed."""

@@ -70,7 +70,7 @@ def judge(
         below = _judgement_below_edits(patch, known, find, read, series) if series else None
         if below is not None:
             return below
-        return judgement_of_unknown(patch, closest_of(candidates, read), find, accepted)
+        return judgement_of_unknown(patch, closest_of(candidates, read), find, read, accepted)
     except SettingsError:
         raise
     except (SyntaxError, UnicodeError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from . import fingerprint, undoing
-from .definitions import Definition, body_of, statements_of
+from .definitions import Definition, body_of, bound_names, statements_of
 from .edits import Add, Replace, Target, changes_code, is_known_by_digest
 from .fingerprint import FunctionNode
 from .ledger import sources_of
@@ -120,13 +120,24 @@ def has_helpers(variant: Variant, read: Callable[[str], str | None]) -> bool:
     return all(_is_there(edit, read) for edit in variant.edits if isinstance(edit, Add))
 
 
-def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
-    """Whether the source has the helper as it is ours."""
+def is_taken(helper: Add, read: Callable[[str], str | None]) -> bool:
+    """Whether the source binds the helper's name where it is to be put."""
+    return Target.parse(helper.target).name in bound_names(_body_around(helper, read))
+
+
+def _body_around(helper: Add, read: Callable[[str], str | None]) -> list[ast.stmt]:
+    """The statements of the module or the class that the helper belongs to."""
     target = Target.parse(helper.target)
     body = body_of(read(target.module) or "")
     for scope in filter(None, target.scope.split(".")):
         classes = [n for n in body if isinstance(n, ast.ClassDef) and n.name == scope]
         body = classes[0].body if classes else []
+    return body
+
+
+def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
+    """Whether the source has the helper as it is ours."""
+    body = _body_around(helper, read)
     (wanted,) = statements_of(helper.source)
     digest = fingerprint.digest(wanted)
     return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import tokenize
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +15,8 @@ from .errors import DriftedError, RewriteError, TargetError
 from .judge import judge
 from .model import Patch, Variant
 from .source_tree import SourceTree
-from .verdicts import Verdict
+from .unknown import already_made
+from .verdicts import Verdict, find_definition
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def source_patches(
     skipped: list[Skipped] = []
     drifted: list[Skipped] = []
     chosen = frozenset(selected)
+    find = functools.partial(find_definition, read=tree.read)
     for number, patch in enumerate(series, 1):
         if patch.id not in chosen:
             continue
@@ -74,10 +77,12 @@ def source_patches(
         if variant is None and judgement.verdict is not Verdict.DRIFTED:
             skipped.append(Skipped(patch, judgement.verdict, judgement.reason))
             continue
-        if variant is None and allow_drift:
-            variant = judgement.closest
+        why = judgement.reason
+        if variant is None and allow_drift and judgement.closest is not None:
+            made_there = already_made(judgement.closest, find, tree.read)
+            variant, why = (None, made_there) if made_there else (judgement.closest, why)
         if variant is None:
-            drifted.append(Skipped(patch, Verdict.DRIFTED, judgement.reason))
+            drifted.append(Skipped(patch, Verdict.DRIFTED, why))
             continue
         try:
             made.append(SourcePatch(number, patch, files.edit(variant)))

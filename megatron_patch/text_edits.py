@@ -7,10 +7,10 @@ import difflib
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from . import definitions, rewrite, segments
-from .definitions import Definition, first_line, last_line
+from .definitions import Definition, bound_names, first_line, last_line
 from .edits import Add, Edit, Requires, Target
 from .errors import TargetError
 from .fingerprint import FunctionNode, equal
@@ -67,7 +67,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     body = tree.body
     for scope in filter(None, target.scope.split(".")):
         body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == scope).body
-    if target.name in _bound(body):
+    if target.name in bound_names(body):
         raise TargetError(f"{target}: the name is taken; expected it to be free")
     index = sum(first_line(node) <= row for node in body)
     body[index:index] = ast.parse(edit.source).body
@@ -93,19 +93,6 @@ def _below_imports(module: str, tree: ast.Module) -> int:
     if not imports:
         raise TargetError(f"{module}: there are no imports to put a helper below")
     return last_line(imports[-1])
-
-
-def _bound(body: Iterable[ast.AST]) -> Iterator[str]:
-    """The names that statements bind in their own scope."""
-    for node in body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name
-        elif isinstance(node, ast.alias):
-            yield (node.asname or node.name).partition(".")[0]
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id
-        else:
-            yield from _bound(ast.iter_child_nodes(node))
 
 
 def _neighbour(variant: Variant, module: str, scope: str, tree: ast.Module) -> str:

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from . import rewrite, undoing
+from . import recognising, rewrite, undoing
 from .definitions import Definition
-from .edits import Add, Before, Requires, Substitute, Target
+from .edits import Add, Before, Replace, Requires, Substitute, Target
 from .errors import RewriteError, SettingsError
 from .model import Patch, Source, Variant
 from .sources import megatron_version
@@ -55,7 +55,11 @@ def is_taken(hook: Before, find: Finder) -> bool:
 
 
 def judgement_of_unknown(
-    patch: Patch, closest: Sequence[Candidate], find: Finder, accepted: Collection[str]
+    patch: Patch,
+    closest: Sequence[Candidate],
+    find: Finder,
+    read: Reader,
+    accepted: Collection[str],
 ) -> Judgement:
     variant, misses = closest[0].variant, closest[0].misses
     reasons = [
@@ -72,7 +76,7 @@ def judgement_of_unknown(
     drifted = functools.partial(Judgement, Verdict.DRIFTED, misses=misses, closest=variant)
     if not all(miss.expected and miss.found in accepted for miss in misses):
         return drifted(f"unknown source: {reason}")
-    why = why_not(variant, find)
+    why = why_not(variant, find, read)
     if why is not None:
         return drifted(f"accepted source, but {why}")
     return Judgement(Verdict.APPLICABLE, f"accepted source: {reason}", variant, misses)
@@ -116,9 +120,12 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
     return found
 
 
-def why_not(variant: Variant, find: Finder) -> str | None:
+def why_not(variant: Variant, find: Finder, read: Reader) -> str | None:
     """Why the edits of ``variant`` do not fit the source, ``None`` if they do."""
     edited: dict[str, Definition] = {}
+    made = already_made(variant, find, read)
+    if made is not None:
+        return made
     try:
         for edit in variant.edits:
             if isinstance(edit, (Add, Requires)):
@@ -129,6 +136,24 @@ def why_not(variant: Variant, find: Finder) -> str | None:
             edited[edit.target] = rewrite.edited(definition, edit)
     except RewriteError as error:
         return str(error)
+    return None
+
+
+def already_made(variant: Variant, find: Finder, read: Reader) -> str | None:
+    """Which edit of ``variant`` is in the source and could be made there once more, in words.
+
+    ``None`` if there is none: what takes other code away does not fit where it has been made.
+    """
+    for edit in variant.edits:
+        if isinstance(edit, Add):
+            if recognising.is_taken(edit, read):
+                return f"{edit.target}: the name is taken; expected it to be free"
+        elif isinstance(edit, (Before, Replace)) or (
+            isinstance(edit, Substitute) and edit.find.strip() in edit.put
+        ):
+            found = find(edit.target)
+            if found is not None and undoing.undone(found.node, [edit]) is not None:
+                return f"{edit.target} has an edit of this patch already"
     return None
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_patch.edits import Add
 from megatron_patch.errors import DriftedError
+from megatron_patch.judge import judge
 from megatron_patch.source_edits import source_patches
 from megatron_patch.verdicts import Verdict
 
@@ -124,3 +126,34 @@ def test_patches_that_do_not_fit_on_top_of_each_other_are_told(tmp_path):
     with pytest.raises(DriftedError) as caught:
         made(write(tmp_path, TEXT), [*SERIES, clash])
     assert str(caught.value).startswith(f"clash: {MODULE}:Thing.one: expected `x + y` exactly once")
+
+
+# Each could be made once more where it has been made: what it looks for is still there.
+REPEATABLE = {
+    "a hook": (prefix("Thing.one"),),
+    "an insertion": (substitute("Thing.one", "total += item", "total += item\ntotal += 0"),),
+    "a helper": (
+        substitute("Thing.fetch", "x + 1", "x + 2"),
+        Add(f"{MODULE}:Thing.helper", "def helper(self):\n    return 1\n"),
+    ),
+    "a constant": (prefix("Thing.one"), Add(f"{MODULE}:LIMIT", "LIMIT = 3")),
+}
+
+
+@pytest.mark.parametrize("edits", REPEATABLE.values(), ids=REPEATABLE)
+@pytest.mark.parametrize("unknown", ["as it was", "changed since"])
+def test_source_that_is_not_known_is_edited_once(tmp_path, edits, unknown):
+    drifted = DRIFTED.replace("return result", "return 0 + result")
+    patch = patch_of(*edits, id="twice")
+    tree = write(tmp_path, drifted)
+    patches, _ = source_patches(tree, [patch], ["twice"], allow_drift=True)
+    text = patches[-1].files[-1].after.decode()
+    assert text != drifted
+    write(tmp_path, text if unknown == "as it was" else text + "\n\nMORE = 1\n")
+    with pytest.raises(DriftedError, match=r"has an edit of this patch already|name is taken"):
+        source_patches(tree, [patch], ["twice"], allow_drift=True)
+    # Nor when a person says that this source is known: here, where it is edited, and at run time.
+    digests = {digest_in(text)(edit.target) for edit in edits if not isinstance(edit, Add)}
+    judgement = judge(patch, tree.read, digests, [patch])
+    assert judgement.verdict is Verdict.DRIFTED
+    assert "accepted source, but " in judgement.reason
