@@ -8,9 +8,9 @@ and on by default. One that is only on when it is selected by name changes what 
 it is left out, for `git am patches/VERSION/*.patch` takes all that is there; `megatron-patch export
 --only ID` writes it. Where nothing is applicable, `series` is empty.
 
-Also writes `patches/README.md`, the table of backports in `README.md`, and the outlines of the
-pins' files, `megatron_patch/ledger/outlines.json`. What is in `patches/` and not written here is
-removed.
+Also writes `patches/README.md`, the table of backports in `README.md`, `docs/symptoms.md`, and the
+outlines of the pins' files, `megatron_patch/ledger/outlines.json`. What is in `patches/` and not
+written here is removed.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ PATCHES = "patches"
 OUTLINES = "megatron_patch/ledger/outlines.json"
 # What is in backticks, `name()`, and names with an underscore.
 CODE = re.compile(r"(`[^`]+`|\w[\w.]*\(\)|[\w.]*_[\w.]*\w)")
+SYMPTOMS = "docs/symptoms.md"
 BEGIN, END = "<!-- backports:begin -->", "<!-- backports:end -->"
 
 
@@ -101,28 +102,50 @@ def generated(
     if readme is not None:
         files[f"{PATCHES}/README.md"] = patches_readme(made, series).encode()
         files["README.md"] = with_table(readme, backports_table(made, series)).encode()
+        files[SYMPTOMS] = symptoms_page(made, series).encode()
         outlines = {digest: found for entry in made for digest, found in entry.outlines.items()}
         files[OUTLINES] = as_json(outlines).encode()
     return files, [text for entry in made for text in entry.drifted]
 
 
 def backports_table(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str:
-    """The table in `README.md`: before and after, and what each pin gets."""
+    """The table in `README.md`: what each pin gets."""
     rows = [
         (
-            f"`{patch.id}`" + ("" if patch.default else " (opt-in)"),
+            _linked(patch),
             f"{patch.origin} {_pull_request(patch)}"
             if patch.upstream_pr
             else f"[ours]({_report(patch)})",
             str(patch.kind),
-            markdown(patch.symptom),
-            markdown(patch.outcome),
             *(_short(entry.cells[patch.id]) for entry in made),
         )
         for patch in series
     ]
     versions = (entry.version for entry in made)
-    return _table(("id", "group", "kind", "before", "after", *versions), rows)
+    return _table(("id", "origin", "kind", *versions), rows)
+
+
+def _linked(patch: Patch) -> str:
+    opt_in = "" if patch.default else " (opt-in)"
+    return f"[`{patch.id}`]({SYMPTOMS}#{patch.id}){opt_in}"
+
+
+def symptoms_page(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str:
+    """`docs/symptoms.md`: what a user sees, on which pins, and what there is with the patch."""
+    sections = []
+    for patch in series:
+        there = [entry for entry in made if _short(entry.cells[patch.id]) in ("patched", "opt-in")]
+        versions = ", ".join(entry.version for entry in there) or "no pinned release"
+        opt_in = "" if patch.default else " Only when it is selected by name."
+        sections.append(
+            f"## {patch.id}\n\n{markdown(_sentence(patch.symptom))}\n\n"
+            f"On {versions}. With the patch: {markdown(patch.outcome)}.{opt_in}\n"
+        )
+    return "\n".join([SYMPTOMS_HEAD, *sections])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text[:1].islower() and " " in text else f"{text}."
 
 
 def _short(cell: str) -> str:
@@ -145,6 +168,16 @@ def patches_readme(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str
     head = README_HEAD.format(version=made[0].version)
     return "\n".join([head, table, "", README_LEGEND, *map(_section, series)])
 
+
+SYMPTOMS_HEAD = """\
+<!-- Made by tools/refresh_patches.py from the records in megatron_patch/backports/. -->
+
+# What you see without a patch
+
+Search this page for the words of your error message, or for what is wrong. Each section is one
+patch, by its id: which pinned releases need it, and what there is with `import megatron_patch`.
+`patches/README.md` has the rest of its record.
+"""
 
 README_HEAD = """\
 <!-- Made by tools/refresh_patches.py from the records in megatron_patch/backports/. -->

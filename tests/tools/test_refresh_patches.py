@@ -18,6 +18,8 @@ from tools import add_pin, pins, refresh_patches
 from .test_pin_report import FIXED, ORIGINAL, OTHER, TARGET, WITHOUT, count, digest_of
 from .test_pins import Index
 
+SYMPTOMS = refresh_patches.SYMPTOMS
+
 TOX_INI = """\
 [tox]
 env_list =
@@ -103,6 +105,7 @@ def test_each_pin_gets_the_patches_that_fit_it(project):
     assert project.refresh() == 0
     assert sorted(project.files()) == [
         "README.md",
+        SYMPTOMS,
         refresh_patches.OUTLINES,
         "patches/1.0.0/0001-sample.patch",
         "patches/1.0.0/series",
@@ -147,19 +150,28 @@ def test_a_patch_that_is_off_by_default_is_in_the_tables_and_in_no_series(projec
     assert project.read("patches/1.0.0/series") == "0002-sample.patch\n"
     assert project.cells("opted-for") == ["opt-in", "upstreamed", "not_applicable"]
     assert "- Only when it is selected by name.\n" in project.read("patches/README.md")
-    assert "| `opted-for` (opt-in) |" in project.read("README.md")
+    assert "| [`opted-for`](docs/symptoms.md#opted-for) (opt-in) |" in project.read("README.md")
+    assert "With the patch: some. Only when it is selected by name." in project.read(SYMPTOMS)
 
 
 def test_the_table_of_the_readme(project):
     project.refresh()
     versions = "1.0.0 | 1.1.0 | 1.2.0"
-    head = (
-        f"| id | group | kind | before | after | {versions} |\n|---|---|---|---|---|---|---|---|\n"
-    )
+    head = f"| id | origin | kind | {versions} |\n|---|---|---|---|---|---|\n"
     link = "outside [#1](https://github.com/NVIDIA/Megatron-LM/pull/1)"
-    row = f"| `sample` | {link} | correctness | none | some | patched | has it |  |\n"
+    id = "[`sample`](docs/symptoms.md#sample)"
+    row = f"| {id} | {link} | correctness | patched | has it |  |\n"
     table = f"{refresh_patches.BEGIN}\n{head}{row}{refresh_patches.END}"
     assert project.read("README.md") == f"# Title\n\n{table}\n\nThe end.\n"
+
+
+def test_the_page_that_is_searched_for_what_is_wrong(project):
+    symptom = "IndexError: list index out of range in add_request() ends the engine"
+    project.set_series(sample()._replace(symptom=symptom, outcome="the request goes on"))
+    project.refresh()
+    text = project.read(SYMPTOMS)
+    assert "## sample\n\nIndexError: list index out of range in `add_request()` ends" in text
+    assert "On 1.0.0. With the patch: the request goes on.\n" in text
 
 
 @pytest.mark.parametrize("text", ["# Title\n", f"a\n{refresh_patches.BEGIN}\nb\n"])
