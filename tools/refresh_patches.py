@@ -145,7 +145,9 @@ def symptoms_page(made: Sequence[PinnedSeries], series: Sequence[Patch]) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text[:1].islower() and " " in text else f"{text}."
+    """With a capital, unless it begins with a name."""
+    is_word = text.partition(" ")[0].isalpha()
+    return f"{text[:1].upper()}{text[1:]}." if is_word else f"{text}."
 
 
 def _short(cell: str) -> str:
