@@ -107,9 +107,10 @@ def test_with_patches_what_is_odd_is_drawn_as_it_is_defined_and_nothing_changes_
     """Side by side, and among what means nothing, where a request has parameters of its own."""
     own = serving.OWN_PARAMETERS
     groups = [(*ODD_SAMPLINGS, *MEANINGLESS)] if own else [(item,) for item in ODD_SAMPLINGS]
+    run_with = judging.runner(Selections())
     for samplings in groups:
         configuration = replace(of(*samplings), max_requests=16, max_tokens=128)
-        observation = judging.runner(Selections())(configuration, "correctness")
+        observation = run_with(configuration, "correctness")
         assert oracles.complaints(configuration, observation) == []
         parts = [request["parts"][0] for request in observation.record["requests"]]
         served = [len(part["generated_tokens"]) for part in parts]
