@@ -16,8 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import megatron_patch
 from megatron_patch import testing
+from megatron_patch.model import Patch
 from megatron_patch.testing.attention import flash_attn_varlen_func, flash_attn_with_kvcache
+from megatron_patch.testing.releases import parameters_of
 
 from .checks import needs
 
@@ -79,13 +82,6 @@ def check(fields: dict[str, Any], engine: str = "eager", **alone: Any) -> None:
         pytest.skip("has no such feature: speculative tokens without Transformer Engine")
     decoded = testing.decode(built, requests, capture_logits=False)
     assert decoded.tokens == testing.reference_decode(model, requests)
-
-
-def skip_unless_supported(fields: dict[str, Any]) -> None:
-    try:
-        testing.build_model(testing.EngineSpec(**fields))
-    except testing.UnsupportedError as error:
-        pytest.skip(f"has no such feature: {error}")
 
 
 def attention() -> Any:
@@ -219,27 +215,60 @@ def use_generation(monkeypatch: pytest.MonkeyPatch, generation: str) -> None:
     monkeypatch.setattr(module, "flash_attn3_with_kvcache", flash_attn3_with_kvcache, raising=False)
 
 
+def assert_called_as_before(monkeypatch: pytest.MonkeyPatch, patch: Patch, **fields: Any) -> None:
+    """``patch`` changes no argument of flash-attn in an engine with ``fields``.
+
+    In a test with the fixture ``unpatched``.
+    """
+    try:
+        testing.build_model(testing.EngineSpec(**fields))
+    except testing.UnsupportedError as error:
+        pytest.skip(f"has no such feature: {error}")
+    without = calls_of(monkeypatch, **fields)
+    with monkeypatch.context() as alone:
+        alone.setenv("MEGATRON_PATCH", patch.id)
+        megatron_patch.install()
+        found = calls_of(monkeypatch, **fields)
+        megatron_patch.uninstall()
+    assert found == without
+
+
 def calls_of(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[dict[str, Any]]:
-    """The arguments of all calls of flash-attn by an engine with ``fields``."""
+    """The arguments of all calls of flash-attn by an engine with ``fields``.
+
+    Of queries, those of padding mean nothing, nor do keys and values behind the last ones. What was
+    put into the cache is in the queries of the next layer.
+    """
     calls: list[dict[str, Any]] = []
     module = attention()
 
-    def noted(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
+    def noted(name: str, names: Sequence[str]) -> None:
+        original = getattr(module, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            positional = {str(n): copied(value) for n, value in enumerate(args)}
-            calls.append({"name": name, **positional, **{k: copied(v) for k, v in kwargs.items()}})
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            if "cu_seqlens_q" in arguments:
+                arguments["q"] = arguments["q"][: int(arguments["cu_seqlens_q"][-1])]
+            else:
+                arguments["q"] = arguments["q"][arguments["cache_seqlens"] > 0]
+            cache = {"k", "v", "k_cache", "v_cache"}
+            calls.append(
+                {
+                    argument: tuple(value.shape) if argument in cache else as_list(value)
+                    for argument, value in arguments.items()
+                }
+            )
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, call)
+        monkeypatch.setattr(module, name, call)
 
     with monkeypatch.context() as monkeypatch:
-        noted(module, "flash_attn_varlen_func")
-        noted(module, "flash_attn_with_kvcache")
+        noted("flash_attn_varlen_func", tuple(parameters_of(flash_attn_varlen_func)))
+        noted("flash_attn_with_kvcache", tuple(parameters_of(flash_attn_with_kvcache)))
         testing.decode(testing.build_engine(testing.EngineSpec(**fields)), REQUESTS)
+    assert {"k" in call for call in calls} == {True, False}  # both have been called
     return calls
 
 
-def copied(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     return value.tolist() if isinstance(value, Tensor) else value

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-import megatron_patch
+from megatron_patch import testing
 from megatron_patch.backports.upstream.attention_sinks import ATTENTION_SINKS
+from megatron_patch.testing import graph_counts
 
 from . import attending
 from .checks import assert_state_of_record, needs, proof
@@ -16,6 +20,16 @@ from .checks import assert_state_of_record, needs, proof
 pytestmark = pytest.mark.usefixtures("device")
 
 SINKS = ("off-by-one", "learnable")
+
+#: What it has beside sinks.
+GPT_OSS: dict[str, Any] = {
+    "num_layers": 4,
+    "num_query_groups": 2,
+    "window_size": (8, 0),
+    "window_attn_skip_freq": 2,
+    "position_embedding_type": "yarn",
+    "yarn": {"rotary_scaling_factor": 32.0, "correction_range_round_to_int": False},
+}
 
 
 def test_state(device):
@@ -44,24 +58,47 @@ def test_with_each_flash_attn(monkeypatch, generation, softmax_type):
 
 
 @pytest.mark.parametrize("softmax_type", SINKS)
-def test_with_all_else_that_gpt_oss_has(softmax_type):
-    attending.check(
-        {
-            "softmax_type": softmax_type,
-            "num_layers": 4,
-            "num_query_groups": 2,
-            "window_size": (8, 0),
-            "window_attn_skip_freq": 2,
-            "position_embedding_type": "yarn",
-            "yarn": {"rotary_scaling_factor": 32.0, "correction_range_round_to_int": False},
-        }
+@pytest.mark.parametrize("engine", attending.ENGINES)
+def test_with_all_else_that_gpt_oss_has(engine, softmax_type):
+    attending.check({**GPT_OSS, "softmax_type": softmax_type}, engine)
+
+
+@pytest.fixture
+def no_other_graphs() -> Iterator[None]:
+    testing.drop_cuda_graphs()
+    yield
+    testing.drop_cuda_graphs()
+
+
+@pytest.mark.parametrize("scope", ["layer", "block"])
+@pytest.mark.parametrize("for_prefill", [False, True], ids=["decode", "prefill"])
+@pytest.mark.parametrize("softmax_type", SINKS)
+def test_in_cuda_graphs(no_other_graphs, softmax_type, for_prefill, scope):
+    spec = testing.EngineSpec(
+        **GPT_OSS,
+        softmax_type=softmax_type,
+        softmax_scale=0.2,
+        num_cuda_graphs=2,
+        max_requests=32,
+        cuda_graph_scope=scope,
+        options={"use_cuda_graphs_for_non_decode_steps": True} if for_prefill else {},
     )
+    without = replace(spec, num_cuda_graphs=None, cuda_graph_scope=None, options={})
+    try:
+        model = testing.build_model(without)
+        engine = testing.build_engine(spec)
+    except testing.UnsupportedError as error:
+        pytest.skip(str(error))
+    expected = testing.reference_decode(model, attending.REQUESTS)
+    for _ in range(2):
+        with graph_counts.counted() as count:
+            decoded = testing.decode(engine, attending.REQUESTS, capture_logits=False)
+        assert decoded.tokens == expected
+        assert count.replays
 
 
 def test_without_a_sink_flash_attn_is_called_as_before(unpatched, monkeypatch):
-    without = attending.calls_of(monkeypatch)
-    megatron_patch.install()
-    assert attending.calls_of(monkeypatch) == without
+    attending.assert_called_as_before(monkeypatch, ATTENTION_SINKS)
 
 
 @pytest.mark.parametrize("softmax_type", SINKS)

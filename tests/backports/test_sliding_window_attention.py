@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import megatron_patch
 from megatron_patch.backports.upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
 
 from . import attending
@@ -63,10 +62,7 @@ def test_with_each_flash_attn(monkeypatch, generation):
     ids=["none", "infinite", "of no layer"],
 )
 def test_without_a_window_flash_attn_is_called_as_before(unpatched, monkeypatch, fields):
-    attending.skip_unless_supported(fields)
-    without = attending.calls_of(monkeypatch, **fields)
-    megatron_patch.install()
-    assert attending.calls_of(monkeypatch, **fields) == without
+    attending.assert_called_as_before(monkeypatch, SLIDING_WINDOW_ATTENTION, **fields)
 
 
 def test_multi_latent_attention_is_left_as_it_is():
