@@ -140,6 +140,11 @@ def _by_group(projections: list[Tensor], groups: int) -> Tensor:
     return torch.cat(parts, dim=1).flatten(0, 1)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """The activation of gpt-oss."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 def _pair(model_class: Any, config: Any, **fields: Any) -> Pair:
     options = {**OPTIONS, **fields.pop("model_options", {})}
     spec = testing.EngineSpec(**{**SPEC, **fields, "model_options": options})
@@ -158,6 +163,17 @@ def llama_with_yarn() -> Pair:
     config = transformers.LlamaConfig(**COMMON, num_key_value_heads=HEADS, rope_parameters=YARN)
     yarn = {"rotary_scaling_factor": 32.0, "beta_fast": 8.0}
     return _pair(transformers.LlamaForCausalLM, config, position_embedding_type="yarn", yarn=yarn)
+
+
+def mistral_with_a_window() -> Pair:
+    """Each layer sees 8 tokens, with its own."""
+    config = transformers.MistralConfig(
+        **COMMON,
+        num_key_value_heads=2,
+        sliding_window=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    return _pair(transformers.MistralForCausalLM, config, num_query_groups=2, window_size=(7, 0))
 
 
 def qwen2_with_grouped_heads() -> Pair:
@@ -210,8 +226,6 @@ def qwen3_with_grouped_heads() -> Pair:
 
 def gpt_oss() -> Pair:
     """Sinks, a window of 8 tokens in each second layer, YaRN, grouped heads; of one expert."""
-    from megatron.core.fusions.fused_bias_geglu import quick_gelu
-
     config = transformers.GptOssConfig(
         **COMMON,
         num_key_value_heads=2,
@@ -258,6 +272,7 @@ def granite_with_a_scale() -> Pair:
 
 PAIRS = {
     "Llama with YaRN": llama_with_yarn,
+    "Mistral with a window": mistral_with_a_window,
     "Qwen2 with grouped heads": qwen2_with_grouped_heads,
     "Qwen2 with a window": qwen2_with_a_window,
     "Qwen3 with grouped heads": qwen3_with_grouped_heads,
@@ -268,6 +283,7 @@ PAIRS = {
 #: The patches without which the engine decodes other tokens, where the release needs them.
 PATCHES = {
     "Llama with YaRN": ("yarn-concentration-factor",),
+    "Mistral with a window": ("sliding-window-attention",),
     "Qwen2 with a window": ("sliding-window-attention",),
     "gpt-oss": ("sliding-window-attention", "yarn-concentration-factor", "attention-sinks"),
     "Granite with a scale": ("attention-softmax-scale",),
