@@ -24,6 +24,9 @@ HUNKS = hunks.beside(__file__)
 
 ATTENTION = "megatron.core.transformer.attention:Attention.flash_decode_and_prefill"
 
+#: Makes the sink, on source that has sinks.
+SINK = "megatron.core.transformer.dot_product_attention:DotProductAttention.__init__"
+
 ATTENTION_SINKS = Patch(
     id="attention-sinks",
     kind=Kind.CORRECTNESS,
@@ -42,5 +45,5 @@ ATTENTION_SINKS = Patch(
     updated="2026-11-26",
     target=ATTENTION,
     variants=tuple(Variant(name, HUNKS.of(name)) for name in ("0.15", "0.16", "0.18")),
-    told_by=(ATTENTION,),
+    told_by=(ATTENTION, SINK),
 )
