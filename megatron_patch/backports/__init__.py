@@ -45,6 +45,7 @@ from .upstream.edited_conversation import EDITED_CONVERSATION
 from .upstream.failed_request_status import FAILED_REQUEST_STATUS
 from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
+from .upstream.hidden_chunk_overlap import HIDDEN_CHUNK_OVERLAP
 from .upstream.idle_step_prefix_cache import IDLE_STEP_PREFIX_CACHE
 from .upstream.input_position_view_cache import INPUT_POSITION_VIEW_CACHE
 from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
@@ -134,4 +135,5 @@ SERIES: tuple[Patch, ...] = (
     LATENT_CACHE_DECODE_FLAG,
     UNEVEN_PIPELINE,
     IDLE_STEP_PREFIX_CACHE,
+    HIDDEN_CHUNK_OVERLAP,
 )
