@@ -68,6 +68,7 @@ from .upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
 from .upstream.uneven_pipeline import UNEVEN_PIPELINE
+from .upstream.unified_memory_threads import UNIFIED_MEMORY_THREADS
 from .upstream.yarn_concentration_factor import YARN_CONCENTRATION_FACTOR
 from .upstream.zero_token_logprobs import ZERO_TOKEN_LOGPROBS
 
@@ -136,4 +137,5 @@ SERIES: tuple[Patch, ...] = (
     UNEVEN_PIPELINE,
     IDLE_STEP_PREFIX_CACHE,
     HIDDEN_CHUNK_OVERLAP,
+    UNIFIED_MEMORY_THREADS,
 )
