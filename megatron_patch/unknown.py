@@ -76,7 +76,7 @@ def judgement_of_unknown(
     drifted = functools.partial(Judgement, Verdict.DRIFTED, misses=misses, closest=variant)
     if not all(miss.expected and miss.found in accepted for miss in misses):
         return drifted(f"unknown source: {reason}")
-    why = why_not(variant, find, read)
+    why = already_made(variant, find, read) or why_not(variant, find)
     if why is not None:
         return drifted(f"accepted source, but {why}")
     return Judgement(Verdict.APPLICABLE, f"accepted source: {reason}", variant, misses)
@@ -120,12 +120,9 @@ def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]
     return found
 
 
-def why_not(variant: Variant, find: Finder, read: Reader) -> str | None:
+def why_not(variant: Variant, find: Finder) -> str | None:
     """Why the edits of ``variant`` do not fit the source, ``None`` if they do."""
     edited: dict[str, Definition] = {}
-    made = already_made(variant, find, read)
-    if made is not None:
-        return made
     try:
         for edit in variant.edits:
             if isinstance(edit, (Add, Requires)):
