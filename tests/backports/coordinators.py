@@ -158,6 +158,8 @@ class Coordinator:
         """Wait until the coordinator's socket knows that a connection is closed."""
         self.until(lambda: self._closed.poll(20))
         self._closed.recv_multipart()
+        # A socket that has just been used does not ask at once what has become of connections.
+        time.sleep(0.05)
 
     def has(self, engines: int) -> None:
         """Wait until it knows so many."""
