@@ -318,6 +318,20 @@ def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _refused_again(case: Case, complaint: Complaint) -> bool:
+    """An engine is resumed that was suspended with a refused request, before the next step."""
+    return (
+        complaint.kind == "exception"
+        and complaint.facts["type"] == "InvalidStateError"
+        and any(
+            item.what == "suspend"
+            and complaint.facts["during"] == f"what happens before step {item.step + item.steps}"
+            for item in case.configuration.happenings
+        )
+        and any(refusal(case, plan) is not None for plan in case.configuration.requests)
+    )
+
+
 def _empty_stop_word(case: Case, complaint: Complaint) -> bool:
     """It ends with a step that accepted a speculative token, or could have."""
     plan = _plan(case, complaint)
@@ -777,6 +791,13 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.14",
         "a request without any token is taken, and the step that it is admitted to raises",
         _empty_prompt,
+    ),
+    Defect(
+        "a refused request in a suspension",
+        ">=0.16",
+        "a refused request is kept until the next step; a suspension that comes first adds it "
+        "again when it ends, where it is refused again and its future is done already",
+        _refused_again,
     ),
     Defect(
         "an empty stop word where tokens are drafted",
