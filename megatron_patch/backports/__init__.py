@@ -31,6 +31,7 @@ from .ours.sampling_parameters import SAMPLING_PARAMETERS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
+from .ours.suspended_refused_requests import SUSPENDED_REFUSED_REQUESTS
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
 from .ours.vanished_clients import VANISHED_CLIENTS
 from .upstream.accepted_tokens_once import ACCEPTED_TOKENS_ONCE
@@ -138,4 +139,5 @@ SERIES: tuple[Patch, ...] = (
     IDLE_STEP_PREFIX_CACHE,
     HIDDEN_CHUNK_OVERLAP,
     UNIFIED_MEMORY_THREADS,
+    SUSPENDED_REFUSED_REQUESTS,
 )

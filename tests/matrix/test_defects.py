@@ -86,6 +86,12 @@ SHOWN = [
         '"spare_blocks":3,"block_size":4}',
     ),
     (
+        "a refused request in a suspension",
+        ">=0.17",
+        '{"requests":[{"length":9,"num_tokens":8},{"length":70,"arrival":3}],'
+        '"happenings":[{"step":3}],"suspension":"recompute"}',
+    ),
+    (
         "parts with and without log probs",
         ">=0.17",
         '{"requests":[{"length":8,"num_tokens":8,"log_probs":"generated","stop":[2,1]}],'

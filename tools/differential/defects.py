@@ -798,6 +798,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a refused request is kept until the next step; a suspension that comes first adds it "
         "again when it ends, where it is refused again and its future is done already",
         _refused_again,
+        ("suspended-refused-requests",),
     ),
     Defect(
         "an empty stop word where tokens are drafted",
