@@ -11,7 +11,7 @@ from . import notices
 from .edits import Add, Target
 from .errors import ForeignPatchError, MegatronPatchError, SettingsError, StrictModeError
 from .forks import ForkSafeLock
-from .importer import PostImportFinder, is_ready
+from .importer import PostImportFinder, is_absent, is_ready
 from .model import Patch, Variant
 from .settings import Settings
 from .stack import Case, Stack
@@ -121,7 +121,7 @@ class Engine:
         self._settle(ready=name)
 
     def _settle(self, ready: str | None = None, raising: bool = True) -> None:
-        """Decide every pending patch whose main module is there, then tell of the unhealthy.
+        """Decide every pending patch whose main module is there, or will not be, then tell.
 
         ``ready`` is a module whose code has just run: then no ``SettingsError`` is raised.
         """
@@ -129,7 +129,8 @@ class Engine:
 
         def is_due(case: Case) -> bool:
             main = Target.parse(case.patch.target).module
-            return case.state is State.PENDING and (main == ready or is_ready(main))
+            there = main == ready or is_ready(main)
+            return case.state is State.PENDING and (there or is_absent(main))
 
         if any(map(is_due, self.cases.values())):
             from .judge import trees_kept

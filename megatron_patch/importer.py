@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .sources import search_finders, spec_of
+from .sources import find_module_spec, search_finders, spec_of
 
 Callback = Callable[[str], None]
 
@@ -22,6 +22,23 @@ def is_ready(name: str) -> bool:
     """Whether module ``name`` is imported, and its import has ended."""
     module = sys.modules.get(name)
     return module is not None and not getattr(spec_of(module), "_initializing", False)
+
+
+#: Modules that are there, imported or not.
+_found: set[str] = set()
+
+
+def is_absent(name: str) -> bool:
+    """Whether there is no module ``name``, which is known when its package has been imported."""
+    if name in _found or not is_ready(name.rpartition(".")[0]):
+        return False
+    try:
+        absent = find_module_spec(name) is None
+    except Exception:  # a finder of somebody else's; what it raises is told when source is read
+        return False
+    if not absent:
+        _found.add(name)
+    return absent
 
 
 class PostImportFinder:

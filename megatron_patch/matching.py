@@ -141,14 +141,6 @@ def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
         assert isinstance(new[0], ast.Expr)
         (old,), other = place.nodes, new[0].value
 
-    row = place.nodes[0].lineno
-
-    def is_elsewhere(item: Any) -> bool:
-        # Decorators are above the line that a definition is said to begin with.
-        if not isinstance(item, (ast.expr, ast.stmt)) or hasattr(item, "decorator_list"):
-            return False
-        return not item.lineno <= row <= (item.end_lineno or row)
-
     def copied(item: Any) -> Any:
         """``item``, or a copy of it if ``old`` is in it."""
         if item is old:
@@ -157,7 +149,7 @@ def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
             for index, child in enumerate(item):
                 if (new_child := copied(child)) is not child:
                     return [*item[:index], new_child, *item[index + 1 :]]
-        elif isinstance(item, ast.AST) and not is_elsewhere(item):
+        elif isinstance(item, ast.AST):
             for name in item._fields:
                 child = getattr(item, name, None)
                 if (new_child := copied(child)) is not child:

@@ -53,12 +53,12 @@ def owner_of(target: Target) -> Any:
 def inherited_from(target: Target) -> str:
     """Where a class that lacks the target inherits it from, as the end of a sentence.
 
-    What each class has from ``object`` is not said of any.
+    What a class has from Python's own classes is nothing to patch.
     """
     owner = find_owner(target)
     lacks = owner is not None and target.scope and target.name not in vars(owner)
-    for base in owner.__mro__[1:-1] if lacks else ():
-        if target.name in vars(base):
+    for base in owner.__mro__[1:] if lacks else ():
+        if target.name in vars(base) and base.__module__ != "builtins":
             return f"; it is inherited: patch {base.__module__}:{base.__qualname__}.{target.name}"
     return ""
 

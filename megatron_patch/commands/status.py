@@ -58,12 +58,11 @@ def _modules(patch: Patch) -> list[str]:
 def _import_targets() -> dict[str, str]:
     """Import what the patches edit; returns what went wrong, by module."""
     problems = {}
-    needed = {_modules(patch)[0] for patch in SERIES if not patch.is_of_server}
     for name in dict.fromkeys(name for patch in SERIES for name in _modules(patch)):
         try:
             if find_module_spec(name.partition(".")[0]) is None:
                 problems[name] = "Megatron-Core is not installed: pip install megatron-core"
-            elif name in needed or find_module_spec(name) is not None:  # else of other releases
+            elif find_module_spec(name) is not None:  # else of other releases
                 importlib.import_module(name)
         except Exception as error:  # whatever Megatron raises is what we are here to report
             hint = ": pip install torch" if getattr(error, "name", "") == "torch" else ""

@@ -74,6 +74,7 @@ class Coordinator:
     """One that runs while the ``with`` block does, and ends with it or before."""
 
     def __init__(self, engines: int = 2, **fields: Any) -> None:
+        cls = coordinator_class()
         self.tokenizer = Tokenizer()
         self.error: BaseException | None = None
         self._context = zmq.Context()
@@ -86,7 +87,6 @@ class Coordinator:
         # Engines are in the order of their names, not of their arrival.
         fields = {"deterministic_mode": True, "block_size_tokens": BLOCK, **fields}
         fields = {"enable_prefix_caching": True, **fields}
-        cls = coordinator_class()
 
         def run() -> None:
             try:

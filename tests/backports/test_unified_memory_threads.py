@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,9 @@ from .checks import assert_state_of_record, needs, proof
 @pytest.fixture
 def module(device) -> Any:
     """The module of the target."""
-    return importlib.import_module("megatron.core.inference.unified_memory")
+    name = "megatron.core.inference.unified_memory"
+    needs(importlib.util.find_spec(name) is not None, "unified memory")
+    return importlib.import_module(name)
 
 
 def test_state(module):

@@ -123,8 +123,11 @@ def expected(patch: Any) -> str:
     from megatron_patch.edits import Target
     from megatron_patch.sources import find_module_spec
 
-    if find_module_spec(Target.parse(patch.target).module) is None:
-        return "pending"  # for ever: what it is of is a part that this release has not
+    module = Target.parse(patch.target).module
+    if find_module_spec(module) is None:
+        # What it is of is a part that this release has not, be it all of a package.
+        package = module.rpartition(".")[0]
+        return "pending" if find_module_spec(package) is None else "not_applicable"
     if RELEASE in SpecifierSet(patch.releases):
         return "applied"
     is_fixed = patch.fixed_in is not None and Version(patch.fixed_in) <= RELEASE

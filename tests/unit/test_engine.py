@@ -552,3 +552,30 @@ def test_importing_the_package_imports_neither_torch_nor_megatron():
         "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'megatron'}))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_module_that_the_release_has_not_is_settled_with_its_package(
+    workshop, tmp_path, monkeypatch, there
+):
+    """Else the patch would be pending for ever, and ranks that compare it never agree."""
+    package = f"some_package_{there}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    if there:
+        (tmp_path / package / "part.py").write_text("def one():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    edit = Substitute(f"{package}.part:one", "1", "10")
+    engine = workshop.engine(make_patch(edit, known=digest_in("def one():\n    return 1\n")))
+    assert only(engine).state is State.PENDING
+    importlib.import_module(package)
+    assert only(engine).state is (State.PENDING if there else State.NOT_APPLICABLE)
+    if there:
+        assert importlib.import_module(f"{package}.part").one() == 10
+
+
+def test_what_a_class_has_from_python_itself_is_nothing_to_patch(workshop):
+    workshop.load("target_module", "class Thing(Exception):\n    pass\n")
+    edit = Substitute("target_module:Thing.__init__", "1", "10")
+    engine = workshop.engine(make_patch(edit, known=lambda _: "0" * 16))
+    assert only(engine).state is State.NOT_APPLICABLE
