@@ -10,6 +10,7 @@ from . import recognising, rewrite, undoing
 from .definitions import Definition
 from .edits import Add, Before, Replace, Requires, Substitute, Target
 from .errors import RewriteError, SettingsError
+from .ledger import sources_of
 from .model import Patch, Source, Variant
 from .sources import megatron_version
 from .verdicts import Finder, Judgement, Miss, Reader, Verdict
@@ -66,12 +67,10 @@ def judgement_of_unknown(
         f"{'; '.join(map(str, other.misses))} (source of {other.source.releases})"
         for other in closest
     ]
-    if any(miss.definition is None for miss in misses):
-        # The source is rather like one that needs no patch, which another target tells.
-        for target in patch.told_by:
-            found = find(target)
-            digest = f"found {found.digest}" if found else "not found"
-            reasons.append(f"{target}: {digest}, which is not known to need no patch")
+    for target in _telling(patch, misses, find):
+        found = find(target)
+        digest = f"found {found.digest}" if found else "not found"
+        reasons.append(f"{target}: {digest}, which is not known to need no patch")
     reason = "; or ".join(reasons)
     drifted = functools.partial(Judgement, Verdict.DRIFTED, misses=misses, closest=variant)
     if not all(miss.expected and miss.found in accepted for miss in misses):
@@ -80,6 +79,17 @@ def judgement_of_unknown(
     if why is not None:
         return drifted(f"accepted source, but {why}")
     return Judgement(Verdict.APPLICABLE, f"accepted source: {reason}", variant, misses)
+
+
+def _telling(patch: Patch, misses: Sequence[Miss], find: Finder) -> Sequence[str]:
+    """The targets that do not tell that the source needs no patch, where it is rather like that."""
+    if any(miss.definition is None for miss in misses):
+        return patch.told_by
+    variants = {variant.name for variant in patch.variants}
+    told = (source for source in sources_of(patch) if source.proved not in variants)
+    differing = ((source, differences(source, find)) for source in told)
+    near = (others for source, others in differing if len(others) < len(source.digests))
+    return tuple(dict.fromkeys(target for others in near for target in others))
 
 
 def closest_of(candidates: Sequence[Candidate], read: Reader) -> list[Candidate]:

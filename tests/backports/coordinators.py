@@ -47,6 +47,7 @@ def headers() -> Any:
 
 def policy(*names: str) -> Any:
     """The first of the coordinator's policies that the release has."""
+    coordinator_class()
     config = importlib.import_module("megatron.core.inference.config")
     policies = config.PrefixCachingCoordinatorPolicy
     return next(policies[name] for name in names if name in policies.__members__)

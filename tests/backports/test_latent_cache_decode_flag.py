@@ -10,9 +10,9 @@ import pytest
 
 from megatron_patch import testing
 from megatron_patch.backports.upstream.latent_cache_decode_flag import LATENT_CACHE_DECODE_FLAG
-from megatron_patch.testing.releases import engine_class
+from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 
-from .checks import REQUESTS, assert_state_of_record, proof
+from .checks import REQUESTS, assert_state_of_record, needs, proof
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -57,6 +57,8 @@ def test_prompts_of_one_token(requests):
 
 
 def test_a_prompt_in_chunks():
+    options = {*parameters_of(engine_class()), *context_parameters()}
+    needs("enable_chunked_prefill" in options, "chunked prefill")
     requests = [REQUESTS[0], testing.Request(tuple(range(1, 101)), 6, arrival_step=1)]
     assert decoded(requests, enable_chunked_prefill=True) == alone(requests)
 
