@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from . import tree_record
@@ -84,16 +84,13 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch], *, force: bool = Fal
         for path, content in before.items():
             if files.read(path) != content:
                 raise TreeError(f"{tree.root / path} was changed while it was read: do it again")
-        changes = {path: Change(digest(before[path]), digest(after[path])) for path in after}
-        then = {
-            **there,
-            **{
-                path: Change(there[path].before if path in there else change.before, change.after)
-                for path, change in changes.items()
-            },
-        }
-        contents = {digest(content): content for content in (*before.values(), *after.values())}
-        _make(files, Record(megatron_version(tree.read), there), "apply", changes, then, contents)
+        then = dict(there)
+        for path, content in after.items():
+            # That of the first `apply` is kept.
+            first = there[path].before if path in there else digest(before[path])
+            then[path] = Change(first, digest(content))
+        record = Record(megatron_version(tree.read), there)
+        _make(files, record, "apply", before, after, then)
     return [tree.root / path for path in after]
 
 
@@ -111,32 +108,24 @@ def revert(tree: SourceTree) -> list[Path]:
                 f"{tree.root}: nothing was applied there, so there is nothing to revert"
             )
         there = _still_applied(tree, files, record, committed=False)
-        changes = {path: Change(change.after, change.before) for path, change in there.items()}
-        contents = {
-            name: content
-            for path, change in changes.items()
-            for name, content in (
-                (change.before, files.read(path) or b""),
-                (change.after, tree_record.content_of(files, change.after)),
-            )
-        }
-        _make(files, Record(record.release, there), "revert", changes, {}, contents)
-    return [tree.root / path for path in changes]
+        before = {path: files.read(path) or b"" for path in there}
+        after = {path: tree_record.content_of(files, there[path].before) for path in there}
+        _make(files, Record(record.release, there), "revert", before, after, {})
+    return [tree.root / path for path in there]
 
 
 def _make(
     files: TreeFiles,
     record: Record,
     command: str,
-    changes: tree_record.Changes,
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
     then: tree_record.Changes,
-    contents: dict[str, bytes],
 ) -> None:
-    """Exchange the files and write the record, all or nothing; ``contents`` are by digest."""
-    before = {path: contents[change.before] for path, change in changes.items()}
-    after = {path: contents[change.after] for path, change in changes.items()}
+    """Exchange the files, and write the record with those of ``then``, all or nothing."""
+    changes = {path: Change(digest(before[path]), digest(after[path])) for path in after}
     try:
-        tree_record.keep(files, contents)
+        tree_record.keep(files, {*before.values(), *after.values()})
         pending = Pending(command, changes, then)
         tree_record.save(files, Record(record.release, record.files, pending))
         files.exchange(after, before)

@@ -103,14 +103,19 @@ class TreeFiles:
             opened.flush()
             os.fsync(opened.fileno())
         like = there if there.exists() else there.parent
-        if os.geteuid() == 0:
-            os.chown(made, like.stat().st_uid, like.stat().st_gid)
+        give_owner(made, like)
         if like is there:
             shutil.copystat(there, made)
             os.utime(made)  # but for the time: Python compares it with that of compiled files
         else:
             made.chmod(0o644)
         return made
+
+
+def give_owner(made: Path, like: Path) -> None:
+    """Give what this process has made the owner of ``like``, if it may: nobody but root can."""
+    if os.geteuid() == 0:
+        os.chown(made, like.stat().st_uid, like.stat().st_gid)
 
 
 def digest(content: bytes) -> str:

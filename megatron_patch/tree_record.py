@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import TreeError
-from .tree_files import TreeFiles, digest
+from .tree_files import TreeFiles, digest, give_owner
 
 STATE = Path("megatron", "core", ".megatron_patch")
 RECORD = (STATE / "applied.json").as_posix()
@@ -124,16 +124,15 @@ def save(files: TreeFiles, record: Record) -> None:
     files.put(RECORD, json.dumps(content, indent=2).encode() + b"\n")
 
 
-def keep(files: TreeFiles, contents: Mapping[str, bytes]) -> None:
+def keep(files: TreeFiles, contents: Iterable[bytes]) -> None:
     """Write contents of files beside the record, by their digests."""
     state = files.path(STATE.as_posix())
     if not state.exists():
         state.mkdir()
-        if state.parent.stat().st_uid != state.stat().st_uid:
-            shutil.chown(state, state.parent.stat().st_uid, state.parent.stat().st_gid)
+        give_owner(state, like=state.parent)
     files.put(IGNORED, b"*\n")
-    for name, content in contents.items():
-        files.put((STATE / name).as_posix(), content)
+    for content in contents:
+        files.put((STATE / digest(content)).as_posix(), content)
 
 
 def content_of(files: TreeFiles, name: str) -> bytes:

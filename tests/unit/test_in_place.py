@@ -377,3 +377,23 @@ def test_owner_and_extended_attributes_are_kept(tree):
         assert (file.stat().st_uid, file.stat().st_gid) == owner
         assert os.listxattr(file) == names
         assert file.stat().st_mtime_ns > times  # else Python may take what it has compiled
+
+
+def test_who_is_not_root_gives_nothing_away(tree, monkeypatch):
+    """Such as one of a group that may write in the folder of somebody else."""
+    real = os.stat
+
+    def stat(path, *arguments, **named):  # type: ignore[no-untyped-def]
+        found = real(path, *arguments, **named)
+        if not str(path).endswith("megatron/core"):
+            return found
+        return os.stat_result([*found[:4], 12345, 54321, *found[6:]])
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "chown", lambda *_: pytest.fail("gives it away"))
+    patches = made(tree, SERIES)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        assert (tree.root / "megatron/core").stat().st_uid == 12345
+        in_place.apply(tree, patches)
+    in_place.revert(tree)
