@@ -107,10 +107,8 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
     if place is None:
         return None
     segment = _segment(text, place.first, place.last)
-    found = Definition(
-        *(module, qualname, segment, place.first),
-        *(outline.future_flags, outline.imported_names),
-    )
+    flags, names = outline.future_flags, outline.imported_names
+    found = Definition(module, qualname, segment, place.first, flags, names)
     found.__dict__["digest"] = place.digest
     return found
 

@@ -57,11 +57,11 @@ def _listed(series: Path) -> list[str]:
     """The files that an earlier export has written. Raises ``TreeError`` if it is no such list."""
     if not (series.exists() or series.is_symlink()):
         return []
-    names = series.read_bytes().split(b"\n") if series.is_file() else [b"?"]
-    found = [name.decode("ascii", "replace") for name in names if name]
-    if series.is_symlink() or not all(NAME.fullmatch(name) for name in found):
-        raise TreeError(_in_the_way(series))
-    return found
+    if series.is_file() and not series.is_symlink():
+        found = list(filter(None, series.read_bytes().decode("ascii", "replace").split("\n")))
+        if all(map(NAME.fullmatch, found)):
+            return found
+    raise TreeError(_in_the_way(series))
 
 
 def _is_ours(path: Path) -> bool:

@@ -91,14 +91,12 @@ def equal(one: Any, other: Any) -> bool:
         elif not isinstance(one, ast.AST) or kind is ast.JoinedStr:
             if canonical(one) != canonical(other):
                 return False
-        elif isinstance(one, FunctionNode):
-            todo.append((without_docstring(one), without_docstring(other)))
-            for name in counted(kind._fields):
-                if name != "body":
-                    todo.append((getattr(one, name, None), getattr(other, name, None)))
         else:
             for name in counted(kind._fields):
-                todo.append((getattr(one, name, None), getattr(other, name, None)))
+                if name == "body" and isinstance(one, FunctionNode):
+                    todo.append((without_docstring(one), without_docstring(other)))
+                else:
+                    todo.append((getattr(one, name, None), getattr(other, name, None)))
     return True
 
 

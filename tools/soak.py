@@ -52,7 +52,7 @@ from megatron_patch.testing.releases import (
 from megatron_patch.testing.version import core_release, core_version
 from tools.differential import blocks, draws
 from tools.differential.observing import parts_of
-from tools.differential.serving import OWN_PARAMETERS, Room, is_greedy
+from tools.differential.serving import OWN_PARAMETERS, Room, is_greedy, refusals
 
 LONGEST_PROMPT = 40
 MOST_TOKENS = 12
@@ -488,7 +488,7 @@ def decode(
             if request.arrival_step == step:
                 try:
                     answers[index] = add_request(engine, request, {})
-                except _refusals() as error:
+                except refusals() as error:
                     answers[index] = error
         on_step(engine, step)
         if not testing.is_suspended(engine) and has_work(engine):
@@ -499,12 +499,6 @@ def decode(
             return steps, [_answered(answers[index]) for index in range(len(requests))]
     waiting = [index for index in range(len(requests)) if not _is_answered(answers.get(index))]
     raise SoakError(f"requests {waiting} of {len(requests)} did not end within {most} steps")
-
-
-def _refusals() -> tuple[type[BaseException], ...]:
-    from megatron.core.inference.contexts import dynamic_context
-
-    return (dynamic_context.ContextOverflowError,) if RELEASE < Version("0.15") else ()
 
 
 def _is_answered(found: Any) -> bool:
@@ -573,12 +567,12 @@ def _continuation(prompt: tuple[int, ...], number: int) -> list[int]:
 
 def cut(tokens: Sequence[int], sampling: Mapping[str, Any]) -> list[int]:
     """The tokens of an answer that ends at stop words and a termination id."""
-    words = [list(map(int, word.split())) for word in sampling.get("stop_words", ())]
+    words = _stop_words(sampling)
     found: list[int] = []
     for token in tokens:
         found.append(token)
         for word in words:
-            if word and found[-len(word) :] == word:
+            if found[-len(word) :] == word:
                 kept = sampling.get("detokenize_stop_sequence") or not _trims()
                 return found if kept else found[: -len(word)]
         if token == sampling.get("termination_id"):
@@ -607,8 +601,13 @@ def check_sampled(
 
 
 def _ends_with_word(tokens: list[int], sampling: Mapping[str, Any]) -> bool:
-    words = [list(map(int, word.split())) for word in sampling.get("stop_words", ())]
-    return any(word and tokens[-len(word) :] == word for word in words)
+    return any(tokens[-len(word) :] == word for word in _stop_words(sampling))
+
+
+def _stop_words(sampling: Mapping[str, Any]) -> list[list[int]]:
+    """The tokens of each stop word that has some."""
+    words = (list(map(int, word.split())) for word in sampling.get("stop_words", ()))
+    return list(filter(None, words))
 
 
 def check_log_probs(

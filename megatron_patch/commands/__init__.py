@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from .. import _engine
@@ -14,6 +15,12 @@ SERIES = _engine.series
 
 #: The exit status when some of the selected patches do not fit the source: they are drifted.
 SOME_DO_NOT_FIT = 3
+
+
+def note(text: str | None) -> None:
+    """Print a line on stderr, if there is something to say."""
+    if text:
+        print(text, file=sys.stderr)
 
 
 def chosen(series: Sequence[Patch], options: argparse.Namespace) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from functools import partial
 
 from .. import in_place, inspection
@@ -13,7 +12,7 @@ from ..settings import Settings
 from ..source_tree import SourceTree
 from ..sources import megatron_version
 from ..verdicts import Verdict
-from . import SERIES, SOME_DO_NOT_FIT, chosen
+from . import SERIES, SOME_DO_NOT_FIT, chosen, note
 
 
 def check(options: argparse.Namespace) -> int:
@@ -27,9 +26,7 @@ def check(options: argparse.Namespace) -> int:
         against = SourceTree.at(options.against) if options.against else None
         explain = partial(differences, against=against)
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
-    interrupted = in_place.interrupted(tree)
-    if interrupted:
-        print(interrupted, file=sys.stderr)
+    note(in_place.interrupted(tree))
     settings = Settings.from_environment(SERIES)
     ids = chosen(SERIES, options)
     with trees_kept():

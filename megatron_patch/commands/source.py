@@ -11,7 +11,7 @@ from ..settings import Settings, selected
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
 from ..verdicts import Verdict
-from . import SERIES, SOME_DO_NOT_FIT
+from . import SERIES, SOME_DO_NOT_FIT, note
 
 
 def export(options: argparse.Namespace) -> int:
@@ -27,11 +27,11 @@ def apply(options: argparse.Namespace) -> int:
     """Make the edits of the patches that fit in the tree itself, all of these or none."""
     tree = SourceTree.at(options.megatron)
     if options.dry_run:
-        _say(in_place.interrupted(tree))
+        note(in_place.interrupted(tree))
         made, status = _source_patches(tree, options)
     else:
         with in_place.held(tree) as found:
-            _say(found)
+            note(found)
             made, status = _source_patches(tree, options)
             in_place.apply(tree, made, force=options.force)
     verb = "would change" if options.dry_run else "changed"
@@ -47,18 +47,13 @@ def revert(options: argparse.Namespace) -> int:
     """Put back what ``apply`` has changed."""
     tree = SourceTree.at(options.megatron)
     with in_place.held(tree) as found:
-        _say(found)
+        note(found)
         paths = in_place.revert(tree)
     for path in paths:
         print(f"put back {path}")
     if not paths:
         print("nothing to put back: all files are as they were, or of another release")
     return 0
-
-
-def _say(found: str | None) -> None:
-    if found:
-        print(found, file=sys.stderr)
 
 
 def _source_patches(tree: SourceTree, options: argparse.Namespace) -> tuple[list[SourcePatch], int]:

@@ -5,15 +5,11 @@ Megatron's dynamic engine calls it in decode steps of multi-latent attention.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from . import attention
+from . import attention, module_standins
 
 
 def get_mla_metadata(
@@ -60,19 +56,9 @@ def flash_mla_with_kvcache(
     )
 
 
-@contextmanager
-def installed() -> Iterator[None]:
+def installed() -> AbstractContextManager[None]:
     """Have ``import flash_mla`` find the stand-ins."""
-    module = ModuleType("flash_mla", __doc__)
-    module.__spec__ = ModuleSpec("flash_mla", loader=None)
-    module.__dict__.update(
-        flash_mla_with_kvcache=flash_mla_with_kvcache, get_mla_metadata=get_mla_metadata
-    )
-    before = sys.modules.get("flash_mla")
-    sys.modules["flash_mla"] = module
-    try:
-        yield
-    finally:
-        del sys.modules["flash_mla"]
-        if before is not None:
-            sys.modules["flash_mla"] = before
+    functions = (flash_mla_with_kvcache, get_mla_metadata)
+    contents = {function.__name__: function for function in functions}
+    module = module_standins.module("flash_mla", __doc__, contents)
+    return module_standins.importable({"flash_mla": module})

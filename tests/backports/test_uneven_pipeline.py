@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import megatron_patch
 from megatron_patch import testing
 from megatron_patch.backports.upstream.uneven_pipeline import UNEVEN_PIPELINE
 from megatron_patch.testing.models import transformer_config
@@ -22,6 +17,7 @@ from megatron_patch.testing.releases import (
     inference_config_class,
 )
 
+from .. import two_ranks
 from .checks import REQUESTS, assert_state_of_record, needs, proof
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -131,25 +127,7 @@ distributed.destroy_process_group()
 
 def run_stages(folder: Path, fields: dict[str, Any]) -> list[Any]:
     """The tokens that each of two stages returns, its number of layers, and its weights."""
-    script = folder / "rank.py"
-    script.write_text(RANK)
-    requests = [(r.prompt, r.num_tokens, r.arrival_step) for r in REQUESTS]
-    package = Path(megatron_patch.__file__).parents[1]
-    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(package)])
-    variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    variables |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(script), json.dumps([str(folder), fields, requests])),
-        ],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    two_ranks.run(folder, RANK, [str(folder), fields, two_ranks.as_arguments(REQUESTS)])
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ import megatron_patch
 from megatron_patch import testing
 from megatron_patch.backports import SERIES
 
+from .. import two_ranks
 from ..backports.checks import REQUESTS
 
 RANK = """
@@ -49,26 +47,8 @@ distributed.destroy_process_group()
 
 def run_ranks(folder: Path, backend: str, graphs: int | None) -> list[dict[str, object]]:
     """What the two ranks wrote."""
-    script = folder / "rank.py"
-    script.write_text(RANK)
-    requests = [(r.prompt, r.num_tokens, r.arrival_step) for r in REQUESTS]
-    package = Path(megatron_patch.__file__).parents[1]
-    variables = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    variables["PYTHONPATH"] = os.pathsep.join([variables.get("PYTHONPATH", ""), str(package)])
-    if backend == "gloo":
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(str(script), json.dumps([backend, str(folder), graphs, requests])),
-        ],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [backend, str(folder), graphs, two_ranks.as_arguments(REQUESTS)]
+    two_ranks.run(folder, RANK, arguments, cpu=backend == "gloo")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -18,17 +18,9 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK = 4, 2, 8, 4
 pytestmark = pytest.mark.usefixtures("device")
 
 
-def naive(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float = HEAD_DIM**-0.5,
-    causal: bool = True,
-    window: tuple[int, int] = (-1, -1),
-) -> Tensor:
+def naive(*tensors: Tensor, **options: Any) -> Tensor:
     """One sequence: (queries, heads, dim) against (keys, kv_heads, dim), in float64."""
-    return naive_with_sums(q, k, v, scale=scale, causal=causal, window=window)[0]
+    return naive_with_sums(*tensors, **options)[0]
 
 
 def naive_with_sums(

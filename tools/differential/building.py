@@ -52,10 +52,8 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
     if configuration.token_events:
         options["track_generated_token_events"] = True
     if configuration.spare_blocks is not None:
-        blocks, aside = (
-            configuration.spare_blocks,
-            -(-configuration.longest // configuration.block_size),
-        )
+        blocks = configuration.spare_blocks
+        aside = -(-configuration.longest // configuration.block_size)
         blocks += max(-(-_tokens(plan) // configuration.block_size) for plan in _all(configuration))
         blocks = max(blocks, 1)
         if "paused_buffer_size_gb" in known:

@@ -221,10 +221,8 @@ def _ending(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     if status != "COMPLETED":
         yield Complaint("status", index, f"{status}: {parts[-1]['events']}")
         return
-    facts, most = (
-        {"parts": len(parts), "tokens": len(tokens)},
-        _room(case).tokens(plan.length, plan.num_tokens),
-    )
+    facts = {"parts": len(parts), "tokens": len(tokens)}
+    most = _room(case).tokens(plan.length, plan.num_tokens)
     word, last = stop_words(case.configuration, plan)
     stopped = word and any(
         tokens[at : at + len(word)] == word for at in range(len(tokens) - len(word) + 1)

@@ -16,6 +16,7 @@ from . import blocks, building, draws, observing, training
 from .company import COMPANY, Guest
 from .configuration import VOCABULARY, Configuration, Plan
 from .observing import Filed, Forward, Observation, Shortage, plain
+from .serving import refusals
 
 NOBODY = Guest("there is nobody else")
 
@@ -209,7 +210,7 @@ class Run:
         known = set(engine.requests)
         try:
             self.futures[index] = add_request(engine, request, {})
-        except _refusals() as error:
+        except refusals() as error:
             self.refused[index] = observing.failure(error, f"adding request {index}")
             return
         (self.ids[index],) = set(engine.requests) - known
@@ -397,15 +398,6 @@ class Run:
 def _ids(requests: Any) -> list[int]:
     """The ids of requests, records or ids."""
     return [int(getattr(item, "request_id", item)) for item in requests]
-
-
-def _refusals() -> tuple[type[BaseException], ...]:
-    """What ``add_request()`` answers with that cannot say so otherwise."""
-    from megatron.core.inference.contexts import dynamic_context
-
-    if hasattr(dynamic_context, "ChunkOverflowError"):  # 0.14
-        return (dynamic_context.ContextOverflowError,)
-    return ()
 
 
 def _is_async(engine: Any) -> bool:

@@ -71,3 +71,12 @@ def is_greedy(sampling: tuple[float, int, float]) -> bool:
     """Whether only the most likely token can be drawn."""
     temperature, top_k, _ = sampling
     return means_something(sampling) and (top_k == 1 or temperature == 0)
+
+
+def refusals() -> tuple[type[BaseException], ...]:
+    """What ``add_request()`` answers with that cannot say so otherwise."""
+    from megatron.core.inference.contexts import dynamic_context
+
+    if hasattr(dynamic_context, "ChunkOverflowError"):  # 0.14
+        return (dynamic_context.ContextOverflowError,)
+    return ()
