@@ -381,10 +381,10 @@ def test_owner_and_extended_attributes_are_kept(tree):
 
 def test_who_is_not_root_gives_nothing_away(tree, monkeypatch):
     """Such as one of a group that may write in the folder of somebody else."""
-    real = os.stat
+    real = Path.stat
 
-    def stat(path, *arguments, **named):  # type: ignore[no-untyped-def]
-        found = real(path, *arguments, **named)
+    def stat(path, **named):  # type: ignore[no-untyped-def]
+        found = real(path, **named)
         if not str(path).endswith("megatron/core"):
             return found
         return os.stat_result([*found[:4], 12345, 54321, *found[6:]])
@@ -393,7 +393,7 @@ def test_who_is_not_root_gives_nothing_away(tree, monkeypatch):
     monkeypatch.setattr(os, "chown", lambda *_: pytest.fail("gives it away"))
     patches = made(tree, SERIES)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "stat", stat)
+        patched.setattr(Path, "stat", stat)
         assert (tree.root / "megatron/core").stat().st_uid == 12345
         in_place.apply(tree, patches)
     in_place.revert(tree)
