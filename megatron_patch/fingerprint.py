@@ -54,7 +54,7 @@ def _write(node: object, put: Callable[[str], None]) -> None:
         return
     put(f"{type(node).__name__}(")
     separator = ""
-    for name in counted(node._fields):
+    for name in counted(type(node)):
         value = getattr(node, name, None)
         if name == "body" and isinstance(node, FunctionNode):
             value = without_docstring(node)
@@ -92,18 +92,34 @@ def equal(one: Any, other: Any) -> bool:
             if canonical(one) != canonical(other):
                 return False
         else:
-            for name in counted(kind._fields):
-                if name == "body" and isinstance(one, FunctionNode):
+            for name in counted(kind):
+                if name == "body" and kind in FunctionNode:
                     todo.append((without_docstring(one), without_docstring(other)))
-                else:
-                    todo.append((getattr(one, name, None), getattr(other, name, None)))
+                    continue
+                value, another = getattr(one, name, None), getattr(other, name, None)
+                # What is plain, as names are, takes no further round.
+                if value is another:
+                    continue
+                if type(value) is str is type(another):
+                    if value != another:
+                        return False
+                    continue
+                todo.append((value, another))
     return True
 
 
 @cache
-def counted(fields: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of a node's fields that count, of whatever it is."""
-    return tuple(name for name in fields if name not in ("type_comment", "kind"))
+def counted(kind: type[ast.AST]) -> tuple[str, ...]:
+    """Those of the fields of a kind of node that count, of whatever it is."""
+    return tuple(name for name in kind._fields if name not in ("type_comment", "kind"))
+
+
+@cache
+def _around(kind: type[ast.AST]) -> tuple[str, ...]:
+    """The fields of a kind of node that may have nodes with a place in the text."""
+    if issubclass(kind, LEAVES):
+        return ()
+    return tuple(name for name in kind._fields if name not in ("type_comment", "ctx", "op", "ops"))
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -115,14 +131,20 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
     while todo:
         node = todo.pop()
         yield node
-        if type(node) in LEAVES:
-            continue
-        for value in vars(node).values():
-            kind = type(value)
-            if kind is list:
-                todo += [item for item in value if isinstance(item, ast.AST)]
-            elif kind is not int and isinstance(value, ast.AST) and value._fields:
-                todo.append(value)
+        todo += below(node)
+
+
+def below(node: ast.AST) -> list[ast.AST]:
+    """The nodes directly below one that have a place in the text, or others with one below them."""
+    found: list[ast.AST] = []
+    for name in _around(type(node)):
+        value = getattr(node, name, None)
+        kind = type(value)
+        if kind is list:
+            found += [item for item in value if isinstance(item, ast.AST)]
+        elif kind is not str and isinstance(value, ast.AST):
+            found.append(value)
+    return found
 
 
 def without_docstring(node: FunctionTree) -> list[ast.stmt]:

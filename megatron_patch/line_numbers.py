@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from .definitions import Definition, lines_of
-from .fingerprint import walk
+from .fingerprint import below
 
 
 class File:
@@ -65,15 +65,22 @@ def renumber(
         first + rows[row] if row in rows else file.number(f"# {label}: {line.strip()}")
         for row, line in enumerate(after)
     ]
-    node: Any
-    for node in walk(tree):
+    # The lines above the first that is another one have their numbers.
+    same = (row in exact and number == first + row for row, number in enumerate(numbers))
+    head = next((row for row, is_same in enumerate(same) if not is_same), len(numbers))
+    todo: list[Any] = [tree]
+    while todo:
+        node = todo.pop()
         if hasattr(node, "lineno"):
             row, end_row = node.lineno - first, (node.end_lineno or node.lineno) - first
+            if end_row < head:
+                continue  # and all that is below it
             node.lineno, node.end_lineno = numbers[row], numbers[end_row]
             if not {row, end_row} <= exact or node.lineno > node.end_lineno:
                 # One line, and no columns of it: they are those of another text.
                 node.end_lineno = node.lineno
                 node.col_offset = node.end_col_offset = -1
+        todo += below(node)
     file.show()
 
 

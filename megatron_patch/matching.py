@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from .definitions import statements_of
 from .edits import METAVARIABLE
-from .fingerprint import FunctionTree, counted, equal, walk
+from .fingerprint import FunctionNode, FunctionTree, counted, equal, walk
 
 #: What the metavariables of a pattern stand for in one place.
 Bindings = Mapping[str, ast.expr]
@@ -78,7 +78,7 @@ def _match(pattern: Any, found: Any, bindings: dict[str, ast.expr]) -> bool:
         return False
     return all(
         _match(getattr(pattern, name, None), getattr(found, name, None), bindings)
-        for name in counted(pattern._fields)
+        for name in counted(type(pattern))
     )
 
 
@@ -129,7 +129,7 @@ def _in_context(node: ast.expr, context: ast.expr_context) -> ast.expr:
 
 def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
     """A tree like ``node`` with the code ``put`` at ``place``. They share what is elsewhere."""
-    new = filled(ast.parse(put).body, place.bindings)
+    new = filled(statements_of(put), place.bindings)
     if place.body is not None:
         old: object = place.body
         other: Any = [
@@ -149,7 +149,7 @@ def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
             for index, child in enumerate(item):
                 if (new_child := copied(child)) is not child:
                     return [*item[:index], new_child, *item[index + 1 :]]
-        elif isinstance(item, ast.AST):
+        elif isinstance(item, ast.AST) and _may_hold(item, place):
             for name in item._fields:
                 child = getattr(item, name, None)
                 if (new_child := copied(child)) is not child:
@@ -157,6 +157,17 @@ def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
         return item
 
     return cast(FunctionTree, copied(node))
+
+
+def _may_hold(node: Any, place: Place) -> bool:
+    """``False`` where the lines of ``node`` say that ``place`` is not in it.
+
+    What an edit has put there has other lines; that something is in such code may be missed.
+    """
+    if isinstance(node, (*FunctionNode, ast.ClassDef)) or not hasattr(node, "lineno"):
+        return True  # the lines of decorators are above the others
+    first, last = node.lineno, node.end_lineno
+    return bool(first <= place.nodes[0].lineno and place.nodes[-1].end_lineno <= last)
 
 
 def with_field(node: Any, name: str, value: object) -> Any:

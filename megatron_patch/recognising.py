@@ -111,8 +111,9 @@ def provable(variant: Variant) -> tuple[str, ...]:
 
 def is_made_of_helpers(variant: Variant) -> bool:
     """Whether the variant adds something, and changes nothing that is there."""
-    edits = [edit for edit in variant.edits if changes_code(edit)]
-    return bool(edits) and all(isinstance(edit, Add) for edit in edits)
+    added = [edit for edit in variant.edits if isinstance(edit, Add)]
+    others = (edit for edit in variant.edits if not isinstance(edit, Add))
+    return bool(added) and not any(map(changes_code, others))
 
 
 def has_helpers(variant: Variant, read: Callable[[str], str | None]) -> bool:
