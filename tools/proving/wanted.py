@@ -141,7 +141,8 @@ def cover(
 ) -> list[tuple[Commit, tuple[Question, ...]]]:
     """Few commits at which all questions come up; each question at one of them.
 
-    The commit with most of the questions that are left is the next, the newest among equals.
+    The next is the one whose answers, of the questions that are left, are those of most commits;
+    the newest among equals. So a run that is stopped has answered what most people have.
     """
     left = {question: set(commits) for question, commits in questions.items()}
     chosen: list[tuple[Commit, tuple[Question, ...]]] = []
@@ -150,7 +151,8 @@ def cover(
         for question, commits in left.items():
             for commit in commits:
                 counts.setdefault(commit, []).append(question)
-        best = max(counts, key=lambda c: (len(counts[c]), c.date, c.id))
+        weights = {c: sum(len(questions[q]) for q in asked) for c, asked in counts.items()}
+        best = max(counts, key=lambda c: (weights[c], c.date, c.id))
         chosen.append((best, tuple(counts[best])))
         for question in counts[best]:
             del left[question]
