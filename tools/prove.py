@@ -61,14 +61,17 @@ from tools.proving.wanted import Question  # noqa: E402
 SINCE = "2025-06-01"
 
 
-def commits_of(clone: Clone, patches: Sequence[Patch]) -> list[Commit]:
-    """The releases, and what touches a target on main, dev and the release branches; once each."""
+def commits_of(clone: Clone, patches: Sequence[Patch], since: str) -> list[Commit]:
+    """The releases, and what touches a target on main, dev and the release branches; once each.
+
+    Of the branches those since a day, as YYYY-MM-DD.
+    """
     found: dict[str, Commit] = {}
     targets = sorted({target for patch in patches for target in patch.targets})
     for commit in clone.releases().values():
         found[commit] = Commit(commit, None, "")
     for branch in ("main", "dev", *clone.release_branches()):
-        for touched in touching(clone, branch, targets, SINCE):
+        for touched in touching(clone, branch, targets, since):
             found.setdefault(touched.id, touched)
     return list(found.values())
 
@@ -184,7 +187,8 @@ def planned(
 ) -> Plan:
     """What has to be asked, where, with what the journal has answered so far."""
     patches = knowing(journal, keep=not options.anew)
-    questions = wanted.ask(clone, patches, commits_of(clone, patches), options.read)
+    commits = commits_of(clone, patches, options.since)
+    questions = wanted.ask(clone, patches, commits, options.read)
     return wanted.cover({q: commits for q, commits in questions.items() if q not in tried})
 
 
@@ -216,6 +220,12 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="VERSION=DIR",
         help="a release, and the folder that its `megatron` is in; repeatable",
+    )
+    made.add_argument(
+        "--since",
+        default=SINCE,
+        metavar="YYYY-MM-DD",
+        help="of the commits of branches; default: %(default)s",
     )
     made.add_argument("--journal", type=Path, metavar="FILE", help="of the answers")
     made.add_argument(
