@@ -47,6 +47,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--one-pin-a-variant",
+        action="store_true",
+        help="leave out what a newer pin tests as well, see tests/one_pin.py",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--one-pin-a-variant"):
+        return
+    from .one_pin import is_left
+
+    left = [item for item in items if is_left(item)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
 @pytest.fixture(autouse=True)
 def no_line_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning that is an error here, as all are, is a line on stderr: and so an error."""

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import ast
 import difflib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
-from pathlib import Path
 
 import pytest
 from hypothesis import currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
@@ -31,9 +28,6 @@ from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
 from megatron_patch.verdicts import Judgement, Verdict, find_definition
 from tests.unit.sample import make_patch
-from tools.history import ledger_file
-from tools.pins import read_pins
-from tools.proving import entries
 
 from .code import FUNCTIONS, Code, Edit, functions, has_docstring, meaning, reduced
 from .conftest import Census
@@ -52,7 +46,6 @@ from .mutators import (
     toggle_async,
 )
 
-TOX = Path(__file__).parents[2] / "tox.ini"
 RELEASE = f"megatron-core {core_version()}"
 EXAMPLES = settings().max_examples
 BYSTANDERS = 2
@@ -116,25 +109,7 @@ def looked_at(patch: Patch, module: str) -> set[str]:
     return {target.qualname for target in targets if target.module == module}
 
 
-def is_of_a_newer_pin(case: Case) -> bool:
-    """Whether all that decides about the patch is the same text in a newer pin: it is tested there.
-
-    Each night all is tested on each pin.
-    """
-    found = {str(target): find_definition(str(target), full) for target in case.targets}
-    spans = [SURVEYED[target][there.digest]["releases"] for target, there in found.items() if there]
-    if not spans:
-        return False
-    shared = set.intersection(*map(set, spans)) & PINS
-    return max(map(Version, shared), default=CORE) > CORE
-
-
-PINS = {pin.version for pin in read_pins(TOX.read_text(encoding="utf-8"))}
-CORE = Version(core_version())
-SURVEYED = ledger_file.load(entries.SOURCES).targets
 CASES = {patch.id: Case.of(patch) for patch in SERIES}
-if os.environ.get("HYPOTHESIS_PROFILE", "ci") == "ci":
-    CASES = {id: case for id, case in CASES.items() if not is_of_a_newer_pin(case)}
 MUTATED = [(case, target) for case in CASES.values() for target in case.targets]
 each_target = pytest.mark.parametrize(
     ("case", "target"), MUTATED, ids=[f"{c.patch.id}-{t.qualname}" for c, t in MUTATED]

@@ -1,0 +1,82 @@
+"""Tests that say the same on a newer pin, which then has them alone: ``--one-pin-a-variant``.
+
+What a backport's tests ask beside its proofs (each corner, each way to come to the code, parity
+over random lives) is a matter of the variant that is applied, and of the source that it is applied
+to. Where a newer pin gets the same variant, or needs none for the same reason, they run there. So
+do the mutants of that source, and what shows a defect that a newer pin has as well. The proofs run
+on each pin, and so does the matrix, which draws from all of the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from megatron_patch.backports import SERIES
+from megatron_patch.ledger import sources_of
+from megatron_patch.model import Source
+from megatron_patch.testing.version import core_version
+from tools.history import ledger_file
+from tools.pins import read_pins
+from tools.proving import entries
+
+TOX_INI = Path(__file__).parents[1] / "tox.ini"
+
+
+def is_left(item: pytest.Item) -> bool:
+    """Whether a newer pin has the test, and it says the same there."""
+    if item.get_closest_marker("proof") is not None:
+        return False
+    here = Version(core_version())
+    return max(_pins_of(item, here), default=here) > here
+
+
+def _pins_of(item: pytest.Item, here: Version) -> set[Version]:
+    """The pins on which the test says the same; none where it is not about one thing."""
+    callspec = getattr(item, "callspec", None)
+    parameters = callspec.params if callspec else {}
+    folder = item.path.parent.name
+    if folder == "backports":
+        return pins_alike(item.path.stem.removeprefix("test_").replace("_", "-"), here)
+    if folder == "fuzz" and "case" in parameters:
+        return pins_alike(parameters["case"].patch.id, here)
+    if folder == "matrix" and "releases" in parameters:
+        return {*SpecifierSet(parameters["releases"]).filter(pins())}
+    return set()
+
+
+@cache
+def pins_alike(id: str, pin: Version) -> set[Version]:
+    """The pins whose source the patch knows to be for the same as that of ``pin``.
+
+    For one variant, or for none because they have the change, or because they need none. None
+    where no patch has that id.
+    """
+    known = (source for patch in SERIES if patch.id == id for source in sources_of(patch))
+    spans = {source: {*_pins_that_have(source)} for source in known}
+    here = {source.proved for source, span in spans.items() if pin in span}
+    return {other for source, span in spans.items() if source.proved in here for other in span}
+
+
+def _pins_that_have(source: Source) -> Iterator[Version]:
+    surveyed = _surveyed()
+    for pin in pins():
+        releases = (surveyed[target][known].get("releases", ()) for target, known in source.digests)
+        if source.digests and all(str(pin) in there for there in releases):
+            yield pin
+
+
+@cache
+def pins() -> tuple[Version, ...]:
+    """Those of `tox.ini`."""
+    return tuple(Version(pin.version) for pin in read_pins(TOX_INI.read_text(encoding="utf-8")))
+
+
+@cache
+def _surveyed():  # type: ignore[no-untyped-def]
+    return ledger_file.load(entries.SOURCES).targets
