@@ -43,8 +43,9 @@ def _pins_of(item: pytest.Item, here: Version) -> set[Version]:
     folder = item.path.parent.name
     if folder == "backports":
         return pins_alike(item.path.stem.removeprefix("test_").replace("_", "-"), here)
-    if folder == "fuzz" and "case" in parameters:
-        return pins_alike(parameters["case"].patch.id, here)
+    if folder == "fuzz":
+        about = parameters.get("case") or parameters.get("use")
+        return pins_alike(about.patch.id, here) if about else set()
     if folder == "matrix" and "releases" in parameters:
         return {*SpecifierSet(parameters["releases"]).filter(pins())}
     return set()
