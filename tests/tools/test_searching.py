@@ -15,13 +15,19 @@ from ..matrix.test_judging import another_token
 pytestmark = pytest.mark.usefixtures("unpatched")
 
 
+@pytest.fixture
+def hurried(mocker):
+    """What is found is shrunk for a short time: each try is a run of the engine."""
+    mocker.patch.object(searching, "SHRINKING", 3.0)
+
+
 def search_for(run_with):  # type: ignore[no-untyped-def]
     """A search for what performance patches change."""
     wanted = lambda finding: finding.kind == "performance"  # noqa: E731
     return searching.Search(Abilities.installed(), run_with, [], wanted=wanted)
 
 
-def test_a_search_shrinks_what_it_finds_and_tells_how_to_repeat_it():
+def test_a_search_shrinks_what_it_finds_and_tells_how_to_repeat_it(hurried):
     change = another_token(engine_class())
     run_with = Planted(performance=[change]).runner()
     search = search_for(run_with)
@@ -54,9 +60,10 @@ def test_a_search_shrinks_what_shows_something(mocker):
     assert len(text) < len(shown[0]) / 2
 
 
-def test_a_search_leaves_alone_what_it_has_found():
+def test_a_search_leaves_alone_what_it_has_found(hurried):
     run_with = Planted(performance=[another_token(engine_class())]).runner()
     search = search_for(run_with)
     search.run(0, examples=6, most=2)
+    assert search.found
     signatures = [found.finding.signature for found in search.found]
     assert len(signatures) == len(set(signatures))
