@@ -15,6 +15,7 @@ FILES = [
     path.relative_to(pins.REPOSITORY).as_posix()
     for path in sorted((pins.REPOSITORY / "tests").rglob("test_*.py"))
 ]
+AS_SOURCE = [file for file in FILES if file.startswith("tests/source/")]
 DEFAULT, NIGHTLY = TOX_INI.by_default(), TOX_INI.labelled("nightly")
 
 
@@ -43,7 +44,7 @@ def test_each_pin_has_its_tests_at_run_time_and_as_source(pin):
     assert {*map(folder, each)} > {"backports", "fuzz", "lifecycle", "matrix", "operation", "soak"}
     assert lost(TOX_INI, of(DEFAULT, pin.factor, source=False), each) == []
     source = of(DEFAULT, pin.factor, source=True)
-    assert lost(TOX_INI, source, [file for file in FILES if folder(file) == "source"]) == []
+    assert lost(TOX_INI, source, AS_SOURCE) == []
     proofs = [file for file in FILES if folder(file) == "backports"]
     assert all(TOX_INI.runs(name, file, marked="proof") for name in source for file in proofs)
     assert lost(TOX_INI, of(NIGHTLY, pin.factor, source=False), FILES) == []
@@ -61,8 +62,18 @@ def test_each_python_has_the_tests_of_the_core(python):
     assert lost(TOX_INI, [name for name in DEFAULT if name.startswith(python)], core) == []
 
 
+@pytest.mark.parametrize("python", ["py312", "py313"])
+def test_a_machine_with_one_python_has_what_others_have(python):
+    alone = TOX_INI.labelled(python)
+    assert {name for name in alone if "mcore" in name and not name.startswith(python)} == set()
+    without_python = {name.partition("-")[2] or name for name in DEFAULT}
+    assert {name.partition("-")[2] or name for name in alone} == without_python
+    assert lost(TOX_INI, alone, FILES) == []
+    assert all(lost(TOX_INI, of(alone, pin.factor, source=True), AS_SOURCE) == [] for pin in PINS)
+
+
 def test_what_is_named_is_there():
-    for name in (*DEFAULT, *NIGHTLY):
+    for name in (*DEFAULT, *NIGHTLY, *TOX_INI.labelled("py312"), *TOX_INI.labelled("py313")):
         for words in TOX_INI.pytest_arguments(name):
             places = [word for word in words if word.startswith("tests")]
             assert [place for place in places if not (pins.REPOSITORY / place).exists()] == []
