@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Union
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -93,7 +92,7 @@ def equal(one: Any, other: Any) -> bool:
                 return False
         else:
             for name in counted(kind):
-                if name == "body" and kind in FunctionNode:
+                if name == "body" and isinstance(one, FunctionNode):
                     todo.append((without_docstring(one), without_docstring(other)))
                     continue
                 value, another = getattr(one, name, None), getattr(other, name, None)
@@ -108,18 +107,29 @@ def equal(one: Any, other: Any) -> bool:
     return True
 
 
-@cache
+#: By kind of node; there are about a hundred.
+_counted: dict[type[ast.AST], tuple[str, ...]] = {}
+_around: dict[type[ast.AST], tuple[str, ...]] = {}
+
+
 def counted(kind: type[ast.AST]) -> tuple[str, ...]:
     """Those of the fields of a kind of node that count, of whatever it is."""
-    return tuple(name for name in kind._fields if name not in ("type_comment", "kind"))
+    found = _counted.get(kind)
+    if found is None:
+        found = tuple(name for name in kind._fields if name not in ("type_comment", "kind"))
+        _counted[kind] = found
+    return found
 
 
-@cache
-def _around(kind: type[ast.AST]) -> tuple[str, ...]:
+def around(kind: type[ast.AST]) -> tuple[str, ...]:
     """The fields of a kind of node that may have nodes with a place in the text."""
-    if issubclass(kind, LEAVES):
-        return ()
-    return tuple(name for name in kind._fields if name not in ("type_comment", "ctx", "op", "ops"))
+    found = _around.get(kind)
+    if found is None:
+        others = ("type_comment", "ctx", "op", "ops")
+        is_leaf = issubclass(kind, LEAVES)
+        found = () if is_leaf else tuple(name for name in kind._fields if name not in others)
+        _around[kind] = found
+    return found
 
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
@@ -137,12 +147,11 @@ def walk(node: ast.AST) -> Iterator[ast.AST]:
 def below(node: ast.AST) -> list[ast.AST]:
     """The nodes directly below one that have a place in the text, or others with one below them."""
     found: list[ast.AST] = []
-    for name in _around(type(node)):
+    for name in around(type(node)):
         value = getattr(node, name, None)
-        kind = type(value)
-        if kind is list:
+        if isinstance(value, list):
             found += [item for item in value if isinstance(item, ast.AST)]
-        elif kind is not str and isinstance(value, ast.AST):
+        elif isinstance(value, ast.AST):
             found.append(value)
     return found
 
