@@ -108,14 +108,15 @@ def verify_ranks(group: Any = None) -> None:
             default group. A process that is not in the group returns at once.
 
     Raises:
-        RankMismatchError: on all ranks alike; it names the patches and the ranks that differ, or
-            the patches that are still pending.
+        RankMismatchError: on all ranks alike; it names the patches and the ranks that differ, and
+            the environment variables of this package that differ on them, or the patches that
+            are still pending.
         RuntimeError: there is no initialised process group.
 
     The cost is that of one ``all_gather_object`` of about 200 bytes and 150 for each patch.
     """
     compared = [entry for entry in status() if not _engine.cases[entry.id].patch.is_of_server]
-    _ranks.verify_ranks(compared, megatron_version(), __version__, group)
+    _ranks.verify_ranks(compared, megatron_version(), __version__, _engine.given, group)
 
 
 def _series() -> tuple[Patch, ...]:

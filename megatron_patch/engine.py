@@ -5,7 +5,7 @@ Nothing here runs on a hot path: the functions that are put in place are plain f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import notices
 from .edits import Add, Target
@@ -44,6 +44,11 @@ class Engine:
     def series(self) -> tuple[Patch, ...]:
         """The patches, in the order in which they are applied."""
         return tuple(case.patch for case in self.cases.values())
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """The variables of the last ``install()``, those that were not empty."""
+        return self._settings.given
 
     def install(self, settings: Settings) -> None:
         """Select the patches, settle those whose modules are imported, wait for the others.

@@ -20,6 +20,48 @@ def logger() -> logging.Logger:
     return logging.getLogger("megatron_patch")
 
 
+def trouble(message: str, *, is_raised: bool) -> None:
+    """Tell of something that an operator must know, once on stderr.
+
+    A record goes to the handlers of ``logging``, where somebody has set up any. If none of them
+    writes to stderr, there is a ``MegatronPatchWarning``, too; a line where warnings are ignored
+    and nobody has set up ``logging``. What ``is_raised`` anyway needs none of both.
+    """
+    has_handlers = logger().hasHandlers()
+    if has_handlers:
+        log("warning", message)
+    if is_raised or (has_handlers and _logs_to_stderr()):
+        return
+    if has_handlers or not _ignores_warnings():
+        warn(message)
+    else:
+        line(message)
+
+
+def _logs_to_stderr() -> bool:
+    """Whether a handler writes our warnings where Python writes its own."""
+    from logging import WARNING
+
+    source: logging.Logger | None = logger()
+    if source is None or not source.isEnabledFor(WARNING):
+        return False
+    while source is not None:
+        for handler in source.handlers:
+            stream = vars(handler).get("stream")
+            if stream in (sys.stderr, sys.__stderr__) and stream and handler.level <= WARNING:
+                return True
+        source = source.parent if source.propagate else None
+    return False
+
+
+def _ignores_warnings() -> bool:
+    """Whether the first filter for our warnings, of whatever text and module, drops them."""
+    for action, text, category, module, _ in warnings.filters:
+        if text is None and module is None and issubclass(MegatronPatchWarning, category):
+            return action == "ignore"
+    return False
+
+
 def warn(message: str) -> None:
     """Warn with ``MegatronPatchWarning``.
 
@@ -27,7 +69,7 @@ def warn(message: str) -> None:
     warning, or its hook for warnings raises, the message is a line on stderr all the same.
     """
     try:
-        warnings.warn(message, MegatronPatchWarning, stacklevel=3)
+        warnings.warn(message, MegatronPatchWarning, stacklevel=4)
     except Exception:
         line(message)
 

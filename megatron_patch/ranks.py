@@ -14,7 +14,11 @@ Summary = Mapping[str, str]
 
 
 def verify_ranks(
-    statuses: Sequence[PatchStatus], version: str | None, package: str, group: Any
+    statuses: Sequence[PatchStatus],
+    version: str | None,
+    package: str,
+    variables: Mapping[str, str],
+    group: Any,
 ) -> None:
     """See :func:`megatron_patch.verify_ranks`."""
     distributed = sys.modules.get("torch.distributed")
@@ -25,12 +29,16 @@ def verify_ranks(
         )
     if distributed.get_rank(group) < 0:
         return  # this process has no part in the group
-    mine = summary(statuses, version, package)
+    mine = (summary(statuses, version, package), dict(variables))
     everyone: list[Any] = [None] * distributed.get_world_size(group)
     distributed.all_gather_object(everyone, mine, group=group)
     members = distributed.get_process_group_ranks(group or distributed.group.WORLD)
-    problems = differences(dict(zip(members, everyone, strict=True)))
+    summaries, settings = (
+        dict(zip(members, column, strict=True)) for column in zip(*everyone, strict=True)
+    )
+    problems = differences(summaries)
     if problems:
+        problems += causes(settings)
         raise RankMismatchError("the ranks do not run the same:\n" + "\n".join(problems))
 
 
@@ -48,19 +56,39 @@ def differences(everyone: Mapping[int, Summary]) -> list[str]:
     problems = []
     for name in dict.fromkeys(name for one in everyone.values() for name in one):
         values = {rank: one.get(name, "unknown there") for rank, one in everyone.items()}
-        common = [value for value, _ in Counter(values.values()).most_common()]
-        if len(common) > 1:
-            groups = [
-                f"{value} on {_span([rank for rank in values if values[rank] == value])}"
-                for value in common
-            ]
-            problems.append(f"  {name}: {'; '.join(groups)}")
-        elif common[0].startswith(f"{State.PENDING} "):
+        first = values[min(values)]
+        if len(set(values.values())) > 1:
+            problems.append(f"  {name}: {_groups(values)}")
+        elif first.startswith(f"{State.PENDING} "):
             problems.append(
-                f"  {name}: {common[0]} on all ranks; call verify_ranks() after the import of "
+                f"  {name}: {first} on all ranks; call verify_ranks() after the import of "
                 "Megatron's inference engine"
             )
     return problems
+
+
+def causes(everyone: Mapping[int, Mapping[str, str]]) -> list[str]:
+    """A line for each environment variable that is not the same on all ranks.
+
+    Of itself that is no difference: other text may say the same.
+    """
+    found = []
+    for name in sorted({name for variables in everyone.values() for name in variables}):
+        values = {
+            rank: repr(variables[name]) if name in variables else "not set"
+            for rank, variables in everyone.items()
+        }
+        if len(set(values.values())) > 1:
+            found.append(f"  set differently: {name}: {_groups(values)}")
+    return found
+
+
+def _groups(values: Mapping[int, str]) -> str:
+    """Each value, the most common one first, with the ranks that have it."""
+    return "; ".join(
+        f"{value} on {_span([rank for rank in values if values[rank] == value])}"
+        for value, _ in Counter(values.values()).most_common()
+    )
 
 
 def _span(ranks: Sequence[int]) -> str:

@@ -14,17 +14,20 @@ SELECTION = "MEGATRON_PATCH"
 ACCEPT = "MEGATRON_PATCH_ACCEPT"
 STRICT = "MEGATRON_PATCH_STRICT"
 RECORDS = "MEGATRON_PATCH_RECORDS"
+VARIABLES = (SELECTION, ACCEPT, STRICT, RECORDS)
 
 
 class Settings(NamedTuple):
     """Which patches are selected, by id, and whether an unhealthy one raises.
 
-    ``accepted`` holds, by patch id, digests of source that its user takes for known.
+    ``accepted`` holds, by patch id, digests of source that its user takes for known, and ``given``
+    the variables that were read and are not empty.
     """
 
     selected: frozenset[str] = frozenset()
     strict: bool = False
     accepted: Mapping[str, frozenset[str]] = MappingProxyType({})
+    given: Mapping[str, str] = MappingProxyType({})
 
     @classmethod
     def from_environment(
@@ -36,6 +39,7 @@ class Settings(NamedTuple):
             selected=selected(series, values.get(SELECTION, "")),
             strict=_flag(values.get(STRICT, "")),
             accepted=_accepted(series, values.get(ACCEPT, "")),
+            given={name: values[name] for name in VARIABLES if values.get(name)},
         )
 
 

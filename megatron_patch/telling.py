@@ -26,10 +26,7 @@ class Teller:
         for case in unhealthy:
             if (case.patch.id, case.state) not in self._warned:
                 self._warned.add((case.patch.id, case.state))
-                message = _message(case)
-                notices.log("warning", message)
-                if not strict:
-                    notices.warn(message)
+                notices.trouble(_message(case), is_raised=strict)
         self._summarise(cases)
         if unhealthy and strict:
             raise StrictModeError("\n".join(map(_message, unhealthy)))

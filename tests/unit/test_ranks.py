@@ -10,7 +10,7 @@ import torch
 
 import megatron_patch
 from megatron_patch import Kind, PatchStatus, State
-from megatron_patch.ranks import differences, summary
+from megatron_patch.ranks import causes, differences, summary
 
 from .trees import IMPORT_ALL, environment, write_tree
 
@@ -47,6 +47,14 @@ def test_a_patch_that_only_some_know():
 def test_a_patch_that_is_pending_everywhere_is_not_verified():
     (line,) = differences({rank: one(a=State.PENDING) for rank in range(2)})
     assert "call verify_ranks() after the import of Megatron's inference engine" in line
+
+
+def test_a_setting_that_differs_is_named_with_its_values():
+    ranks = {rank: {"MEGATRON_PATCH": "none"} if rank == 2 else {} for rank in range(4)}
+    (line,) = causes(ranks)
+    assert line == ("  set differently: MEGATRON_PATCH: not set on ranks 0-1, 3; 'none' on rank 2")
+    assert causes({rank: {"MEGATRON_PATCH_STRICT": "1"} for rank in range(4)}) == []
+    assert causes({0: {}, 1: {}}) == []
 
 
 def test_without_a_process_group(monkeypatch):
@@ -114,6 +122,9 @@ def test_one_other_rank_makes_all_raise_and_a_group_without_it_is_equal(tmp_path
         assert line.startswith(f"all {rank} the ranks do not run the same:")
         assert "input-position-view-cache: not_applicable" in line
         assert "on ranks 0-1; disabled (not selected by MEGATRON_PATCH) on rank 2" in line
+        assert line.endswith(
+            "set differently: MEGATRON_PATCH: 'all' on ranks 0-1; 'none' on rank 2"
+        )
 
 
 def test_a_world_of_one(tmp_path):
