@@ -4,8 +4,13 @@ Beside the package and not in it: ``megatron_patch`` on the path of who calls th
 Pai-Megatron-Patch, which is used by being put there.
 """
 
-import importlib
 import sys
+
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # the working directory, or that of this file: see `main_module`
+
+# isort: split
+import importlib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 

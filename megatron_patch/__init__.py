@@ -11,8 +11,9 @@ Processes of ``megatron-patch run`` import this package as ``_megatron_patch``; 
 to it, ``megatron_patch`` is the same module.
 """
 
-from __future__ import annotations
+from . import main_module as _main_module  # noqa: F401  # before all other imports
 
+# isort: split
 import os
 import sys
 from typing import Any
