@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import SERIES, SOME_DO_NOT_FIT, check, records, run, source, status
+from .commands import SERIES, SOME_DO_NOT_FIT, check, enable, records, run, source, status
 from .errors import NotMegatronError, SettingsError, TreeError
 from .model import Patch
 
@@ -158,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("revert", help="put back the files that apply has changed")
     _add_tree(command)
     command.set_defaults(function=source.revert)
+
+    enable.add_to(commands)
 
     command = commands.add_parser(
         "run",

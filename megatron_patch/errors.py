@@ -22,6 +22,10 @@ class TreeError(MegatronPatchError):
     """A tree is not in a state in which its files may be written."""
 
 
+class EnablingError(MegatronPatchError):
+    """An environment cannot be made to start with the patches, or to start without them."""
+
+
 class DriftedError(MegatronPatchError):
     """Source is not known, and it was not said that unknown source is to be edited."""
 

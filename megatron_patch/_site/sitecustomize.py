@@ -1,5 +1,7 @@
 """Imported by Python at start-up where ``megatron-patch run`` has put this directory on the path.
 
+Also run, under another name, by the ``.pth`` that ``megatron-patch enable`` writes.
+
 Waits for Megatron, imports the package that this file is a part of just before any code of Megatron
 runs, and hands on to the ``sitecustomize`` that would have been imported otherwise. A process that
 never imports Megatron pays for this file only. Any Python 3 can parse it: the command may start
@@ -35,6 +37,7 @@ class _BeforeMegatron:
     """
 
     waiting = True
+    package = os.path.realpath(_PACKAGE)
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
         if fullname == _NAME:
@@ -137,6 +140,14 @@ def _chain() -> None:
     spec.loader.exec_module(module)
 
 
-sys.meta_path.insert(0, _BeforeMegatron())  # type: ignore[arg-type]
-sys.meta_path.append(_LastResort())  # type: ignore[arg-type]
-_chain()
+def _start() -> None:
+    """Wait for Megatron, unless the ``.pth`` has had this very package wait already."""
+    package = _BeforeMegatron.package
+    if all(getattr(type(other), "package", None) != package for other in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeMegatron())  # type: ignore[arg-type]
+        sys.meta_path.append(_LastResort())  # type: ignore[arg-type]
+
+
+_start()
+if __name__ == "sitecustomize":
+    _chain()

@@ -9,8 +9,11 @@ import json
 import platform
 from pathlib import Path
 
+from .. import enabling
 from .. import status as status_of_process
 from ..edits import Target
+from ..errors import EnablingError
+from ..launcher import SITE
 from ..model import Patch
 from ..sources import find_module_spec, megatron_version
 from ..states import UNHEALTHY, PatchStatus, State
@@ -27,6 +30,7 @@ def status(options: argparse.Namespace) -> int:
         "python": platform.python_version(),
         "torch": _version("torch"),
         "location": str(Path(__file__).parents[1]),
+        "enabled": enabled_by(),
         "patches": [entry.as_dict() for entry in patches],
     }
     if options.json:
@@ -35,11 +39,28 @@ def status(options: argparse.Namespace) -> int:
         print(
             f"megatron-core {report['megatron_core'] or 'not installed'}, "
             f"Python {report['python']}, torch {report['torch'] or 'not installed'}\n"
-            f"megatron_patch from {report['location']}"
+            f"megatron_patch from {report['location']}\n"
+            f"each start of this Python: {report['enabled'] or 'not patched'}"
         )
         for entry in patches:
             print(f"{entry.id}: {entry.state}\n    {entry.reason}")
     return int(any(map(_needs_a_look, patches)))
+
+
+def enabled_by() -> str | None:
+    """What the file of ``megatron-patch enable`` does; ``None`` where there is none."""
+    try:
+        found = enabling.enabled()
+        if found is None:
+            return None
+        file = enabling.folder() / enabling.NAME
+    except EnablingError as error:
+        return f"not known: {error}"
+    if not (found / "sitecustomize.py").is_file():
+        return f"not patched: {file} names a megatron_patch that is gone, {found.parent}"
+    if found.resolve() != SITE.resolve():
+        return f"patched, by another megatron_patch, {found.parent}: {file} names it"
+    return f"patched, by {file}"
 
 
 def _needs_a_look(entry: PatchStatus) -> bool:

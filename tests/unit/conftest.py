@@ -1,3 +1,4 @@
+from .installation import installation
 from .sample import workshop
 
-__all__ = ["workshop"]
+__all__ = ["installation", "workshop"]

@@ -38,7 +38,8 @@ def test_json_has_these_fields(tree):
     done = run("status", "--json", path=tree)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert list(report) == ["megatron_core", "python", "torch", "location", "patches"]
+    names = ["megatron_core", "python", "torch", "location", "enabled", "patches"]
+    assert list(report) == names
     assert (report["megatron_core"], report["torch"]) == (None, None)
     assert [patch["id"] for patch in report["patches"]] == [patch.id for patch in SERIES]
     patch = report["patches"][0]
