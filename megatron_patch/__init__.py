@@ -18,6 +18,7 @@ import os
 import sys
 from typing import Any
 
+from . import notes as _notes
 from . import ranks as _ranks
 from . import running as _running
 from .backports import SERIES
@@ -143,6 +144,8 @@ def _start() -> None:
             sys.modules.pop(_running.NAME, None)
             raise
         setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
+        if not is_known:
+            _notes.leave()
     else:
         names = [*vars(first)["__all__"], "__all__", "__version__", "_engine"]
         globals().update({name: vars(first)[name] for name in names if name in vars(first)})

@@ -166,8 +166,12 @@ def _parser() -> argparse.ArgumentParser:
         help="run a command with the patches in it and in all Python processes it starts",
         description="Run COMMAND with the patches active in it and in every Python process that "
         "it starts on this machine, as if each had imported megatron_patch before Megatron. "
-        "Needs no change of code; a Python that is started with -E, -I or -S is not reached.",
-        epilog="exit status: that of COMMAND; 127 when it is not found",
+        "Needs no change of code. A Python that is started with another PYTHONPATH, an empty "
+        "environment, -E, -I or -S is not reached: if it is seen to load PyTorch, a line on "
+        "stderr says so, and with --strict the launch fails. MEGATRON_PATCH=none in its "
+        "environment says that it is meant to. `megatron-patch enable` reaches all but -S.",
+        epilog="exit status: that of COMMAND; 126 when it cannot be executed, 127 when it is not "
+        "found; with --strict 1 instead of 0 when a process with PyTorch ran without the patches",
     )
     command.add_argument(
         "--only", metavar="ID", action="append", default=[], help="sets MEGATRON_PATCH; repeatable"

@@ -11,11 +11,11 @@ from . import SERIES
 
 
 def run(options: argparse.Namespace) -> int:
-    """Become the command; returns only if that cannot start."""
+    """Become the command, or with ``--strict`` run it: see ``launcher.run``."""
     command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
     if not command:
         options.usage_error("expected a command after --")
     environment = launcher.environment_for(os.environ, only=options.only, strict=options.strict)
     # What the processes of the command would stumble over is told here, before any starts.
-    Settings.from_environment(SERIES, environment)
-    return launcher.run(command, environment)
+    strict = Settings.from_environment(SERIES, environment).strict
+    return launcher.run(command, environment, strict=strict)
