@@ -495,6 +495,8 @@ def decode(
             make_step()
             steps += 1
         if len(answers) == len(requests) and all(map(_is_answered, answers.values())):
+            if testing.is_suspended(engine):  # with its tensors gone: the last one was refused then
+                testing.resume(engine)
             settle(engine._loop)
             return steps, [_answered(answers[index]) for index in range(len(requests))]
     waiting = [index for index in range(len(requests)) if not _is_answered(answers.get(index))]

@@ -294,3 +294,20 @@ def test_a_scenario_that_is_not_there(capsys):
         soak.main(["--scenarios", "plain", "rain"])
     assert exit_.value.code == 2
     assert f"megatron-core {core_version()} can play plain, " in capsys.readouterr().err
+
+
+def test_an_engine_that_refuses_its_last_request_while_suspended_is_resumed():
+    """Its tensors may be gone then, and cannot be counted."""
+    if "suspend" not in soak.scenarios():
+        pytest.skip(f"megatron-core {core_version()} suspends otherwise")
+    engine = testing.build_engine(testing.EngineSpec(**soak.MODEL))
+    request = testing.Request(PROMPT * soak.LONGEST, num_tokens=2)
+
+    def suspend(engine, step):
+        if step == 0:
+            testing.suspend(engine)
+
+    start = blocks.free(engine.context)
+    soak.decode(engine, [request], suspend, {})
+    assert not testing.is_suspended(engine)
+    soak.check_idle(engine.context, start)
