@@ -141,33 +141,32 @@ def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
         assert isinstance(new[0], ast.Expr)
         (old,), other = place.nodes, new[0].value
 
-    def copied(item: Any) -> Any:
+    def copied(item: Any, *, by_lines: bool) -> Any:
         """``item``, or a copy of it if ``old`` is in it."""
         if item is old:
             return other
         if isinstance(item, list):
             for index, child in enumerate(item):
-                if (new_child := copied(child)) is not child:
+                if (new_child := copied(child, by_lines=by_lines)) is not child:
                     return [*item[:index], new_child, *item[index + 1 :]]
-        elif isinstance(item, ast.AST) and _may_hold(item, place):
+        elif isinstance(item, ast.AST) and not (by_lines and _is_elsewhere(item, place)):
             for name in item._fields:
                 child = getattr(item, name, None)
-                if (new_child := copied(child)) is not child:
+                if (new_child := copied(child, by_lines=by_lines)) is not child:
                     return with_field(item, name, new_child)
         return item
 
-    return cast(FunctionTree, copied(node))
+    found = copied(node, by_lines=True)
+    # What edits have put there has other lines than what is around it.
+    return cast(FunctionTree, copied(node, by_lines=False) if found is node else found)
 
 
-def _may_hold(node: Any, place: Place) -> bool:
-    """``False`` where the lines of ``node`` say that ``place`` is not in it.
-
-    What an edit has put there has other lines; that something is in such code may be missed.
-    """
+def _is_elsewhere(node: Any, place: Place) -> bool:
+    """Whether the lines of ``node`` say that ``place`` is not in it."""
     if isinstance(node, (*FunctionNode, ast.ClassDef)) or not hasattr(node, "lineno"):
-        return True  # the lines of decorators are above the others
+        return False  # the lines of decorators are above the others
     first, last = node.lineno, node.end_lineno
-    return bool(first <= place.nodes[0].lineno and place.nodes[-1].end_lineno <= last)
+    return bool(first > place.nodes[0].lineno or place.nodes[-1].end_lineno > last)
 
 
 def with_field(node: Any, name: str, value: object) -> Any:
