@@ -14,7 +14,8 @@ import importlib
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-NAME = "_megatron_patch"  # that of `megatron_patch.running`
+NAME = "_megatron_patch"  # those of `megatron_patch.running`
+COMMAND = "_is_command"
 
 
 def main() -> int:
@@ -25,15 +26,9 @@ def main() -> int:
     )
     assert spec is not None
     assert spec.loader is not None
-    sys.modules[NAME] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(sys.modules[NAME])
-    except Exception as error:
-        errors = sys.modules.get(f"{NAME}.errors")
-        if errors is None or not isinstance(error, errors.SettingsError):
-            raise
-        print(f"megatron-patch: {error}", file=sys.stderr)
-        return 2
+    module = sys.modules[NAME] = module_from_spec(spec)
+    vars(module)[COMMAND] = True
+    spec.loader.exec_module(module)
     return int(importlib.import_module(f"{NAME}.cli").main())
 
 

@@ -63,6 +63,9 @@ __all__ = [
     "verify_ranks",
 ]
 
+# What a command is to tell when it has read its arguments, and would not get to here.
+_problem: SettingsError | None = None
+
 _engine: Engine
 if "_engine" not in globals() and not os.environ.get(RECORDS):
     # Before another copy, in another thread, can find this one. Not on a reload, which goes on with
@@ -133,16 +136,18 @@ def _series() -> tuple[Patch, ...]:
 
 def _start() -> None:
     """Install the patches, with the engine of another copy of this package if there is one."""
-    global _engine
+    global _engine, _problem
     is_known = _running.NAME in sys.modules
     first = _running.first_copy(__name__)
     if vars(first) is globals():
         try:
             if "_engine" not in globals():
                 _engine = Engine(_series())
-        except BaseException:
-            sys.modules.pop(_running.NAME, None)
-            raise
+        except BaseException as error:
+            if not (isinstance(error, SettingsError) and _running.is_command(__name__)):
+                sys.modules.pop(_running.NAME, None)
+                raise
+            _engine, _problem = Engine(SERIES), error
         setattr(_engine.finder, _running.FINDERS_ATTRIBUTE, first)
         if not is_known:
             _notes.leave()
@@ -153,8 +158,12 @@ def _start() -> None:
         if "_engine" not in vars(first):
             return  # it is about to be, when the records that import this have been read
     try:
-        install()
-    except BaseException:
+        if _problem is None:
+            install()
+    except BaseException as error:
+        if isinstance(error, SettingsError) and _running.is_command(__name__):
+            _problem = error
+            return
         if not is_known:
             sys.modules.pop(_running.NAME, None)
         raise

@@ -7,10 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import SERIES, SOME_DO_NOT_FIT, check, enable, records, run, source, status
-from .errors import NotMegatronError, SettingsError, TreeError
+from . import __version__
+from .commands import PROBLEM, SERIES, SOME_DO_NOT_FIT, check, enable, records, run, source, status
+from .errors import MegatronPatchError, NotMegatronError, SettingsError
+from .given_ids import with_ids
 from .model import Patch
+from .output import printing
+from .settings import names_of
 
+NAME = "megatron-patch"
+PACKAGE = Path(__file__).parent
 EXAMPLES = """\
 examples:
   megatron-patch check                         what will be patched in the installed Megatron
@@ -22,60 +28,45 @@ examples:
   megatron-patch export --megatron ~/Megatron-LM --output patches   for git am patches/*.patch
 """
 
-#: The commands that take ids, and their options that take a value.
-TAKE_IDS = ("status", "check", "export", "apply")
-VALUED = ("--megatron", "--output", "--only", "--against")
-
 _SOME = (
     f"{SOME_DO_NOT_FIT} when some of the patches did not fit: these are skipped, each as a "
     "whole, and the rest is written"
 )
 _VARIABLES = (
-    "MEGATRON_PATCH_ACCEPT and MEGATRON_PATCH_RECORDS count as they do for import megatron_patch."
+    "MEGATRON_PATCH, where no ids are given, MEGATRON_PATCH_ACCEPT and MEGATRON_PATCH_RECORDS "
+    "count as they do for import megatron_patch."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(_with_ids(sys.argv[1:] if arguments is None else arguments))
+    return printing(lambda: _main(sys.argv[1:] if arguments is None else arguments), NAME)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name = NAME
     try:
+        options = _parser().parse_args(with_ids(arguments, names_of(SERIES)))
+        if PROBLEM is not None:
+            raise PROBLEM
+        name = f"{NAME} {options.command}"
         return int(options.function(options))
     except (NotMegatronError, SettingsError) as error:
-        print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
-    except TreeError as error:
-        print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
+    except MegatronPatchError as error:
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
-
-
-def _with_ids(arguments: Sequence[str]) -> list[str]:
-    """The arguments with each id of a list of patches as ``--only=ID``.
-
-    ``argparse`` would take ``-ID`` for an option, and ids after an option for an error.
-    """
-    command, *others = arguments or [""]
-    if command not in TAKE_IDS:
-        return list(arguments)
-    found = [command]
-    takes_value = False
-    for argument in others:
-        if argument.startswith("--") or argument in ("-h", "-"):
-            found.append(argument)
-        elif found[-1] == "--only":
-            found[-1] = f"--only={argument}"
-        else:
-            found.append(argument if takes_value else f"--only={argument}")
-        takes_value = len(argument) > 2 and any(name.startswith(argument) for name in VALUED)
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="megatron-patch",
+        prog=NAME,
         description="Backports for a pinned Megatron-Core.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__} in {PACKAGE}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("list", help="the backports, a line each")
@@ -96,12 +87,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "check",
-        help="say what the patches would do in a Megatron tree, without importing it",
-        epilog=f"exit status: 0; {SOME_DO_NOT_FIT} when some of the patches do not fit: they are "
-        "drifted; 2 when there is no Megatron tree, or a name or a setting is not understood. "
+        help="say what will be patched in a Megatron tree, without importing it",
+        epilog=f"exit status: 0; {SOME_DO_NOT_FIT} when some of the patches that are on do not "
+        "fit: they are drifted; 2 when there is no Megatron tree, or a name or a setting is not "
+        "understood. "
         f"{_VARIABLES}",
     )
-    _add_ids(command, "all patches")
+    _add_ids(command, "all patches, and those that MEGATRON_PATCH leaves out are said to be off")
     command.add_argument(
         "--megatron",
         metavar="DIR",
@@ -165,8 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="run a command with the patches in it and in all Python processes it starts",
         description="Run COMMAND with the patches active in it and in every Python process that "
-        "it starts on this machine, as if each had imported megatron_patch before Megatron. "
-        "Needs no change of code. A Python that is started with another PYTHONPATH, an empty "
+        "it starts on this machine, as if each had imported megatron_patch before Megatron. Ids "
+        "in front of -- are those of --only. Needs no change of code. A Python that is started with another PYTHONPATH, an empty "
         "environment, -E, -I or -S is not reached: if it is seen to load PyTorch, a line on "
         "stderr says so, and with --strict the launch fails. MEGATRON_PATCH=none in its "
         "environment says that it is meant to. `megatron-patch enable` reaches all but -S.",
@@ -200,7 +192,7 @@ def _add_ids(command: argparse.ArgumentParser, default: str) -> None:
         default=[],
         help="the same as ID; repeatable",
     )
-    # For the help alone: `_with_ids` has made them values of `--only`.
+    # For the help alone: `with_ids` has made them values of `--only`.
     command.add_argument(
         "ids",
         metavar="[-]ID",
@@ -211,7 +203,7 @@ def _add_ids(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
-    _add_ids(command, "those that are on by default")
+    _add_ids(command, "those of MEGATRON_PATCH")
     command.add_argument(
         "--allow-drift",
         action="store_true",

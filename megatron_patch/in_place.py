@@ -242,6 +242,7 @@ def _git(tree: SourceTree, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=tree.root,
         capture_output=True,
         text=True,
+        errors="backslashreplace",
         check=False,
         env={**os.environ, "LC_ALL": "C"},
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .edits import Target
 from .folding import folded
-from .judge import judge
+from .judge import judge, trees_kept
 from .ledger import sources_of
 from .model import HAS_IT, NEEDS_NONE, Patch
-from .settings import ACCEPT, RECORDS
+from .settings import ACCEPT, RECORDS, SELECTION, Settings
 from .source_tree import SourceTree
 from .verdicts import ANY_METHOD, Judgement, Miss, Verdict
 
@@ -49,6 +50,7 @@ class Finding:
     known: tuple[str, ...]  #: releases whose source is known
     accept: str | None  #: what would accept the source as it is; ``None`` when nothing would
     diff: str | None = None  #: where it is drifted, and was asked for, what to read
+    off: str | None = None  #: why it is left out whatever the verdict; ``None`` where it is not
 
     def as_dict(self) -> dict[str, Any]:
         """The fields in a form that ``json.dumps`` takes; ``diff`` only where it was asked for."""
@@ -57,9 +59,10 @@ class Finding:
         }
 
     def __str__(self) -> str:
+        head = f"{self.id}: {self.verdict}" + (f", but off ({self.off})" if self.off else "")
         if self.verdict is not Verdict.DRIFTED:
-            return f"{self.id}: {self.verdict}\n    {self.reason}"
-        lines = [f"{self.id}: {self.verdict}"]
+            return f"{head}\n    {self.reason}"
+        lines = [head]
         drifts = [line for drift in self.drifts for line in str(drift).splitlines()]
         if self.diff is not None:  # which shows what is wrong with the code
             drifts = [line for drift in self.drifts for line in drift.lines]
@@ -73,8 +76,13 @@ class Finding:
         elif self.drifts:
             lines.append("    This source cannot be accepted: the patch does not fit it.")
         if self.diff is not None:
-            lines = [*_for_terminal(lines), self.diff, *self._next_steps()]
+            lines = [*_for_terminal(lines), *self.explanation]
         return "\n".join(lines)
+
+    @property
+    def explanation(self) -> list[str]:
+        """The lines of ``diff``, and what to do next."""
+        return [*(self.diff or "").splitlines(), *self._next_steps()]
 
     def _next_steps(self) -> list[str]:
         if self.accept is not None:
@@ -105,8 +113,11 @@ def inspect(
     accepted: Collection[str] = frozenset(),
     series: Sequence[Patch] = (),
     explain: Callable[[Judgement, SourceTree], str] | None = None,
+    off: str | None = None,
 ) -> Finding:
     """Judge ``patch`` on ``tree``; ``explain`` says more where it is drifted.
+
+    ``off`` says why it is left out of what is patched, if it is.
 
     Raises ``SettingsError`` as :func:`~.judge.judge` does.
     """
@@ -129,7 +140,51 @@ def inspect(
         diff=explain(judgement, tree)
         if explain and judgement.misses and not judgement.variant
         else None,
+        off=off,
     )
+
+
+def inspect_all(
+    tree: SourceTree,
+    series: Sequence[Patch],
+    shown: Collection[str],
+    settings: Settings,
+    explain: Callable[[Judgement, SourceTree], str] | None = None,
+) -> list[Finding]:
+    """What is found of the patches of ``series`` with the ids ``shown``, in order.
+
+    Those that ``settings`` do not select are off, and nothing more is said of them.
+    """
+    with trees_kept():
+        return [
+            inspect(
+                patch,
+                tree,
+                settings.accepted.get(patch.id, frozenset()),
+                series,
+                explain if patch.id in settings.selected else None,
+                None if patch.id in settings.selected else _why_off(patch),
+            )
+            for patch in series
+            if patch.id in shown
+        ]
+
+
+def some_do_not_fit(findings: Iterable[Finding]) -> bool:
+    """Whether one that is not off is drifted."""
+    return any(f.verdict is Verdict.DRIFTED and f.off is None for f in findings)
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How many there are of what, in a line."""
+    counts = Counter(finding.verdict for finding in findings if finding.off is None)
+    words = [f"{counts[Verdict.APPLICABLE]} will be patched"]
+    words += [f"{counts[v]} {v}" for v in Verdict if v is not Verdict.APPLICABLE]
+    return f"{', '.join(words)}; {sum(f.off is not None for f in findings)} off"
+
+
+def _why_off(patch: Patch) -> str:
+    return f"not selected by {SELECTION}" if patch.default else "opt-in"
 
 
 def _drift(miss: Miss, tree: SourceTree) -> Drift:

@@ -27,6 +27,8 @@ ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 DIGEST = re.compile(r"[0-9a-f]{16}")
 USUAL_NAME = "megatron_patch"
 PACKAGE = __name__.rpartition(".")[0]
+TEXTS = ("summary", "symptom", "outcome", "releases", "removal", "updated", "target")
+TEXTS_OR_NONE = ("upstream_commit", "upstream_date", "fixed_in")
 EDITS = (Add, Before, Replace, Requires, Substitute)
 
 
@@ -68,12 +70,18 @@ def _executed(file: str, number: int) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         exec(compile(text, file, "exec", dont_inherit=True), vars(module))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         where = f", line {line}" if (line := _line(file, error)) else ""
-        why = f"{type(error).__name__}: {error}"
-        raise _error(file + where, f"{why}; correct the file, or take it out") from error
+        raise _error(file + where, f"{_why(error)}; correct the file, or take it out") from error
     return module
+
+
+def _why(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # of its own `__str__`
+        return type(error).__name__
 
 
 def _line(file: str, error: BaseException) -> int | None:
@@ -108,7 +116,7 @@ def _check(file: str, patch: Patch, taken: Collection[str]) -> None:
     try:
         why = next(_faults(patch, taken), None)
     except Exception as error:  # what a field that is not what it should be leads to
-        why = f"{type(error).__name__}: {error}; correct the record, or take it out"
+        why = f"{_why(error)}; correct the record, or take it out"
     if why is not None:
         raise _error(f"{file}: record {patch.id!r}", why)
 
@@ -118,6 +126,14 @@ def _faults(patch: Patch, taken: Collection[str]) -> Iterator[str]:
         yield "expected an id of small letters, digits and '-'"
     if patch.id in taken:
         yield "there is a record or a group of that name already; give it another id"
+    for name in TEXTS:
+        if not isinstance(getattr(patch, name), str):
+            yield f"its {name} is {getattr(patch, name)!r:.60}; expected text"
+    for name in TEXTS_OR_NONE:
+        if not isinstance(getattr(patch, name), (str, type(None))):
+            yield f"its {name} is {getattr(patch, name)!r:.60}; expected text or None"
+    if not isinstance(patch.upstream_pr, (int, type(None))):
+        yield f"its upstream_pr is {patch.upstream_pr!r:.60}; expected a number or None"
     if not isinstance(patch.kind, Kind):
         yield f"its kind is {patch.kind!r}; expected a megatron_patch.model.Kind"
     for day in filter(None, (patch.updated, patch.upstream_date)):

@@ -18,6 +18,9 @@ NAME = "_megatron_patch"
 #: Where the engine's finder has that copy, while it is among those of ``sys.meta_path``.
 FINDERS_ATTRIBUTE = "megatron_patch_package"
 
+#: What the console script names itself by, in the package that it is about to import.
+COMMAND = "_is_command"
+
 
 def first_copy(package: str) -> ModuleType:
     """The copy of this package that runs in this process: ``package`` if none did before."""
@@ -30,6 +33,18 @@ def first_copy(package: str) -> ModuleType:
     if sys.modules.setdefault(NAME, mine) is mine:
         return mine
     return importlib.import_module(NAME)  # which waits until another thread has imported it
+
+
+def is_command(package: str) -> bool:
+    """Whether this process is the command ``megatron-patch`` itself, and no process that it runs.
+
+    That imports this package first, whatever its arguments are.
+    """
+    if COMMAND in vars(sys.modules[package]):
+        return True
+    # While a package that `python -m` starts is imported, its name is not in `sys.argv`.
+    started = sys.orig_argv[-len(sys.argv)] if sys.argv[:1] == ["-m"] else ""
+    return started == package or (started[:1] == "-" and started.endswith(f"m{package}"))
 
 
 def put_in_place_of(package: str, copy: ModuleType) -> None:

@@ -34,6 +34,7 @@ class SourcePatch:
 
     number: int  #: its place in the whole series, from 1: the same on every tree
     patch: Patch
+    variant: Variant
     files: tuple[FileEdit, ...]
 
 
@@ -85,8 +86,8 @@ def source_patches(
             drifted.append(Skipped(patch, Verdict.DRIFTED, why))
             continue
         try:
-            made.append(SourcePatch(number, patch, files.edit(variant)))
-        except (RewriteError, TargetError) as error:
+            made.append(SourcePatch(number, patch, variant, files.edit(variant)))
+        except (RewriteError, TargetError, SyntaxError, UnicodeError) as error:
             drifted.append(Skipped(patch, Verdict.DRIFTED, str(error)))
     if drifted and not partial:
         raise DriftedError("\n".join(f"{entry.patch.id}: {entry.reason}" for entry in drifted))

@@ -61,7 +61,8 @@ class SourceTree:
     def read(self, module: str) -> str | None:
         """The source text of ``module``, ``None`` if there is no such module.
 
-        Raises ``SourceMissingError`` when it is compiled only, or when its file cannot be read.
+        Raises ``SourceMissingError`` when it is compiled only, or when its file cannot be read or
+        is not text of the encoding that it names.
         """
         path = self.path(module)
         if path is None:
@@ -74,3 +75,8 @@ class SourceTree:
                 return file.read()
         except OSError as error:
             raise SourceMissingError(f"{path} cannot be read: {error.strerror}") from error
+        except (LookupError, UnicodeError) as error:
+            why = str(error).partition(";")[0]  # what is behind it is advice to who opens the file
+            raise SourceMissingError(f"{path} is not text of its encoding: {why}") from error
+        except SyntaxError as error:  # which names the file
+            raise SourceMissingError(str(error)) from error

@@ -80,7 +80,19 @@ class Judgement:
 
 
 def find_definition(target: str, read: Reader) -> Definition | None:
-    """The definition of ``module:Class.method``, ``None`` if there is no such thing."""
+    """The definition of ``module:Class.method``, ``None`` if there is no such thing.
+
+    Raises ``SyntaxError`` that names the module when its text does not parse.
+    """
     parsed = Target.parse(target)
     text = read(parsed.module)
-    return None if text is None else definitions.locate(parsed.module, text, parsed.qualname)
+    try:
+        return None if text is None else definitions.locate(parsed.module, text, parsed.qualname)
+    except SyntaxError as error:
+        why = "a merge that is not finished" if _is_of_merge(error.text or "") else error.msg
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise SyntaxError(f"{why} ({parsed.module}{line})") from error
+
+
+def _is_of_merge(line: str) -> bool:
+    return line.startswith(("<<<<<<< ", "||||||| ", "=======", ">>>>>>> "))

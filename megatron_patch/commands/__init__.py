@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .. import _engine
+from .. import _engine, _problem
 from ..model import Patch
-from ..settings import selected
+from ..settings import Settings, selected
 
 #: All patches of this process, those of others behind those of this package.
 SERIES = _engine.series
+
+#: The setting that was not understood when this package was imported, ``None`` if all were.
+PROBLEM = _problem
 
 #: The exit status when some of the selected patches do not fit the source: they are drifted.
 SOME_DO_NOT_FIT = 3
@@ -27,4 +30,12 @@ def chosen(series: Sequence[Patch], options: argparse.Namespace) -> frozenset[st
     """The ids of the patches that a command is to look at: all, if its arguments name none."""
     if not options.only:
         return frozenset(patch.id for patch in series)
-    return frozenset(selected(series, ",".join(options.only), "ID"))
+    return settings_for(series, options).selected
+
+
+def settings_for(series: Sequence[Patch], options: argparse.Namespace) -> Settings:
+    """Those of the environment, with what the arguments select in the place of what it does."""
+    settings = Settings.from_environment(series)
+    if not options.only:
+        return settings
+    return settings._replace(selected=selected(series, ",".join(options.only), "ID"))

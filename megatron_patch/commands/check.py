@@ -7,12 +7,9 @@ import json
 from functools import partial
 
 from .. import in_place, inspection
-from ..judge import trees_kept
-from ..settings import Settings
 from ..source_tree import SourceTree
 from ..sources import megatron_version
-from ..verdicts import Verdict
-from . import SERIES, SOME_DO_NOT_FIT, chosen, note
+from . import SERIES, SOME_DO_NOT_FIT, chosen, note, settings_for
 
 
 def check(options: argparse.Namespace) -> int:
@@ -27,16 +24,8 @@ def check(options: argparse.Namespace) -> int:
         explain = partial(differences, against=against)
     tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
     note(in_place.interrupted(tree))
-    settings = Settings.from_environment(SERIES)
-    ids = chosen(SERIES, options)
-    with trees_kept():
-        findings = [
-            inspection.inspect(
-                patch, tree, settings.accepted.get(patch.id, frozenset()), SERIES, explain
-            )
-            for patch in SERIES
-            if patch.id in ids
-        ]
+    settings = settings_for(SERIES, options)
+    findings = inspection.inspect_all(tree, SERIES, chosen(SERIES, options), settings, explain)
     version = megatron_version(tree.read)
     if options.json:
         report = {
@@ -49,5 +38,5 @@ def check(options: argparse.Namespace) -> int:
         print(f"megatron-core {version or 'of unknown version'} in {tree.root}")
         for finding in findings:
             print(finding)
-    drifted = any(finding.verdict is Verdict.DRIFTED for finding in findings)
-    return SOME_DO_NOT_FIT if drifted else 0
+        print(inspection.summary(findings))
+    return SOME_DO_NOT_FIT if inspection.some_do_not_fit(findings) else 0

@@ -7,11 +7,10 @@ import sys
 
 from .. import export as exporting
 from .. import in_place
-from ..settings import Settings, selected
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
 from ..verdicts import Verdict
-from . import SERIES, SOME_DO_NOT_FIT, note
+from . import SERIES, SOME_DO_NOT_FIT, note, settings_for
 
 
 def export(options: argparse.Namespace) -> int:
@@ -58,12 +57,13 @@ def revert(options: argparse.Namespace) -> int:
 
 def _source_patches(tree: SourceTree, options: argparse.Namespace) -> tuple[list[SourcePatch], int]:
     """What the options select on the tree, and the exit status; says what is left out."""
+    settings = settings_for(SERIES, options)
     made, skipped = source_patches(
         tree,
         SERIES,
-        selected(SERIES, ",".join(options.only), "ID"),
+        settings.selected,
         allow_drift=options.allow_drift,
-        accepted=Settings.from_environment(SERIES).accepted,
+        accepted=settings.accepted,
         partial=True,
     )
     drifted = [entry for entry in skipped if entry.verdict is Verdict.DRIFTED]
