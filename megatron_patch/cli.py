@@ -8,7 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .commands import PROBLEM, SERIES, SOME_DO_NOT_FIT, check, enable, records, run, source, status
+from .commands import (
+    PROBLEM,
+    SERIES,
+    SOME_DO_NOT_FIT,
+    check,
+    enable,
+    records,
+    report,
+    run,
+    source,
+    status,
+)
 from .errors import MegatronPatchError, NotMegatronError, SettingsError
 from .given_ids import with_ids
 from .model import Patch
@@ -22,6 +33,7 @@ examples:
   megatron-patch check                         what will be patched in the installed Megatron
   megatron-patch check --megatron ~/Megatron-LM  ... in a checkout; nothing of it is executed
   megatron-patch check --diff step-log-sync --megatron ~/fork --against ~/Megatron-LM-0.16.1
+  megatron-patch report --html report.html     the same with each change, to read or to send
   megatron-patch status --json                 what is patched in a process, for a machine to read
   megatron-patch run -- torchrun --nproc-per-node 8 serve.py
   megatron-patch run --strict --only correctness -- python -m my.server
@@ -115,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(function=check.check, usage_error=command.error)
+
+    report.add_to(commands, _add_ids)
 
     command = commands.add_parser(
         "export",

@@ -94,7 +94,7 @@ def _of_edit(edit: Edit, found: Definition, tree: SourceTree) -> Iterator[str]:
         )
     elif isinstance(edit, Before):
         yield from folded(f"{where}: the patch puts this in front of the first statement:")
-        yield from _marked("+", edit.statements.splitlines())
+        yield from marked("+", edit.statements.splitlines())
     elif isinstance(edit, Requires):
         yield from folded(f"{where}: changed, and the patch relies on it: {edit.why}")
 
@@ -104,11 +104,11 @@ def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Ite
     if len(there) == 1:
         line = there[0].nodes[0].lineno
         yield from folded(f"{_place(tree, found, line)}: this edit fits:")
-        yield from _marked(" ", as_written(edit.find).splitlines())
+        yield from marked(" ", as_written(edit.find).splitlines())
     elif there:
         times = f"{len(there)} times"
         yield from folded(f"{_place(tree, found)}: this is there {times}; expected once:")
-        yield from _marked(" ", as_written(edit.find).splitlines())
+        yield from marked(" ", as_written(edit.find).splitlines())
     else:
         expected, closest = _closest(edit, found.node)
         where = _place(tree, found, closest[0].lineno)
@@ -198,10 +198,10 @@ def _unified(old: Sequence[str], new: Sequence[str], a: str, b: str) -> Iterator
         if line.startswith(("--- ", "+++ ", "@@ ")):
             yield line
         else:
-            yield from _marked(line[0], [line[1:]])
+            yield from marked(line[0], [line[1:]])
 
 
-def _marked(sign: str, lines: Sequence[str]) -> Iterator[str]:
+def marked(sign: str, lines: Sequence[str]) -> Iterator[str]:
     """Lines behind a sign, the long ones folded, with the sign before each part."""
     for line in lines:
         margin = line[: len(line) - len(line.lstrip())]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 #: The commands that take ids, and their options that take a value.
-TAKE_IDS = ("status", "check", "export", "apply")
-VALUED = ("--megatron", "--output", "--only", "--against")
+TAKE_IDS = ("status", "check", "report", "export", "apply")
+VALUED = ("--megatron", "--output", "--only", "--against", "--html")
 
 
 def with_ids(arguments: Sequence[str], names: Collection[str]) -> list[str]:
