@@ -133,11 +133,16 @@ def _change(change: Change) -> str:
 
 def _block(label: str, heading: str, lines: Iterable[Line], *, place: str = "") -> str:
     """Lines of code under a heading. They scroll by themselves, with the keyboard too."""
-    where = f'<p class="place">{text(place)}</p>' if place else ""
+    where = f'<p class="place">{_path(place)}</p>' if place else ""
     return (
         f'<h3>{heading}</h3>{where}<pre tabindex="0" role="region" aria-label="{text(label)}">'
         f"<code>{''.join(_rows(lines))}</code></pre>\n"
     )
+
+
+def _path(place: str) -> str:
+    """A path, which is best broken between its parts."""
+    return text(place).replace("/", "/<wbr>")
 
 
 def _rows(lines: Iterable[Line]) -> Iterator[str]:
@@ -161,5 +166,5 @@ def _function(function: Function) -> str:
     links = "".join(f'<li><a href="#{text(p)}">{text(p)}</a></li>' for p in function.patches)
     return (
         f"<li><div><code>{text(function.name)}</code>"
-        f'<span class="place">{text(function.place)}</span></div><ul>{links}</ul></li>\n'
+        f'<span class="place">{_path(function.place)}</span></div><ul>{links}</ul></li>\n'
     )

@@ -63,7 +63,7 @@ pre ins { background: var(--put); color: inherit; }
 pre del { background: var(--taken); color: inherit; }
 pre .gap { color: var(--quiet); }
 .functions { margin: 0; padding: 0; list-style: none; }
-.functions li { display: grid; grid-template-columns: 3fr 2fr; gap: 0 1.5rem; padding: .5rem 0;
+.functions > li { display: grid; grid-template-columns: 3fr 2fr; gap: 0 1.5rem; padding: .5rem 0;
   border-bottom: 1px solid var(--line); }
 .place { display: block; margin: 0; color: var(--quiet); font-size: .8125rem; }
 .functions ul { margin: 0; padding: 0; list-style: none; }
@@ -74,7 +74,10 @@ pre .gap { color: var(--quiet); }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
   .body { padding-left: 0; }
-  .functions li { grid-template-columns: 1fr; gap: .25rem; }
+  .functions > li { grid-template-columns: 1fr; gap: .25rem; }
+}
+@media (min-width: 56rem) {
+  summary { display: grid; grid-template-columns: auto 17.5rem 7.5rem 1fr; }
 }
 @media print { body { max-width: none; } pre { white-space: pre-wrap; } }
 """

@@ -85,7 +85,7 @@ def made(root: Path, text: str = DRIFTED, **options):  # type: ignore[no-untyped
 class Page(HTMLParser):
     """Reads a page, and fails where tags do not match."""
 
-    VOID = ("meta", "br")
+    VOID = ("meta", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
