@@ -161,8 +161,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(function=source.apply)
 
-    command = commands.add_parser("revert", help="put back the files that apply has changed")
+    command = commands.add_parser(
+        "revert",
+        help="put back the files that apply has changed, or take back some of its patches",
+        epilog="exit status: 0; 1 when a file was changed since, or nothing was applied: then "
+        "nothing is written; 2 when there is no Megatron tree, or a name is not understood",
+    )
     _add_tree(command)
+    _add_ids(command, "the files as they were before the first apply, whatever is in them")
     command.set_defaults(function=source.revert)
 
     enable.add_to(commands)

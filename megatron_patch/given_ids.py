@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 #: The commands that take ids, and their options that take a value.
-TAKE_IDS = ("status", "check", "report", "export", "apply")
+TAKE_IDS = ("status", "check", "report", "export", "apply", "revert")
 VALUED = ("--megatron", "--output", "--only", "--against", "--html")
 
 

@@ -137,7 +137,7 @@ class _Files:
             path = self._tree.path(module)
             if path is None:
                 raise TargetError(f"{module} does not exist in {self._tree.root}")
-            content = path.read_bytes()
+            content = self._tree.content(path)
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
             self._encodings[module] = encoding
             self._texts[module] = content.decode(encoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +72,23 @@ class SourceTree:
                 raise SourceMissingError(f"{compiled}: compiled, and its source is not there")
             return None
         try:
-            with tokenize.open(path) as file:  # the encoding is what the file says it is
-                return file.read()
+            return text_of(self.content(path))
         except OSError as error:
             raise SourceMissingError(f"{path} cannot be read: {error.strerror}") from error
-        except (LookupError, UnicodeError) as error:
+        except (LookupError, UnicodeError, SyntaxError) as error:
             why = str(error).partition(";")[0]  # what is behind it is advice to who opens the file
             raise SourceMissingError(f"{path} is not text of its encoding: {why}") from error
-        except SyntaxError as error:  # which names the file
-            raise SourceMissingError(str(error)) from error
+
+    def content(self, path: Path) -> bytes:
+        """What is in a file of the tree. Raises ``OSError`` when it cannot be read."""
+        return path.read_bytes()
+
+
+def text_of(content: bytes) -> str:
+    """The text of source in the encoding that it says it has, each line end a line feed.
+
+    Raises ``UnicodeError`` when it is not in that encoding, and ``LookupError`` or ``SyntaxError``
+    when there is no such encoding of text.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    return io.TextIOWrapper(io.BytesIO(content), encoding).read()

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from .. import export as exporting
-from .. import in_place
+from .. import in_place, partly
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
 from ..verdicts import Verdict
@@ -43,15 +43,21 @@ def apply(options: argparse.Namespace) -> int:
 
 
 def revert(options: argparse.Namespace) -> int:
-    """Put back what ``apply`` has changed."""
+    """Put back what ``apply`` has changed, or what some of the patches have."""
     tree = SourceTree.at(options.megatron)
     with in_place.held(tree) as found:
         note(found)
-        paths = in_place.revert(tree)
+        if options.only:
+            settings = settings_for(SERIES, options)
+            paths = partly.revert(tree, SERIES, settings.selected, settings.accepted)
+        else:
+            paths = in_place.revert(tree)
+    verb = "changed" if options.only else "put back"
     for path in paths:
-        print(f"put back {path}")
+        print(f"{verb} {path}")
     if not paths:
-        print("nothing to put back: all files are as they were, or of another release")
+        why = "all files are as they were, or of another release"
+        print(f"nothing to put back: {'none of these is applied' if options.only else why}")
     return 0
 
 

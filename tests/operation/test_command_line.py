@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 import megatron_patch
+from megatron_patch import tree_record
 from megatron_patch.source_tree import SourceTree
 
 from ..unit.trees import write_tree
 from .test_command import ID, megatron_patch_command
+from .test_source_patches import contents, copy
 
 CONTEXT = """
 class DynamicInferenceContext:
@@ -165,6 +167,22 @@ def test_run_takes_the_same_ids(arguments, selected):
     assert (done.stdout, done.stderr) == ("x\n", "")
 
 
+def test_some_patches_of_the_release_are_taken_back(tmp_path):
+    trees = [copy(tmp_path / name) for name in ("some", "others")]
+    before = contents(trees[0])
+    some, others = (["--megatron", str(tree)] for tree in trees)
+    assert megatron_patch_command("apply", *some).returncode == 0
+    assert megatron_patch_command("apply", *others, "-ours").returncode == 0
+    done = megatron_patch_command("revert", *some, "ours")
+    assert done.returncode == 0, done.stderr
+    found, expected = contents(trees[0]), contents(trees[1])
+    records = [json.loads(files.pop(Path(tree_record.RECORD))) for files in (found, expected)]
+    assert records[0] == records[1]
+    assert found == expected != before
+    assert megatron_patch_command("revert", *some).returncode == 0
+    assert contents(trees[0]) == before
+
+
 def test_ids_after_the_end_of_the_options_are_ids(tree):
     found = json.loads(check(tree, "--json", "--", ID).stdout)["patches"]
     assert [entry["id"] for entry in found] == [ID]
@@ -184,7 +202,7 @@ MERGE = "<<<<<<< HEAD\nx = 1\n=======\nx = 2\n>>>>>>> theirs\n"
             b"# coding: rot13\n" + CONTEXT.encode(),
             "dynamic_context.py is not text of its encoding: 'rot13'",
         ),
-        (b"# coding: no-such\n" + CONTEXT.encode(), "dynamic_context.py': no-such"),
+        (b"# coding: no-such\n" + CONTEXT.encode(), "unknown encoding: no-such"),
         (
             CONTEXT.encode() + b"x = '\xff'\n",
             "dynamic_context.py is not text of its encoding: 'utf-8'",
