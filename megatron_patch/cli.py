@@ -164,8 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "revert",
         help="put back the files that apply has changed, or take back some of its patches",
-        epilog="exit status: 0; 1 when a file was changed since, or nothing was applied: then "
-        "nothing is written; 2 when there is no Megatron tree, or a name is not understood",
+        epilog="exit status: 0; 1 when a file was changed since, when nothing was applied, or when "
+        "it cannot be told which patches are there: then nothing is written; 2 when there is no "
+        "Megatron tree, or a name is not understood",
     )
     _add_tree(command)
     _add_ids(command, "the files as they were before the first apply, whatever is in them")

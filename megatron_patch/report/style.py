@@ -37,7 +37,7 @@ nav a { display: inline-block; padding: .25rem 0; }
 table { width: 100%; border-collapse: collapse; }
 th, td { padding: .375rem 0; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
-th { width: 15rem; padding-right: 1rem; font-weight: 500; color: var(--quiet); }
+th { width: 17.5rem; padding-right: 1rem; font-weight: 500; color: var(--quiet); }
 details { border-bottom: 1px solid var(--line); }
 summary { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline; padding: .5rem 0;
   cursor: pointer; list-style: none; }
