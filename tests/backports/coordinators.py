@@ -18,6 +18,7 @@ import msgpack
 import zmq
 
 from megatron_patch.testing.engines import NumberTokenizer
+from megatron_patch.testing.releases import parameters_of
 
 from .checks import needs
 
@@ -25,6 +26,8 @@ from .checks import needs
 BLOCK = 4
 #: Prompts of a block and a token more, which have no block in common.
 PROMPTS = [[10 * index + n for n in range(BLOCK + 1)] for index in range(1, 6)]
+#: A prompt that has no whole block.
+SHORT = [1, 2, 3]
 #: Seconds that anything here may take.
 LIMIT = 20.0
 
@@ -43,6 +46,11 @@ def coordinator_class() -> Any:
 def headers() -> Any:
     """The enum of what a message is."""
     return importlib.import_module("megatron.core.inference.headers").Headers
+
+
+def takes_records() -> bool:
+    """Whether an engine replies with the parts that a request was done in, not with one request."""
+    return "finished_request_record" in parameters_of(coordinator_class().detokenize)
 
 
 def policy(*names: str) -> Any:
@@ -88,10 +96,14 @@ class Coordinator:
         # Engines are in the order of their names, not of their arrival.
         fields = {"deterministic_mode": True, "block_size_tokens": BLOCK, **fields}
         fields = {"enable_prefix_caching": True, **fields}
+        # Not all have always been there.
+        for name, value in {"max_requests": 8, "hostname": "127.0.0.1"}.items():
+            if name in parameters_of(cls):
+                fields.setdefault(name, value)
 
         def run() -> None:
             try:
-                self._own = cls(theirs, engines, self.tokenizer, 8, hostname="127.0.0.1", **fields)
+                self._own = cls(theirs, engines, self.tokenizer, **fields)
                 self._closed = self._own.router_socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
                 self._ready.set()
                 self._own.start()
@@ -216,10 +228,12 @@ class Engine(Peer):
 
     def reply(self, *requests: int) -> None:
         """They have ended."""
-        finished = [
+        finished: list[dict[str, Any]] = [
             {"request_id": request, "prompt": "1", "generated_tokens": [request]}
             for request in requests
         ]
+        if takes_records():
+            finished = [{"requests": [one]} for one in finished]
         self.send(headers().ENGINE_REPLY, finished)
 
     def leave(self) -> None:
@@ -251,6 +265,8 @@ class Client(Peer):
     def answer(self) -> tuple[int, str]:
         """The client's number of the next request that is answered, and its text."""
         request, reply = self.receive(headers().ENGINE_REPLY)
+        if takes_records():
+            (reply,) = reply["requests"]
         return request, reply["generated_text"]
 
     def is_served_by(self, prompt: list[int]) -> int:

@@ -117,6 +117,15 @@ def run(clone: Path, output: Path, *options: str) -> int:
     return survey.main(["--megatron", str(clone), "--output", str(output), *options])
 
 
+def test_release_branches_are_those_of_main_and_of_dev(tmp_path: Path) -> None:
+    upstream = Upstream(tmp_path / "upstream")
+    upstream.commit({FILE: source(1)})
+    for name in ("core_r0.1.0", "core_dev_r0.2.0", "core_dev", "fix-core_r0.1.0"):
+        upstream.switch(name, "HEAD")
+    with Clone(upstream.root) as clone:
+        assert clone.release_branches() == ("core_dev_r0.2.0", "core_r0.1.0")
+
+
 def test_ledger(made: Made, clone: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(clone, output) == 0
     found = json.loads(output.read_text())

@@ -15,7 +15,7 @@ from .git import CloneError, Git
 
 FILES = ("100644", "100755")  # not symbolic links, not submodules
 RELEASE = re.compile(r"core_v(\d+\.\d+\.\d+)")
-RELEASE_BRANCH = re.compile(r"core_r\d")
+RELEASE_BRANCH = re.compile(r"core_(dev_)?r\d")
 PACKAGE = "megatron"
 
 
@@ -48,7 +48,7 @@ class Clone(Git):
         return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
     def release_branches(self) -> tuple[str, ...]:
-        """The names of the branches that releases are made from, ``core_r...``."""
+        """The branches that releases are made from, ``core_r...``, of dev ``core_dev_r...``."""
         return tuple(name for name in self.branches() if RELEASE_BRANCH.match(name))
 
     def releases(self) -> dict[str, str]:

@@ -14,12 +14,17 @@ engine with the fewest. And the requests of the removed engine count no longer: 
 that comes back and then replies to one of before makes its count negative, and the coordinator ends
 with AssertionError.
 
+Before 0.17 (main until #3930) there is one table, of prefixes alone. When the coordinator had
+learned that engines may leave (main from #3563 to #3594), it took the engine of a request by an old
+name when it noted its prefixes: NameError, which ends it at the first one. That is mended with it.
+
 Not covered: requests that the engine had not answered when it left. Nobody answers them.
 """
 
 from __future__ import annotations
 
 from ... import hunks
+from ...edits import Requires
 from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
@@ -30,6 +35,11 @@ COORDINATOR = f"{INFERENCE}.data_parallel_inference_coordinator"
 
 # As old as engines that leave, and in a process of the coordinator, which has no engine.
 SINCE = f"{INFERENCE}.headers:UnknownHeaderError.__init__"
+
+CHOICE = Requires(
+    f"{COORDINATOR}:DataParallelInferenceCoordinator.get_best_data_parallel_rank",
+    "it says which tables an engine is chosen by: those that the removed one has to leave",
+)
 
 REMOVED_ENGINE_ROUTING = Patch(
     id="removed-engine-routing",
@@ -49,7 +59,10 @@ REMOVED_ENGINE_ROUTING = Patch(
     removal="no supported release is older than 0.19.0",
     updated="2026-11-26",
     target=SINCE,
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=tuple(
+        Variant(name, (*HUNKS.of(name), CHOICE))
+        for name in ("main-7ea354b83e", "main-8f539df740", "0.17")
+    ),
     told_by=(
         f"{COORDINATOR}:DataParallelInferenceCoordinator._remove_engine",
         f"{COORDINATOR}.coordinator:DataParallelInferenceCoordinator._remove_engine",
