@@ -9,6 +9,7 @@ from megatron_patch.backports.upstream.removed_engine_replies import REMOVED_ENG
 from .checks import assert_state_of_record, proof
 from .coordinators import (
     PROMPTS,
+    SHORT,
     Client,
     Coordinator,
     Engine,
@@ -28,11 +29,11 @@ def test_state():
 def test_what_it_sent_before_it_was_found_gone_is_passed_on():
     with Coordinator(prefix_caching_coordinator_policy=without_affinity()) as coordinator:
         client, (first, second) = Client(coordinator), coordinator.engines
-        client.submit(PROMPTS[0])
-        client.submit(PROMPTS[1])
+        client.submit(SHORT)
+        client.submit(SHORT)
         requests = [first.request(), second.request()]
         # Which is for the first again, and keeps the coordinator busy until that has ended.
-        client.submit("1 2 3 4 5")
+        client.submit("1 2 3")
         assert coordinator.tokenizer.asked.wait(20)
         first.reply(requests[0])
         first.vanish()
@@ -47,8 +48,8 @@ def test_what_it_sent_before_it_was_found_gone_is_passed_on():
 def test_an_engine_that_was_removed_replies_later():
     with Coordinator(prefix_caching_coordinator_policy=without_affinity()) as coordinator:
         client, (first, second) = Client(coordinator), coordinator.engines
-        for prompt in PROMPTS[:3]:
-            client.submit(prompt)
+        for _ in range(3):
+            client.submit(SHORT)
         # It has the first and the third.
         requests = [first.request() for _ in range(2)]
         other = second.request()
@@ -56,7 +57,7 @@ def test_an_engine_that_was_removed_replies_later():
         for request in requests:
             first.reply(request)
         assert [client.answer() for _ in range(2)] == [(n, str(n)) for n in requests]
-        client.submit(PROMPTS[3])
+        client.submit(SHORT)
         second.reply(other, second.request())
         assert [client.answer() for _ in range(2)] == [(other, str(other)), (3, "3")]
 

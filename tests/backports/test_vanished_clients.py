@@ -8,7 +8,7 @@ import zmq
 from megatron_patch.backports.ours.vanished_clients import VANISHED_CLIENTS
 
 from .checks import assert_state_of_record, proof
-from .coordinators import PROMPTS, Client, Coordinator, Peer, coordinator_class, headers
+from .coordinators import SHORT, Client, Coordinator, Peer, coordinator_class, headers
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -20,24 +20,24 @@ def test_state():
 
 @proof
 def test_its_reply_is_dropped_and_others_are_answered():
-    with Coordinator() as coordinator:
+    with Coordinator(1) as coordinator:
         client, other = Client(coordinator), Client(coordinator)
         engine = coordinator.engines[0]
-        client.submit(PROMPTS[0])
+        client.submit(SHORT)
         request = engine.request()
         client.vanish()
         engine.reply(request)
-        assert [other.is_served_by(PROMPTS[0]) for _ in range(2)] == [0, 0]
+        assert [other.is_served_by(SHORT) for _ in range(2)] == [0, 0]
 
 
 @proof
 def test_the_replies_after_it_in_one_message_are_passed_on():
-    with Coordinator() as coordinator:
+    with Coordinator(1) as coordinator:
         client, other = Client(coordinator), Client(coordinator)
         engine = coordinator.engines[0]
         requests = []
         for submitting in (client, other, client, other):
-            submitting.submit(PROMPTS[0])
+            submitting.submit(SHORT)
             requests.append(engine.request())
         client.vanish()
         engine.reply(*requests)
@@ -46,9 +46,9 @@ def test_the_replies_after_it_in_one_message_are_passed_on():
 
 @proof
 def test_a_client_that_is_gone_before_it_is_known():
-    with Coordinator() as coordinator:
+    with Coordinator(1) as coordinator:
         other, engine = Client(coordinator), coordinator.engines[0]
-        other.submit("1 2 3 4 5")
+        other.submit("1 2 3")
         assert coordinator.tokenizer.asked.wait(20)
         # The coordinator is busy, and acknowledges it when it is gone.
         client = Peer(coordinator)
@@ -59,13 +59,13 @@ def test_a_client_that_is_gone_before_it_is_known():
         request = engine.request()
         engine.reply(request)
         assert other.answer() == (0, str(request))
-        assert other.is_served_by(PROMPTS[1]) == 0
+        assert other.is_served_by(SHORT) == 0
 
 
 def test_other_errors_of_the_socket_are_raised(monkeypatch):
-    with Coordinator() as coordinator:
+    with Coordinator(1) as coordinator:
         client, engine = Client(coordinator), coordinator.engines[0]
-        client.submit(PROMPTS[0])
+        client.submit(SHORT)
         request = engine.request()
 
         def refuse(socket: zmq.Socket[bytes], parts: object) -> None:
