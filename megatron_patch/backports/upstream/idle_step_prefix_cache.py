@@ -10,7 +10,8 @@ dummy requests hold no block of the pool, so nothing is lost by that.
 
 What differs from upstream's commit e5344abbdf: all else of the context is reset as before, the
 number of steps and the cached states of Mamba layers included. And nothing of what it changes in
-the caching of hybrid models.
+the caching of hybrid models. Before 0.17 (main until #3225) the number of steps is the clock of the
+cache, and stays with it.
 
 Not covered: hybrid models, whose Mamba states are not kept, so that their prefixes are computed
 again.
@@ -46,6 +47,8 @@ IDLE_STEP_PREFIX_CACHE = Patch(
     removal="no supported release is older than 0.19.0",
     updated="2026-11-26",
     target=f"{INFERENCE}.contexts.dynamic_context:DynamicInferenceContext._compute_prefix_match",
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=tuple(
+        Variant(name, HUNKS.of(name)) for name in ("main-c9312e6a54", "0.17", "main-53b5e6eff9")
+    ),
     told_by=(DUMMY_FORWARD,),
 )
