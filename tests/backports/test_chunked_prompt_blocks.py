@@ -12,7 +12,7 @@ import pytest
 import megatron_patch
 from megatron_patch import testing
 from megatron_patch.backports.upstream.chunked_prompt_blocks import CHUNKED_PROMPT_BLOCKS
-from megatron_patch.testing.releases import engine_class
+from megatron_patch.testing.releases import context_class, engine_class, parameters_of
 
 from ..conftest import RELEASE
 from ..upstream import support
@@ -44,6 +44,25 @@ def assert_served(engine: Any, requests: list[testing.Request]) -> None:
     assert support.free_blocks(engine.context) == free
 
 
+def build_with_cache(policy: str, blocks: int, **fields: Any) -> Any:
+    context = context_class()
+    needs(hasattr(context, "_compute_prefix_match"), "prefix caching")
+    # Since upstream's change it may look in vain. What else is wrong there has patches of its own.
+    index_of = parameters_of(context.get_index_of_chunked_prefill_request)
+    needs("safe" not in index_of, "prompts that are part of each step until their last chunk")
+    from megatron.core.inference.config import PrefixCachingEvictionPolicy
+
+    options = {"prefix_caching_eviction_policy": PrefixCachingEvictionPolicy(policy)}
+    return build(blocks, enable_prefix_caching=True, options=options, **fields)
+
+
+def blocks_left(engine: Any) -> int:
+    """Those that no request holds: free ones, and cached ones."""
+    context = engine.context
+    allocator = getattr(context, "kv_block_allocator", None) or context.block_allocator
+    return int((allocator.block_ref_counts == 0).sum())
+
+
 def test_state():
     engine_class()
     assert_state_of_record(CHUNKED_PROMPT_BLOCKS)
@@ -54,6 +73,40 @@ def test_state():
 def test_the_next_chunk_has_its_blocks(blocks):
     """The prompt is admitted with the others, whose blocks then are all that are left."""
     assert_served(build(blocks), [*GROWING, LONG])
+
+
+@proof
+@pytest.mark.parametrize("policy", ["ref_zero", "lru"])
+@pytest.mark.parametrize("blocks", [12, 40])
+def test_with_a_prefix_cache(policy, blocks):
+    engine = build_with_cache(policy, blocks)
+    # The last one has blocks in common with the one before, which has begun to be prefilled.
+    requests = [*GROWING, LONG, testing.Request((*LONG.prompt[:70], 3, 4, 5), 5)]
+    model = testing.build_model(testing.EngineSpec())
+    alone = [*testing.reference_decode(model, requests)]
+    left = blocks_left(engine)
+    for _ in range(2):
+        found = serve(engine, requests)
+        assert [one and one.tokens for one in found] == alone
+        assert blocks_left(engine) == left
+
+
+@proof
+def test_later_chunks_skip_what_is_cached():
+    fields = {"max_tokens": 64, "max_sequence_length": 256}
+    engine = build_with_cache("lru", 60, **fields)
+    long = testing.Request(tuple(i * i % 127 for i in range(200)), 6)
+    model = testing.build_model(testing.EngineSpec(max_sequence_length=256))
+    alone = [*testing.reference_decode(model, [long])]
+    computed = []
+    for _ in range(2):
+        before = engine.context.lifetime_prefill_token_count
+        found = serve(engine, [long])
+        assert [one and one.tokens for one in found] == alone
+        computed.append(engine.context.lifetime_prefill_token_count - before)
+    # Four chunks, of which two begin where a block does.
+    assert computed[0] == 200
+    assert computed[1] <= 200 - 2 * 60
 
 
 @pytest.mark.parametrize("blocks", [10, 11, 40])

@@ -11,6 +11,9 @@ With this patch a prompt gets the blocks of all its chunks with the first, and i
 part of the next step. If every token of a step can be taken by another request, a prompt is not
 split before there is one less.
 
+With prefix caching, which main had before that change, the first chunk also takes the cached blocks
+of the whole prompt. Later chunks skip what is in them, as before.
+
 What differs from upstream's commit f8becec65f: there a request whose chunk has to wait is taken out
 of the batch for the step.
 """
@@ -42,6 +45,9 @@ CHUNKED_PROMPT_BLOCKS = Patch(
     removal="no supported release is older than 0.17.0",
     updated="2026-11-26",
     target=ADD,
-    variants=(Variant("0.16", HUNKS.of("0.16")),),
+    variants=(
+        Variant("0.16", HUNKS.of("0.16")),
+        Variant("main-c9312e6a54", HUNKS.of("main-c9312e6a54")),
+    ),
     told_by=(ADD,),
 )
