@@ -10,7 +10,8 @@ But whoever waits for it waits on:
 With this patch the future is done, and the reply on its way, when ``add_request()`` returns. Its
 record still comes with the next step's finished requests, and ``generate()`` of 0.15 makes that
 step. The coordinator of 0.15, which completes requests itself and tells no status, sends a reply
-without tokens.
+without tokens. Between the two (November 2025 on main, and on dev), the engine sends requests that
+have ended, and so the refused one.
 
 What differs from upstream's commit ee00a706e7: no warning, and nothing of the HTTP endpoints.
 
@@ -45,6 +46,7 @@ REFUSED_REQUEST_REPLY = Patch(
     target=ADD,
     variants=(
         Variant("0.15", HUNKS.of("0.15")),
+        Variant("main-afa73619c5", HUNKS.of("main-afa73619c5")),
         Variant("0.16", HUNKS.of("0.16")),
     ),
     told_by=(ADD,),
