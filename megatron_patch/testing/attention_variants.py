@@ -51,6 +51,8 @@ def set_yarn(config: Any, spec: EngineSpec) -> None:
 
     if not hasattr(yarn_rotary_pos_embedding, "_yarn_get_concentration_factor_from_config"):
         raise UnsupportedError(f"{release()} has no position_embedding_type 'yarn'")
+    # Until the autumn of 2025 its embedding took this for the scaling of another kind of RoPE.
+    config.use_cpu_initialization = False
     unknown = set(spec.yarn) - set(YARN)
     if unknown:
         raise ValueError(f"yarn has no {min(unknown)!r}, only {', '.join(YARN)}")

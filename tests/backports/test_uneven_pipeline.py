@@ -57,9 +57,12 @@ def context_of_first_stage(stages: int = 2, **layers: Any) -> Any:
         inference_max_seq_length=SPEC.max_sequence_length,
     )
     config.num_query_groups = config.num_attention_heads
-    return context_class().from_config(
+    context = context_class().from_config(
         wrapper, OneStage(config), SPEC.max_requests, buffer_size_gb=0.01
     )
+    # One without has a cache for every layer of the model on each stage, which fits any pipeline.
+    needs(hasattr(context, "layer_map"), "a context that divides the layers itself")
+    return context
 
 
 def layers_of(context: Any) -> int:
