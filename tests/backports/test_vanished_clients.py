@@ -7,7 +7,7 @@ import zmq
 
 from megatron_patch.backports.ours.vanished_clients import VANISHED_CLIENTS
 
-from .checks import assert_state_of_record, proof
+from .checks import assert_state_of_record, needs, proof
 from .coordinators import SHORT, Client, Coordinator, Peer, coordinator_class, headers
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -42,6 +42,20 @@ def test_the_replies_after_it_in_one_message_are_passed_on():
         client.vanish()
         engine.reply(*requests)
         assert [other.answer() for _ in range(2)] == [(n, str(requests[1 + 2 * n])) for n in (0, 1)]
+
+
+@proof
+def test_its_tokens_so_far_are_dropped_and_others_are_answered():
+    coordinator_class()
+    needs(hasattr(headers(), "ENGINE_REPLY_PARTIAL"), "tokens of a request that goes on")
+    with Coordinator(1) as coordinator:
+        client, other = Client(coordinator), Client(coordinator)
+        engine = coordinator.engines[0]
+        client.submit(SHORT)
+        request = engine.request()
+        client.vanish()
+        engine.send(headers().ENGINE_REPLY_PARTIAL, [{"request_id": request}])
+        assert other.is_served_by(SHORT) == 0
 
 
 @proof

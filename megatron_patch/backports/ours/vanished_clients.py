@@ -7,7 +7,8 @@ of any other client is answered any more. So does the acknowledgement of a clien
 before it came.
 
 With this patch such a message is dropped, with a warning, as before 0.17 (which dropped it without
-one). Other errors are raised as before.
+one). So are, on main since #5727, the tokens that a request has so far. Other errors are raised as
+before.
 
 Not covered: what the client has asked for is still computed.
 """
@@ -46,6 +47,7 @@ VANISHED_CLIENTS = Patch(
     variants=(
         Variant("0.17", HUNKS.of("0.17")),
         Variant("0.19", HUNKS.of("0.19")),
+        Variant("main-1addfbd78d", HUNKS.of("main-1addfbd78d")),
     ),
     told_by=(
         f"{COORDINATOR}:DataParallelInferenceCoordinator.start",
