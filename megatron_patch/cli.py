@@ -177,12 +177,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "run",
         help="run a command with the patches in it and in all Python processes it starts",
-        description="Run COMMAND with the patches active in it and in every Python process that "
-        "it starts on this machine, as if each had imported megatron_patch before Megatron. Ids "
-        "in front of -- are those of --only. Needs no change of code. A Python that is started with another PYTHONPATH, an empty "
-        "environment, -E, -I or -S is not reached: if it is seen to load PyTorch, a line on "
-        "stderr says so, and with --strict the launch fails. MEGATRON_PATCH=none in its "
-        "environment says that it is meant to. `megatron-patch enable` reaches all but -S.",
+        description="Run COMMAND with the patches active in it and in every Python process that it starts "
+        "on this machine, as if each had imported megatron_patch before Megatron. Ids in front"
+        " of -- are those of --only. Needs no change of code. A Python that is started with "
+        "another PYTHONPATH, an empty environment, -E, -I or -S is not reached: if it is seen "
+        "to load PyTorch, a line on stderr says so, and with --strict the launch fails. "
+        "MEGATRON_PATCH=none in its environment says that it is meant to. `megatron-patch "
+        "enable` reaches all but -S.",
         epilog="exit status: that of COMMAND; 126 when it cannot be executed, 127 when it is not "
         "found; with --strict 1 instead of 0 when a process with PyTorch ran without the patches",
     )
