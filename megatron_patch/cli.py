@@ -177,9 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "run",
         help="run a command with the patches in it and in all Python processes it starts",
-        description="Run COMMAND with the patches active in it and in every Python process that it starts "
-        "on this machine, as if each had imported megatron_patch before Megatron. Ids in front"
-        " of -- are those of --only. Needs no change of code. A Python that is started with "
+        description="Run COMMAND with the patches active in it and in every Python process that it "
+        "starts on this machine, as if each had imported megatron_patch before Megatron. Ids in "
+        "front of -- are those of --only. Needs no change of code. A Python that is started with "
         "another PYTHONPATH, an empty environment, -E, -I or -S is not reached: if it is seen "
         "to load PyTorch, a line on stderr says so, and with --strict the launch fails. "
         "MEGATRON_PATCH=none in its environment says that it is meant to. `megatron-patch "
