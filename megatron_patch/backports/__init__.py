@@ -31,6 +31,7 @@ from .ours.sampling_parameters import SAMPLING_PARAMETERS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
+from .ours.streamed_segments import STREAMED_SEGMENTS
 from .ours.suspended_refused_requests import SUSPENDED_REFUSED_REQUESTS
 from .ours.tensor_parallel_without_autograd import TENSOR_PARALLEL_WITHOUT_AUTOGRAD
 from .ours.vanished_clients import VANISHED_CLIENTS
@@ -66,6 +67,7 @@ from .upstream.resumed_request_metadata import RESUMED_REQUEST_METADATA
 from .upstream.resumed_total_tokens import RESUMED_TOTAL_TOKENS
 from .upstream.single_bookkeeping_transfer import SINGLE_BOOKKEEPING_TRANSFER
 from .upstream.sliding_window_attention import SLIDING_WINDOW_ATTENTION
+from .upstream.static_batch_segments import STATIC_BATCH_SEGMENTS
 from .upstream.step_log_sync import STEP_LOG_SYNC
 from .upstream.stopped_request_logprobs import STOPPED_REQUEST_LOGPROBS
 from .upstream.uneven_pipeline import UNEVEN_PIPELINE
@@ -140,4 +142,6 @@ SERIES: tuple[Patch, ...] = (
     HIDDEN_CHUNK_OVERLAP,
     UNIFIED_MEMORY_THREADS,
     SUSPENDED_REFUSED_REQUESTS,
+    STATIC_BATCH_SEGMENTS,
+    STREAMED_SEGMENTS,
 )

@@ -14,7 +14,8 @@ What differs from upstream's commit 066145edc3: upstream does it by default, unl
 nothing is added in ``deterministic_mode``.
 
 Not covered: 0.14, where sampling has no seed of its own; a seed that is set later, such as that of
-a request to the text generation server; and the other change of 066145edc3, in detokenization.
+a request to the text generation server. The other change of 066145edc3, in detokenization, is
+``static-batch-segments``.
 """
 
 from __future__ import annotations
