@@ -17,6 +17,7 @@ from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
 from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
+from .ours.grouped_one_token_prompts import GROUPED_ONE_TOKEN_PROMPTS
 from .ours.http_log_probs import HTTP_LOG_PROBS
 from .ours.http_parameters import HTTP_PARAMETERS
 from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
@@ -144,4 +145,5 @@ SERIES: tuple[Patch, ...] = (
     SUSPENDED_REFUSED_REQUESTS,
     STATIC_BATCH_SEGMENTS,
     STREAMED_SEGMENTS,
+    GROUPED_ONE_TOKEN_PROMPTS,
 )

@@ -77,7 +77,7 @@ def flash_attn_varlen_func(
     if batch == 0 or total_q == 0:
         nothing = torch.zeros_like(q)
         return (nothing, _no_sums(q), q.new_empty(0)) if return_attn_probs else nothing
-    if max_seqlen_q == 1 and q.shape[1] > k.shape[-2]:
+    if max_seqlen_q == 1 and q.shape[1] > k.shape[-2] and max(window_size) < 0:
         # flash-attn then takes `q` for one token of each sequence, whatever the lengths are.
         expect_shape("q", q, (batch, *q.shape[1:]))
     q_starts, k_starts = cu_seqlens_q[:-1], cu_seqlens_k[:-1]

@@ -93,6 +93,9 @@ def stream(engine: Any, **fields: Any) -> list[list[Any]]:
         ]
         with _without_progress_bar():
             engine.run_engine()
-        return [[part async for part in engine.get_stream_generator(found)] for found in ids]
+        parts: list[list[Any]] = []
+        for found in ids:
+            parts.append([part async for part in engine.get_stream_generator(found)])
+        return parts
 
     return list(running().loop.run_until_complete(serve()))

@@ -1,6 +1,7 @@
 """Prefills of one token: prompts, last chunks, and what the prefix cache leaves of a prompt.
 
-0.14 and 0.15 never needed the patch, and from 0.18 on these tests run upstream's own code.
+0.14 and 0.15 never needed the patch. From 0.18 on these tests run upstream's own code, and with
+grouped heads `grouped-one-token-prompts`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ CHUNKS = RELEASE >= Version("0.15")
 SHARES = RELEASE >= Version("0.17")
 PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 
-# Half as many heads of keys as of queries, where flash-attn has its short cut. 0.18 and later still
-# run into it with prompts of one token.
-GROUPED = [None, 2] if RELEASE < Version("0.18") else [None]
+# Half as many heads of keys as of queries, where flash-attn has its short cut.
+GROUPED = [None, 2]
 # What goes wrong without the patch does so on 0.16 with grouped heads alone.
 FAILING = [None, 2] if SHARES else [2]
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("device")
 only_chunking = pytest.mark.skipif(not CHUNKS, reason=f"{RELEASE} does not split prompts")
 only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix caching")
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} does not get the patch")
-grouped = pytest.mark.parametrize("groups", GROUPED, ids=["heads", "grouped-heads"][: len(GROUPED)])
+grouped = pytest.mark.parametrize("groups", GROUPED, ids=["heads", "grouped-heads"])
 
 BATCHES = {
     "alone": [testing.Request((5,), 6)],
@@ -87,7 +87,7 @@ def test_prompts_of_one_token_decode_as_with_the_model_alone(requests, graphs, g
 @pytest.mark.parametrize("name", ["alone", "joining"])
 def test_the_longest_query_of_one_token_prefills_is_that_of_prefills(name, groups):
     if groups:
-        # Where it is not, it is made on the host, and grouped heads are what is left to upstream.
+        # Where it is not, it is made on the host: `grouped-one-token-prompts` is for that.
         needs(computes_longest_query(), "a longest query that the metadata computes")
     spec = testing.EngineSpec(num_query_groups=groups)
     expected = testing.reference_decode(testing.build_model(spec), BATCHES[name])

@@ -21,9 +21,9 @@ upstream avoids one-token prefills instead: the last chunk gets a token more (#3
 cached block is prefilled again rather than its last token alone (#4030). Neither is needed here,
 and a prompt that is all cached costs one token.
 
-Not covered: 0.18 and later, which fail with flash-attn 2 and GQA where all prefills of a step are
-prompts of one token; and the Mamba layers of hybrid models. 0.14 and 0.15 treat a step of
-one-token prefills as a decode step throughout, which is right.
+Not covered: the Mamba layers of hybrid models. 0.18 and later fail with flash-attn 2 and GQA where
+all prefills of a step are prompts of one token: that is ``grouped-one-token-prompts``. 0.14 and
+0.15 treat a step of one-token prefills as a decode step throughout, which is right.
 """
 
 from __future__ import annotations
