@@ -1,9 +1,9 @@
 """Multi-latent attention: its arguments, and layers without Transformer Engine.
 
 A layer's projection of latents to keys and values is one of Transformer Engine's, with a layer norm
-in it, which Megatron takes apart before the first step. Megatron's local layers have no norm there,
-and nothing to take apart. Nor can their attention be told the sizes of keys and values, which
-differ.
+in it, which Megatron takes apart before the first step. Megatron's local layers have nothing to
+take apart: their norm, with ``qk_layernorm``, stands beside the projection. Nor can their attention
+be told the sizes of keys and values, which differ.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from .releases import release
+from .spec import UnsupportedError
 
 if TYPE_CHECKING:
     from .spec import EngineSpec
 
 LAYERS = "megatron.core.transformer.multi_latent_attention"
+#: Decides which layers have norms, since 0.19.
+NORMS = "megatron.core.transformer.mla_qk_norm_config"
 
 
 def layer_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -43,9 +49,20 @@ def context_arguments(spec: EngineSpec) -> dict[str, Any]:
     return {"cache_mla_latent": True, **shared}
 
 
-def layer_spec(local: Any) -> Any:
-    """Of a layer of Megatron's, ``local``, but with attention of a model without an engine."""
+def layer_spec(local: Any, config: Any) -> Any:
+    """Of a layer of Megatron's, ``local``, but with attention of a model without an engine.
+
+    Raises:
+        UnsupportedError: the release has no such layer without Transformer Engine.
+    """
     import torch
+    from megatron.core.transformer.identity_op import IdentityOp
+
+    if config.qk_layernorm and config.q_lora_rank is None and find_spec(NORMS) is not None:
+        raise UnsupportedError(
+            f"qk_layernorm without q_lora_rank: {release()} has such layers with Transformer "
+            "Engine only, which is not installed"
+        )
 
     class CoreAttention(torch.nn.Module):  # type: ignore[misc]
         """In place of Transformer Engine's ``DotProductAttention``: causal, and nothing else."""
@@ -65,13 +82,28 @@ def layer_spec(local: Any) -> Any:
             )
             return found.permute(2, 0, 1, 3).flatten(2)
 
-    local.submodules.self_attention.submodules.core_attention = CoreAttention
+    attention = local.submodules.self_attention.submodules
+    attention.core_attention = CoreAttention
+    if config.q_lora_rank is None:
+        # Queries are then made of no latents, which is where the norm would be.
+        attention.q_layernorm = IdentityOp
     return local
+
+
+def keep_norms(model: Any) -> None:
+    """Have the projections of ``model`` keep the norms that stand beside them."""
+    for layer in model.modules():
+        if hasattr(layer, "kv_layernorm") and hasattr(layer, "linear_kv_up_proj"):
+            # In a tuple, for the projection is not to have its parameters.
+            layer.linear_kv_up_proj.norms_before = (layer.kv_layernorm,)
 
 
 @contextmanager
 def projections_split() -> Iterator[None]:
-    """Have Megatron take apart projections that have no layer norm in them."""
+    """Have Megatron take apart projections that have no layer norm in them.
+
+    What it then takes for the norm is what :func:`keep_norms` has found there, or none.
+    """
     module = import_module(LAYERS)
     name = "split_te_layernorm_column_parallel_linear"
     names = {name: getattr(module, name), "TELinear": getattr(module, "TELinear", None)}
@@ -83,7 +115,8 @@ def projections_split() -> Iterator[None]:
             return norm, linear
         from megatron.core.transformer.identity_op import IdentityOp
 
-        return IdentityOp(), projection
+        (norm,) = getattr(projection, "norms_before", (IdentityOp(),))
+        return norm, projection
 
     setattr(module, name, split)
     if not isinstance(names["TELinear"], type):

@@ -138,7 +138,7 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
     )
     prepare_layers(layer_spec, spec)
     if spec.kv_lora_rank is not None:
-        layer_spec = latent_attention.layer_spec(layer_spec)
+        layer_spec = latent_attention.layer_spec(layer_spec, config)
     arguments: dict[str, Any] = {}
     if spec.num_speculative_tokens:
         arguments["mtp_block_spec"] = gpt_layer_specs.get_gpt_mtp_block_spec(
@@ -159,6 +159,7 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
             **arguments,
         )
         initialise_sinks(model)
+    latent_attention.keep_norms(model)
     # PyTorch's own layers in it have not heard of `params_dtype`.
     return model.to(device, torch_dtype(spec)).train(training)
 

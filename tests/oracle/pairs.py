@@ -107,11 +107,28 @@ class Pair:
         return tuple(output[0, len(request.prompt) :].tolist())
 
 
+#: Of multi-latent attention: what is called otherwise by each.
+LATENT = {
+    "q_proj": "linear_q_proj",
+    "q_a_proj": "linear_q_down_proj",
+    "q_a_layernorm": "q_layernorm",
+    "q_b_proj": "linear_q_up_proj",
+    "kv_a_proj_with_mqa": "linear_kv_down_proj",
+    "kv_a_layernorm": "kv_layernorm",
+    "kv_b_proj": "linear_kv_up_proj",
+    "o_proj": "linear_proj",
+}
+
+
 def _layer(own: dict[str, Tensor], groups: int) -> Iterator[tuple[str, Tensor]]:
+    if "self_attn.kv_b_proj.weight" in own:
+        for theirs, ours in LATENT.items():
+            if f"self_attn.{theirs}.weight" in own:
+                yield f"self_attention.{ours}.weight", own.pop(f"self_attn.{theirs}.weight")
     yield "input_layernorm.weight", own["input_layernorm.weight"]
     yield "pre_mlp_layernorm.weight", own["post_attention_layernorm.weight"]
     for kind in ("weight", "bias"):
-        if f"self_attn.q_proj.{kind}" in own:
+        if f"self_attn.k_proj.{kind}" in own:
             projections = [own[f"self_attn.{name}_proj.{kind}"] for name in "qkv"]
             yield f"self_attention.linear_qkv.{kind}", _by_group(projections, groups)
         if f"self_attn.o_proj.{kind}" in own:
@@ -270,6 +287,54 @@ def granite_with_a_scale() -> Pair:
     return _pair(transformers.GraniteForCausalLM, config, num_query_groups=2, softmax_scale=0.1)
 
 
+def _deepseek(kind: str, q_lora_rank: int | None, **yarn: Any) -> Pair:
+    """Of dense layers only. Each head has 8 dimensions with positions and 8 without."""
+    common = {name: value for name, value in COMMON.items() if name != "head_dim"}
+    rope = {**YARN, **yarn} if yarn else {"rope_type": "default", "rope_theta": 10000.0}
+    config = getattr(transformers, f"{kind}Config")(
+        **{**common, "rms_norm_eps": 1e-6},
+        num_key_value_heads=HEADS,
+        first_k_dense_replace=LAYERS,
+        kv_lora_rank=32,
+        q_lora_rank=q_lora_rank,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        rope_parameters=rope,
+    )
+    options: dict[str, Any] = {
+        "layernorm_epsilon": 1e-6,
+        "qk_layernorm": True,
+        "q_lora_rank": q_lora_rank,
+        "rope_type": "yarn" if yarn else "rope",
+        "rotary_scaling_factor": 32.0 if yarn else 1.0,
+    }
+    if yarn:
+        options |= {
+            "original_max_position_embeddings": 32,
+            "beta_fast": 8.0,
+            "beta_slow": 1.0,
+            "mscale": yarn["mscale"],
+            "mscale_all_dim": yarn["mscale_all_dim"],
+        }
+    model_class = getattr(transformers, f"{kind}ForCausalLM")
+    # The cache of latents is in blocks of 64 tokens.
+    return _pair(model_class, config, kv_lora_rank=32, block_size_tokens=64, model_options=options)
+
+
+def deepseek_v2() -> Pair:
+    """Queries without latents, as the smaller models of that kind have them."""
+    return _deepseek("DeepseekV2", None)
+
+
+def deepseek_v3() -> Pair:
+    return _deepseek("DeepseekV3", 24)
+
+
+def deepseek_v3_with_yarn() -> Pair:
+    return _deepseek("DeepseekV3", 24, mscale=1.0, mscale_all_dim=1.0)
+
+
 PAIRS = {
     "Llama with YaRN": llama_with_yarn,
     "Mistral with a window": mistral_with_a_window,
@@ -278,6 +343,9 @@ PAIRS = {
     "Qwen3 with grouped heads": qwen3_with_grouped_heads,
     "gpt-oss": gpt_oss,
     "Granite with a scale": granite_with_a_scale,
+    "DeepSeek-V2": deepseek_v2,
+    "DeepSeek-V3": deepseek_v3,
+    "DeepSeek-V3 with YaRN": deepseek_v3_with_yarn,
 }
 
 #: The patches without which the engine decodes other tokens, where the release needs them.
