@@ -33,6 +33,7 @@ have sampling parameters for all requests, do not refuse any.
 from __future__ import annotations
 
 from ... import hunks
+from ...edits import Requires
 from ...model import Kind, Patch, Variant
 
 HUNKS = hunks.beside(__file__)
@@ -40,6 +41,14 @@ HUNKS = hunks.beside(__file__)
 INFERENCE = "megatron.core.inference"
 
 CONTROLLER = f"{INFERENCE}.text_generation_controllers.text_generation_controller"
+
+ADD = f"{INFERENCE}.engines.dynamic_engine:DynamicInferenceEngine.add_request"
+
+OF_A_WAVE = Requires(
+    ADD, "a request has no sampling parameters of its own, which would have to be refused there"
+)
+
+ITS_OWN = Requires(ADD, "a request has sampling parameters of its own, and its steps heed them")
 
 SAMPLING_PARAMETERS = Patch(
     id="sampling-parameters",
@@ -65,7 +74,9 @@ SAMPLING_PARAMETERS = Patch(
     updated="2026-11-26",
     target=f"{CONTROLLER}:TextGenerationController.sample_from_logits",
     variants=(
-        Variant("0.14", HUNKS.of("0.14")),
+        Variant("0.14", (*HUNKS.of("0.14"), OF_A_WAVE)),
+        # Each request has its own, and the sampler is still the one of old.
+        Variant("main-3cbe5c68a4", (*HUNKS.of("main-3cbe5c68a4"), ITS_OWN)),
         Variant("0.16", HUNKS.of("0.16")),
         Variant("0.17", HUNKS.of("0.17")),
         Variant("0.18", HUNKS.of("0.18")),
