@@ -67,7 +67,9 @@ def pins_alike(id: str, pin: Version) -> set[Version]:
 def _pins_that_have(source: Source) -> Iterator[Version]:
     surveyed = _surveyed()
     for pin in pins():
-        releases = (surveyed[target][known].get("releases", ()) for target, known in source.digests)
+        releases = (
+            surveyed[target].get(known, {}).get("releases", ()) for target, known in source.digests
+        )
         if source.digests and all(str(pin) in there for there in releases):
             yield pin
 

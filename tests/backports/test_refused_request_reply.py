@@ -133,7 +133,7 @@ def test_the_coordinator_gets_the_reply_at_once_and_once():
 @proof
 def test_a_coordinator_that_the_engine_does_not_know_of_gets_the_reply_at_once():
     zmq, msgpack = pytest.importorskip("zmq"), pytest.importorskip("msgpack")
-    from megatron.core.inference.headers import Headers
+    Headers = pytest.importorskip("megatron.core.inference.headers").Headers
 
     engine = build()
     needs(not hasattr(engine, "use_coordinator"), "an engine that does not know of its coordinator")

@@ -131,6 +131,17 @@ def test_an_entry_of_a_tree_has_no_commit():
     ]
 
 
+@pytest.mark.parametrize("commit", ["", "a" * 40])
+def test_what_stays_has_the_releases_of_a_newer_survey(commit):
+    patch = known("0" * 16)
+    kept = {"proved": "the sample", "digests": {TARGET: "1" * 16}, "releases": "1.0"}
+    kept["commit"] = commit
+    newer = Ledger({}, {TARGET: {"1" * 16: {"releases": ["1.0", "1.1"], "main": ["a" * 12]}}})
+    assert entries.entries_of(patch, [], newer, [kept]) == [{**kept, "releases": "1.0 and 1.1"}]
+    # What that does not know of stays as it was.
+    assert entries.entries_of(patch, [], Ledger({}, {}), [kept]) == [kept]
+
+
 @pytest.mark.parametrize(
     ("said", "commit", "proved"),
     [(HAS_IT, "", "the sample"), (HAS_IT, "b" * 40, HAS_IT), ("another", "", "another")],

@@ -57,6 +57,10 @@ def watch(monkeypatch):  # type: ignore[no-untyped-def]
     """Watches this process; its list ``said`` has what it says."""
     said: list[str] = []
     made = Watch(os.getpid(), "the-mark", said.append)
+    made.look()
+    # What other tests have left running is none of it.
+    made._settled.update(made._suspects)
+    made._suspects.clear()
     made.said = said  # type: ignore[attr-defined]
     return made
 

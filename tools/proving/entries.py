@@ -28,9 +28,9 @@ def entries_of(
 ) -> list[Entry]:
     """The entries of one patch: what needs nothing first, then each variant, oldest source first.
 
-    ``kept`` are entries that stay.
+    ``kept`` are entries that stay, with the releases of a newer survey.
     """
-    known = {_key(entry): entry for entry in kept}
+    known = {_key(entry): _surveyed_again(entry, surveyed) for entry in kept}
     # What has the change on one branch may look as if it never needed it on another.
     for answer in sorted(answers, key=lambda answer: answer.proved == NEEDS_NONE):
         if answer.question.patch != patch.id or answer.proved == UNKNOWN:
@@ -64,6 +64,15 @@ def entries_of(
             json.dumps(entry["digests"], sort_keys=True),
         ),
     )
+
+
+def _surveyed_again(entry: Entry, surveyed: Ledger) -> Entry:
+    """The entry, with the releases that have its source by the survey, if that knows all of it."""
+    digests: Mapping[str, str] = entry["digests"]  # type: ignore[assignment]
+    if not all(digest in surveyed.targets.get(t, {}) for t, digest in digests.items()):
+        return entry
+    where_before = str(entry["commit"] or entry["releases"])
+    return {**entry, "releases": where(digests, where_before, surveyed)}
 
 
 def _agree(patch: Patch, one: str, other: str) -> bool:

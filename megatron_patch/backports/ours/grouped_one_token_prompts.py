@@ -24,8 +24,10 @@ HUNKS = hunks.beside(__file__)
 
 CONTEXT = "megatron.core.inference.contexts.dynamic_context:DynamicInferenceContext"
 
-#: Computes the length on the host, since 0.18.
 INITIALIZE = f"{CONTEXT}.initialize_attention_state"
+
+#: As old as the host's own query lengths, which the longest one is taken from since 0.18.
+TRANSFER = f"{CONTEXT}.transfer_bookkeeping_to_gpu"
 
 GROUPED_ONE_TOKEN_PROMPTS = Patch(
     id="grouped-one-token-prompts",
@@ -44,7 +46,7 @@ GROUPED_ONE_TOKEN_PROMPTS = Patch(
     releases=">=0.18,<0.20",
     removal="upstream gives such a step a longest query over 1, and no supported release is older",
     updated="2026-11-26",
-    target=INITIALIZE,
+    target=TRANSFER,
     variants=(Variant("0.18", HUNKS.of("0.18")),),
     told_by=(INITIALIZE,),
 )
