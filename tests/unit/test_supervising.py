@@ -179,15 +179,16 @@ while True:
     os.write(1, b"stopped;")
     os.killpg(job, signal.SIGCONT)
 """
+# Not with print(), which a second signal would find half-way.
 JOB = """
-import signal, sys, time
+import os, signal, sys, time
 def interrupted(*_):
     time.sleep(0.2)
-    print("interrupted;", flush=True)
+    os.write(1, b"interrupted;")
 signal.signal(signal.SIGINT, interrupted)
-signal.signal(signal.SIGCONT, lambda *_: print("continued;", flush=True))
-print("started;", flush=True)
-print(f"read {sys.stdin.readline().strip()};", flush=True)
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"continued;"))
+os.write(1, b"started;")
+os.write(1, f"read {sys.stdin.readline().strip()};".encode())
 """
 
 
