@@ -255,7 +255,7 @@ def run(script: Path, *start: str, options: tuple[str, ...] = (), **settings: st
 
 def until_looked_at() -> str:
     """Code that waits longer than the time between two looks, on a machine that is late, too."""
-    return f"import time; time.sleep(1 + 0.5 * (time.time() - {time.time()}))"
+    return f"import time; time.sleep(2 + 1.5 * (time.time() - {time.time()}))"
 
 
 def unreached(done) -> list[str]:  # type: ignore[no-untyped-def]
