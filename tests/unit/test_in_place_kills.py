@@ -199,7 +199,8 @@ for round in range(int(sys.argv[2])):
         in_place.revert(tree)
     except TreeError as error:
         assert "nothing was applied" in str(error)
-in_place.apply(tree, made(tree, SERIES))
+with in_place.held(tree):  # else another may revert between reading and writing, which is an error
+    in_place.apply(tree, made(tree, SERIES))
 """
 
 
