@@ -730,6 +730,7 @@ DEFECTS: tuple[Defect, ...] = (
         "the attention of prompts takes a step with prompts of one token, padded to the size of a "
         "graph or to 64 tokens, for one of decoding, and refuses the number of its rows",
         _padded_single_tokens,
+        ("grouped-one-token-prompts",),
     ),
     Defect(
         "log probs by the wishes of another request",
