@@ -60,9 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     from .one_pin import is_left
 
-    left = [item for item in items if is_left(item)]
+    kept, left = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        (left if is_left(item) else kept).append(item)
     config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in left]
+    items[:] = kept
 
 
 @pytest.fixture(autouse=True)

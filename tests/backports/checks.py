@@ -27,6 +27,18 @@ REQUESTS = (
     testing.Request(prompt=(9, 10), num_tokens=7, arrival_step=3),
 )
 
+#: Prompts of one token: alone, several, beside requests that decode, and beside a longer one.
+ONE_TOKEN_BATCHES = {
+    "alone": [testing.Request((5,), 6)],
+    "several": [testing.Request((token,), 4) for token in range(7)],
+    "joining": [
+        testing.Request((5, 6, 7), 12),
+        testing.Request((9,), 6, arrival_step=3),
+        testing.Request((8,), 3, arrival_step=4),
+    ],
+    "with a longer one": [testing.Request((5,), 6), testing.Request((7, 8, 9), 6)],
+}
+
 #: Engines whose decode steps differ. 0.14 to 0.16 have no speculative tokens.
 SPECS = {
     "eager": testing.EngineSpec(),

@@ -12,20 +12,11 @@ from megatron_patch.backports.ours.grouped_one_token_prompts import GROUPED_ONE_
 from megatron_patch.testing.releases import context_class
 
 from .attending import attention
+from .checks import ONE_TOKEN_BATCHES as BATCHES
 from .checks import assert_same_outputs, assert_state_of_record, needs, proof
 
 pytestmark = pytest.mark.usefixtures("device")
 
-BATCHES = {
-    "alone": [testing.Request((5,), 6)],
-    "several": [testing.Request((token,), 4) for token in range(7)],
-    "joining": [
-        testing.Request((5, 6, 7), 12),
-        testing.Request((9,), 6, arrival_step=3),
-        testing.Request((8,), 3, arrival_step=4),
-    ],
-    "with a longer one": [testing.Request((5,), 6), testing.Request((7, 8, 9), 6)],
-}
 GROUPED = testing.EngineSpec(num_query_groups=2)
 ONE_HEAD = testing.EngineSpec(num_query_groups=1)
 

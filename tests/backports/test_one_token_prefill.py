@@ -15,6 +15,7 @@ from megatron_patch.backports.upstream.one_token_prefill import ONE_TOKEN_PREFIL
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 
 from ..conftest import RELEASE, expected_state
+from .checks import ONE_TOKEN_BATCHES as BATCHES
 from .checks import assert_same_outputs, needs, proof, state_of
 
 CHUNKS = RELEASE >= Version("0.15")
@@ -32,16 +33,6 @@ only_sharing = pytest.mark.skipif(not SHARES, reason=f"{RELEASE} has no prefix c
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} does not get the patch")
 grouped = pytest.mark.parametrize("groups", GROUPED, ids=["heads", "grouped-heads"])
 
-BATCHES = {
-    "alone": [testing.Request((5,), 6)],
-    "several": [testing.Request((token,), 4) for token in range(7)],
-    "joining": [
-        testing.Request((5, 6, 7), 12),
-        testing.Request((9,), 6, arrival_step=3),
-        testing.Request((8,), 3, arrival_step=4),
-    ],
-    "with a longer one": [testing.Request((5,), 6), testing.Request((7, 8, 9), 6)],
-}
 batches = pytest.mark.parametrize("requests", BATCHES.values(), ids=BATCHES)
 
 
