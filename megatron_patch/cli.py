@@ -106,13 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{_VARIABLES}",
     )
     _add_ids(command, "all patches, and those that MEGATRON_PATCH leaves out are said to be off")
-    command.add_argument(
-        "--megatron",
-        metavar="DIR",
-        type=Path,
-        help="a Megatron-LM checkout, or a directory that megatron/core is in; "
-        "default: the installed Megatron",
-    )
+    _add_tree(command, required=False)
     command.add_argument(
         "--diff",
         action="store_true",
@@ -128,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(function=check.check, usage_error=command.error)
 
-    report.add_to(commands, _add_ids)
+    report.add_to(commands, _add_ids, _add_tree)
 
     command = commands.add_parser(
         "export",
@@ -196,13 +190,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_tree(command: argparse.ArgumentParser) -> None:
+def _add_tree(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     command.add_argument(
         "--megatron",
         metavar="DIR",
         type=Path,
-        required=True,
-        help="a Megatron-LM checkout, or a directory that megatron/core is in",
+        required=required,
+        help="a Megatron-LM checkout, or a directory that megatron/core is in"
+        + "; default: the installed Megatron" * (not required),
     )
 
 

@@ -78,7 +78,7 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch], *, force: bool = Fal
         return []
     with held(tree):
         files = TreeFiles(tree.root)
-        there = _still_applied(tree, files, tree_record.load(files), committed=True)
+        there = still_applied(tree, files, tree_record.load(files), committed=True)
         if not force:
             _refuse_dirty(tree, [path for path in after if path not in there])
         for path, content in before.items():
@@ -90,7 +90,7 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch], *, force: bool = Fal
             first = there[path].before if path in there else digest(before[path])
             then[path] = Change(first, digest(content))
         record = Record(megatron_version(tree.read), there)
-        _make(files, record, "apply", before, after, then)
+        make(files, record, "apply", before, after, then)
     return [tree.root / path for path in after]
 
 
@@ -107,14 +107,14 @@ def revert(tree: SourceTree) -> list[Path]:
             raise TreeError(
                 f"{tree.root}: nothing was applied there, so there is nothing to revert"
             )
-        there = _still_applied(tree, files, record, committed=False)
+        there = still_applied(tree, files, record, committed=False)
         before = {path: files.read(path) or b"" for path in there}
         after = {path: tree_record.content_of(files, there[path].before) for path in there}
-        _make(files, Record(record.release, there), "revert", before, after, {})
+        make(files, Record(record.release, there), "revert", before, after, {})
     return [tree.root / path for path in there]
 
 
-def _make(
+def make(
     files: TreeFiles,
     record: Record,
     command: str,
@@ -171,7 +171,7 @@ def _finish(files: TreeFiles, record: Record) -> None:
     tree_record.forget(files, done)
 
 
-def _still_applied(
+def still_applied(
     tree: SourceTree, files: TreeFiles, record: Record | None, *, committed: bool
 ) -> dict[str, Change]:
     """Those files of the record that are as ``apply`` left them.

@@ -59,7 +59,7 @@ class Finding:
         }
 
     def __str__(self) -> str:
-        head = f"{self.id}: {self.verdict}" + (f", but off ({self.off})" if self.off else "")
+        head = f"{self.id}: {self.found}"
         if self.verdict is not Verdict.DRIFTED:
             return f"{head}\n    {self.reason}"
         lines = [head]
@@ -78,6 +78,11 @@ class Finding:
         if self.diff is not None:
             lines = [*_for_terminal(lines), *self.explanation]
         return "\n".join(lines)
+
+    @property
+    def found(self) -> str:
+        """The verdict, and why the patch is left out whatever that is, in a few words."""
+        return f"{self.verdict}, but off ({self.off})" if self.off else str(self.verdict)
 
     @property
     def explanation(self) -> list[str]:

@@ -43,7 +43,7 @@ def revert(
         record = tree_record.load(files)
         if record is None:
             return in_place.revert(tree)  # which says why there is nothing to do
-        there = in_place._still_applied(tree, files, record, committed=False)
+        there = in_place.still_applied(tree, files, record, committed=False)
         now = {path: files.read(path) or b"" for path in there}
         first = {path: tree_record.content_of(files, there[path].before) for path in there}
         originals = _Originals(tree.root, first)
@@ -65,7 +65,7 @@ def revert(
         }
         if changed:
             whole, before = Record(record.release, there), {path: now[path] for path in changed}
-            in_place._make(files, whole, "revert", before, changed, then)
+            in_place.make(files, whole, "revert", before, changed, then)
     return [tree.root / path for path in changed]
 
 

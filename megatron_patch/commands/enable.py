@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from .. import enabling
-from ..errors import EnablingError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -40,24 +38,13 @@ def add_to(commands: Commands) -> None:
 
 def enable(options: argparse.Namespace) -> int:
     """Write the file, and say where it is."""
-    try:
-        file, is_new = enabling.enable()
-    except EnablingError as error:
-        return _refused(options, error)
+    file, is_new = enabling.enable()
     print(f"enabled by {file}" if is_new else f"already enabled by {file}")
     return 0
 
 
 def disable(options: argparse.Namespace) -> int:
     """Remove the file."""
-    try:
-        file, was_there = enabling.disable()
-    except EnablingError as error:
-        return _refused(options, error)
+    file, was_there = enabling.disable()
     print(f"removed {file}" if was_there else f"not enabled: there is no {file}")
     return 0
-
-
-def _refused(options: argparse.Namespace, error: EnablingError) -> int:
-    print(f"megatron-patch {options.command}: {error}", file=sys.stderr)
-    return 1

@@ -12,8 +12,8 @@ from ..source_tree import SourceTree
 from . import SERIES, SOME_DO_NOT_FIT, chosen, note, settings_for
 
 
-def add_to(commands: Any, add_ids: Any) -> None:
-    """Add the command to the subparsers of the command line; ``add_ids`` adds its ids."""
+def add_to(commands: Any, add_ids: Any, add_tree: Any) -> None:
+    """Add the command to those of the command line, which has ``add_ids`` and ``add_tree``."""
     command = commands.add_parser(
         "report",
         help="one page for an incident or a review: what is patched, by which code, and why",
@@ -24,13 +24,7 @@ def add_to(commands: Any, add_ids: Any) -> None:
         "of the patches that are on do not fit; 1 when the file cannot be written",
     )
     add_ids(command, "all patches, and those that MEGATRON_PATCH leaves out are said to be off")
-    command.add_argument(
-        "--megatron",
-        metavar="DIR",
-        type=Path,
-        help="a Megatron-LM checkout, or a directory that megatron/core is in; "
-        "default: the installed Megatron",
-    )
+    add_tree(command, required=False)
     command.add_argument(
         "--against",
         metavar="DIR",

@@ -56,12 +56,6 @@ def _group_of(entry: Entry) -> str:
     return "off" if entry.finding.off is not None else _BY_VERDICT[entry.finding.verdict]
 
 
-def verdict(entry: Entry) -> str:
-    """What was found of it, in a few words."""
-    off = entry.finding.off
-    return f"{entry.finding.verdict}" + (f", but off ({off})" if off else "")
-
-
 def reviewed(entry: Entry) -> str:
     """Who has reviewed the change, and which it is."""
     number = entry.patch.upstream_pr

@@ -14,7 +14,7 @@ from ..settings import ACCEPT
 from ..verdicts import Verdict
 from .changes import Change, Line
 from .collecting import Entry, Function, Report
-from .groups import Group, groups, reviewed, verdict
+from .groups import Group, groups, reviewed
 from .showing import shown
 from .style import CSS
 
@@ -90,7 +90,7 @@ def _entry(entry: Entry, *, is_open: bool) -> str:
         ("what it is", reviewed(entry)),
         ("without it", patch.symptom),
         ("with it", patch.outcome),
-        ("in this source", verdict(entry)),
+        ("in this source", finding.found),
         ("why", finding.reason),
     ]
     if entry.status is not None:
@@ -100,7 +100,7 @@ def _entry(entry: Entry, *, is_open: bool) -> str:
     if finding.accept is not None:
         rows.append(("to accept it", f"{ACCEPT}={finding.accept}"))
     tone = "look" if is_open else "fine" if entry.changes else "quiet"
-    label = verdict(entry) if entry.status is None else str(entry.status.state)
+    label = finding.found if entry.status is None else str(entry.status.state)
     terms = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>\n" for name, value in rows)
     return (
         f"<details{' open' * is_open}><summary><code>{text(patch.id)}</code>"
