@@ -26,7 +26,6 @@ from typing import NamedTuple
 from .edits import METAVARIABLE, Add, Substitute
 from .sources import read_data
 
-_HEADER = re.compile(r"@@ ([\w.]+) @@(?: (.+))?")
 
 
 class Hunk(NamedTuple):
@@ -60,39 +59,45 @@ def beside(record: str) -> Hunks:
 
 
 def _hunks(file: str, lines: list[str]) -> Iterator[Hunk]:
+    # This runs for each record whenever the package is imported: a line is looked at once, and
+    # no regular expression is compiled.
     module = ""
-    header: tuple[int, re.Match[str]] | None = None
-    body: list[str] = []
+    header: tuple[str, str, tuple[str, ...]] | None = None
+    find: list[str] = []
+    put: list[str] = []
     for number, line in enumerate((*lines, "--- end"), 1):
-        is_header = line.startswith(("--- ", "+++ ", "@@"))
-        if is_header and header is not None:
-            yield _hunk(f"{file}:{header[0]}", module, header[1], body)
-            header, body = None, []
-        if line.startswith("+++ "):
-            module = _module(line[4:])
-        elif line.startswith("@@"):
-            found = _HEADER.fullmatch(line)
-            if found is None or not module:
-                raise ValueError(
-                    f"{file}:{number}: {line!r}: expected `@@ Class.method @@`, below `+++ b/path`"
-                )
-            header = (number, found)
-        elif header is not None and not line.startswith("#"):
-            if line[:1] not in ("", " ", "+", "-"):
+        mark = line[:1]
+        if mark and mark in "-+@" and line.startswith(("--- ", "+++ ", "@@")):
+            if header is not None:
+                yield _hunk(*header, _side(find), _side(put))
+                header, find, put = None, [], []
+            if mark == "+":
+                module = _module(line[4:])
+            elif mark == "@":
+                name, end, names = line[2:].strip().partition(" @@")
+                if not end or not module or not all(map(str.isidentifier, name.split("."))):
+                    raise ValueError(
+                        f"{file}:{number}: {line!r}: expected `@@ Class.method @@`, below "
+                        "`+++ b/path`"
+                    )
+                variants = tuple(variant.strip() for variant in names.split(",") if variant.strip())
+                header = (f"{file}:{number}", f"{module}:{name}", variants)
+        elif header is not None and mark != "#":
+            if mark not in ("", " ", "+", "-"):
                 raise ValueError(
                     f"{file}:{number}: {line!r}: expected a line that begins with ' ', '+' or '-'"
                 )
-            body.append(line or " ")
+            if mark != "+":
+                find.append(line[1:])
+            if mark != "-":
+                put.append(line[1:])
 
 
 def _module(path: str) -> str:
     return path.strip().removeprefix("b/").removesuffix(".py").replace("/", ".")
 
 
-def _hunk(where: str, module: str, header: re.Match[str], lines: list[str]) -> Hunk:
-    target = f"{module}:{header[1]}"
-    variants = tuple(name.strip() for name in (header[2] or "").split(",") if name.strip())
-    find, put = _side(lines, "-"), _side(lines, "+")
+def _hunk(where: str, target: str, variants: tuple[str, ...], find: str, put: str) -> Hunk:
     if not find.strip():
         if not put.strip():
             raise ValueError(f"{where}: the hunk is empty")
@@ -108,9 +113,10 @@ def _hunk(where: str, module: str, header: re.Match[str], lines: list[str]) -> H
 
 
 def _names(side: str) -> set[str]:
-    return set(re.findall(rf"\b{METAVARIABLE}\w+", side))
+    return set(re.findall(rf"\b{METAVARIABLE}\w+", side)) if METAVARIABLE in side else set()
 
 
-def _side(lines: list[str], sign: str) -> str:
-    text = "".join(f"{line[1:]}\n" for line in lines if line[0] in (" ", sign))
-    return re.sub(r"\$(?=[a-z])", METAVARIABLE, text).strip("\n") + "\n"
+def _side(lines: list[str]) -> str:
+    first, *others = "\n".join(lines).split("$")
+    named = (f"{METAVARIABLE if 'a' <= text[:1] <= 'z' else '$'}{text}" for text in others)
+    return "".join((first, *named)).strip("\n") + "\n"

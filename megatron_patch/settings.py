@@ -45,10 +45,12 @@ class Settings(NamedTuple):
 
 def names_of(series: Sequence[Patch]) -> dict[str, set[str]]:
     """What can be selected: the ids of each group, and each id itself."""
-    names = {"all": {p.id for p in series if p.default}, "none": set()}
-    for group in (*Kind, *Origin):
-        members = {p.id for p in series if p.default and group in (p.kind, p.origin)}
-        names[group.value] = members
+    names: dict[str, set[str]] = {"all": set(), "none": set()}
+    names.update((group.value, set()) for group in (*Kind, *Origin))
+    for patch in series:
+        if patch.default:
+            for name in ("all", patch.kind.value, patch.origin.value):
+                names[name].add(patch.id)
     return {**names, **{p.id: {p.id} for p in series}}
 
 
