@@ -1,12 +1,14 @@
 """Time the decode steps of the real engine, with and without patches.
 
-    python tools/bench_decode.py --json 0.17.1.json
+    python tools/bench_decode.py --graph-scope layer --json 0.17.1.json
 
 Runs on the installed megatron-core, on a CUDA device if there is one. The selections of patches
 (``--select``, values of ``MEGATRON_PATCH``) alternate within one process, on one engine, so that
-what changes over minutes meets all of them alike. A step is timed on the host, from the call of
-the engine's step until it returns, which is when the tokens have been read back; the first steps,
-which read the prompts, and the last are left out.
+what changes over minutes meets all of them alike. The engine is built, and its CUDA graphs are
+captured, with the patches of ``--build-with``. A step is timed on the host, from the call of the
+engine's step until it returns, which is when the tokens have been read back; steps that read
+prompts, the first ones after these, and those in which requests end are left out. A step makes one
+token of each request, so its length is also the time between two tokens of a request.
 
 Each round gives one median per selection. The difference to the first selection is the median over
 the rounds of the differences of these, with a bootstrap interval over the rounds: the steps of one
@@ -14,18 +16,19 @@ round are not independent. The time that the GPU is busy comes from the profiler
 own, as does the time of the getter within steps.
 
 Tokens and logits of all selections have to be equal bit for bit; otherwise the exit status is 1.
-On a CPU the stand-ins for CUDA take a part of the time: compare nothing but selections there.
+Logits are compared by their SHA-256 digests, one a step. On a CPU the stand-ins for CUDA take a
+part of the time: compare nothing but selections there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from megatron_patch import testing
-from tools import benchmarking
+from tools import attention_used, benchmarking
 
 GETTER = "current_input_and_position_ids"
 VIEW_CACHE = "input-position-view-cache"
@@ -58,30 +61,58 @@ def busy_microseconds(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def gpu_busy(engine: Any, requests: Sequence[testing.Request]) -> float:
-    """Microseconds per decode step in which the GPU does anything."""
+def gpu_busy(engine: Any, requests: Sequence[testing.Request]) -> tuple[float, list[str]]:
+    """Microseconds per decode step in which the GPU does anything, and attention's kernels."""
     from torch.autograd import DeviceType
 
     seen, steps = benchmarking.cuda_events(engine, requests)
     events = [event for event in seen if event.device_type == DeviceType.CUDA]
-    return busy_microseconds([(e.time_range.start, e.time_range.end) for e in events]) / steps
+    busy = busy_microseconds([(e.time_range.start, e.time_range.end) for e in events])
+    return busy / steps, attention_used.kernels(event.name for event in events)
 
 
-def on_host(decoded: testing.Decoded) -> testing.Decoded:
-    """With its logits in the host's memory: they are not to count as the engine's."""
-    return replace(decoded, logits=tuple(logits.cpu() for logits in decoded.logits))
+@dataclass(frozen=True)
+class Outputs:
+    """What a run gave: the tokens of each request, and a digest of each step's logits."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    digests: tuple[str, ...]
 
 
-def equal(one: testing.Decoded, other: testing.Decoded) -> bool:
-    """Whether tokens and logits are the same bit for bit. Rows for padding mean nothing."""
-    rows = len(one.tokens)
-    return (
-        one.tokens == other.tokens
-        and len(one.logits) == len(other.logits)
-        and all(
-            a[:, :rows].equal(b[:, :rows]) for a, b in zip(one.logits, other.logits, strict=True)
-        )
-    )
+def digest(logits: Any, rows: int) -> str:
+    """SHA-256 of the first ``rows`` rows of ``logits``, (1, at least so many, vocabulary).
+
+    Those behind them are padding and mean nothing.
+    """
+    import torch
+
+    real = logits.detach()[:, :rows].contiguous().view(torch.uint8).cpu()
+    return hashlib.sha256(real.numpy().data).hexdigest()
+
+
+def outputs(engine: Any, requests: Sequence[testing.Request]) -> Outputs:
+    """Decode, and keep of each step's logits as much as it takes to compare them."""
+    digests: list[str] = []
+    context = engine.context
+
+    def note(module: Any, arguments: Any, logits: Any) -> None:
+        digests.append(digest(logits, context.total_request_count - context.paused_request_count))
+
+    handle = engine.controller.inference_wrapped_model.model.register_forward_hook(note)
+    try:
+        decoded = testing.decode(engine, requests, capture_logits=False)
+    finally:
+        handle.remove()
+    return Outputs(decoded.tokens, tuple(digests))
+
+
+def token_figures(steps: Sequence[float], requests: int) -> dict[str, Any]:
+    """Throughput and latency that steps of so many microseconds mean for ``requests`` requests."""
+    p50, p99 = np.quantile(steps, [0.5, 0.99]).tolist()
+    return {
+        "tokens_per_second": requests * 1e6 / statistics.fmean(steps),
+        "token_latency_us": {"p50": p50, "p99": p99},
+    }
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,25 +124,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     # Of several kernels for one operator, those that are the same bit for bit in each run.
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    engine, requests = benchmarking.build(options, device)
+    engine, made = benchmarking.measured_build(
+        benchmarking.spec_of(options, device), options.build_with
+    )
+    requests = benchmarking.batch(options)
     steps: dict[str, list[list[float]]] = {name: [] for name in options.select}
     results: dict[str, dict[str, Any]] = {}
-    decoded: dict[str, testing.Decoded] = {}
+    decoded: dict[str, Outputs] = {}
     for name in options.select:
         with benchmarking.selected(name) as applied:
-            benchmarking.decode_steps(engine, requests)
-            decoded[name] = on_host(testing.decode(engine, requests))
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats()
             with benchmarking.timed(engine.context, GETTER) as calls:
                 benchmarking.decode_steps(engine, requests)
+            peak = torch.cuda.max_memory_allocated() if on_cuda else None
+            decoded[name] = outputs(engine, requests)
+            busy, kernels = gpu_busy(engine, requests) if on_cuda else (None, [])
             results[name] = {
                 "applied": applied,
                 "getter_us": statistics.median(calls),
-                "gpu_busy_us": gpu_busy(engine, requests) if on_cuda else None,
+                "gpu_busy_us": busy,
+                "attention_kernels": kernels,
+                "peak_bytes": peak,
             }
-            if on_cuda:
-                torch.cuda.reset_peak_memory_stats()
-            benchmarking.decode_steps(engine, requests)
-            results[name]["peak_bytes"] = torch.cuda.max_memory_allocated() if on_cuda else None
     first = options.select[0]
     with benchmarking.alternating(options.select) as use:
         for number in range(options.rounds):
@@ -123,6 +158,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         p10, median, p90 = np.quantile(together, [0.1, 0.5, 0.9]).tolist()
         results[name]["step_us"] = {"median": median, "p10": p10, "p90": p90}
         results[name]["steps"] = len(together)
+        results[name].update(token_figures(together, options.requests))
         if name != first:
             differences = [
                 statistics.median(mine) - statistics.median(its)
@@ -134,46 +170,37 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 "low": low,
                 "high": high,
             }
-        results[name]["equal_outputs"] = equal(decoded[name], decoded[first])
+        results[name]["equal_outputs"] = decoded[name] == decoded[first]
     with benchmarking.selected(first):
-        again = on_host(testing.decode(engine, requests))
+        again = outputs(engine, requests)
     return {
         **benchmarking.machine(device),
-        "commit": options.commit or _commit(),
-        "command": " ".join(["python", "tools/bench_decode.py", *sys.argv[1:]]),
-        "options": {
-            name: value
-            for name, value in vars(options).items()
-            if name not in ("json", "commit", "select")
-        },
-        "reproducible": equal(decoded[first], again),
+        **made,
+        **benchmarking.provenance("bench_decode.py", options),
+        "reproducible": decoded[first] == again,
         "selections": results,
     }
-
-
-def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
 
 
 def report(result: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
         f"megatron-core {result['megatron_core']} on {result['device']}, "
-        f"torch {result['torch']}, Python {result['python']}"
+        f"torch {result['torch']}, Python {result['python']}, attention: {result['attention']}"
     ]
+    if result["capture"] is not None:
+        capture = result["capture"]
+        lines.append(
+            f"  CUDA graphs captured in {capture['seconds']:.1f} s, "
+            f"{capture['reserved_bytes'] / 2**20:.0f} MiB reserved for them"
+        )
     for name, values in result["selections"].items():
         step = values["step_us"]
         line = f"  {name}: {step['median']:.0f} us a step ({step['p10']:.0f}-{step['p90']:.0f})"
         if values["gpu_busy_us"] is not None:
             busy = values["gpu_busy_us"]
             line += f", GPU busy {busy:.0f} us, host alone {1 - busy / step['median']:.0%}"
+        line += f", {values['tokens_per_second']:.0f} tokens/s"
         line += f", getter {values['getter_us']:.2f} us"
         if values["peak_bytes"] is not None:
             line += f", peak {values['peak_bytes'] / 2**20:.0f} MiB"
@@ -199,17 +226,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a value of MEGATRON_PATCH; repeat it. The first is what the others are compared to. "
         f"Default: none, {VIEW_CACHE}, all",
     )
+    parser.add_argument(
+        "--build-with",
+        default="none",
+        metavar="PATCHES",
+        help="the patches that are in while the engine is built. Default: none",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
     options.select = options.select or ["none", VIEW_CACHE, "all"]
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
-    if options.tokens < benchmarking.WARM_UP + 3:
+    if options.tokens < benchmarking.WARM_UP + 4:
         parser.error(
-            f"--tokens must be at least {benchmarking.WARM_UP + 3}: not all steps are timed"
+            f"--tokens must be at least {benchmarking.WARM_UP + 4}: not all steps are timed"
         )
-    result = measure(options)
+    try:
+        result = measure(options)
+    except testing.UnsupportedError as error:
+        parser.error(str(error))
     print(report(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -39,8 +39,7 @@ def place(file: str) -> str:
 def functions(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str, Any]]:
     """Calls and microseconds per decode step of each function, most time of its own first."""
     profiler = cProfile.Profile(builtins=False)
-    steps = benchmarking.steps_after_warm_up(engine, requests, profiler.enable)
-    profiler.disable()
+    steps = benchmarking.steps_after_warm_up(engine, requests, profiler.enable, profiler.disable)
     rows = [
         {
             "function": f"{place(entry.code.co_filename)}:"

@@ -6,10 +6,10 @@ import inspect
 from typing import Any
 
 from . import latent_attention
+from .graph_scopes import captures_cuda_graphs
 from .models import build_model, torch_dtype, transformer_config
 from .releases import (
     allow_more_cuda_graphs,
-    captures_cuda_graphs,
     context_class,
     engine_class,
     inference_arguments,

@@ -11,11 +11,10 @@ from .attention_variants import (
     prepare_layers,
     set_yarn,
 )
+from .graph_scopes import captures_cuda_graphs, cuda_graph_arguments
 from .releases import (
     allow_more_cuda_graphs,
-    captures_cuda_graphs,
     check,
-    cuda_graph_arguments,
     parameters_of,
     release,
 )

@@ -20,8 +20,6 @@ ALIASES = {
     "max_tokens": ("max_tokens_override",),
 }
 
-CUDA_GRAPH_SCOPES = ("layer", "block")
-
 # Fields of EngineSpec that are arguments of the context, or of the engine where releases have
 # them there.
 INFERENCE_FIELDS = (
@@ -127,41 +125,6 @@ def drop_cuda_graphs() -> None:
     else:
         cuda_graphs._CudagraphGlobalRecord.cudagraph_record = []
         allow_more_cuda_graphs()
-
-
-def captures_cuda_graphs(spec: EngineSpec) -> bool:
-    """Whether a model of ``spec`` is one that Megatron captures in CUDA graphs."""
-    if spec.cuda_graph_scope is not None:
-        return True
-    return spec.num_cuda_graphs is not None and not running().on_cpu
-
-
-def cuda_graph_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """Arguments of the ``TransformerConfig``, under the release's names."""
-    from megatron.core.transformer import enums
-    from megatron.core.transformer.transformer_config import TransformerConfig
-
-    if spec.cuda_graph_scope not in (None, *CUDA_GRAPH_SCOPES):
-        raise ValueError(
-            f"cuda_graph_scope must be one of {CUDA_GRAPH_SCOPES}, not {spec.cuda_graph_scope!r}"
-        )
-    if not captures_cuda_graphs(spec):
-        return {}
-    known = parameters_of(TransformerConfig)
-    scopes: Any = getattr(enums, "CudaGraphScope", None)
-    if "cuda_graph_impl" not in known:
-        arguments: dict[str, Any] = {"enable_cuda_graph": True}
-    else:
-        arguments = {"cuda_graph_impl": "local"}
-    if spec.cuda_graph_scope != "block":
-        return arguments
-    if "inference_cuda_graph_scope" in known:
-        return {**arguments, "inference_cuda_graph_scope": "block"}
-    # 0.17, and 0.16, where that of training is for both.
-    for name in ("full_iteration_inference", "full_iteration"):
-        if hasattr(scopes, name):
-            return {**arguments, "cuda_graph_scope": [scopes[name]]}
-    raise UnsupportedError(f"{release()} has no CUDA graph of all layers; leave it at 'layer'")
 
 
 def parameters_of(function: Any) -> Collection[str]:

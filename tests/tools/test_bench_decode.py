@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -12,7 +13,8 @@ import torch
 
 import megatron_patch
 from megatron_patch import State, testing
-from megatron_patch.testing.releases import engine_class
+from megatron_patch.testing import graph_scopes
+from megatron_patch.testing.releases import context_parameters, engine_class
 from tools import bench_decode, benchmarking
 
 SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=12 --prompt=4 --tokens=9"
@@ -52,21 +54,31 @@ def test_selections_alternate_and_their_outputs_are_equal(tmp_path, monkeypatch,
 
 
 def test_outputs_that_differ_are_a_failure(monkeypatch, capsys):
-    monkeypatch.setattr(bench_decode, "equal", lambda one, other: one is other)
+    runs = itertools.count()
+
+    def another_each_time(engine, requests):
+        return bench_decode.Outputs((), (str(next(runs)),))
+
+    monkeypatch.setattr(bench_decode, "outputs", another_each_time)
     assert bench_decode.main([*SMALL, "--select=none", "--select=all"]) == 1
     assert "OUTPUTS DIFFER" in capsys.readouterr().out
 
 
-def decoded(tokens, logits):
-    return testing.Decoded(tokens, tuple(map(torch.tensor, logits)), 1, (), ())
+def test_a_digest_is_of_all_bits_but_those_of_padding():
+    def digest(*row):
+        return bench_decode.digest(torch.tensor([[row[:2], row[2:]]], dtype=torch.bfloat16), 1)
+
+    assert digest(1.0, 2.0, 3.0, 4.0) == digest(1.0, 2.0, 3.0, 9.0)
+    assert digest(1.0, 2.0, 3.0, 4.0) != digest(1.0, 2.015625, 3.0, 4.0)
+    assert digest(0.0, 2.0, 3.0, 4.0) != digest(-0.0, 2.0, 3.0, 4.0)
 
 
-def test_equal_is_bit_for_bit_and_leaves_padding_out():
-    one = decoded(((1,), (2,)), ([[1.0, 2.0, 3.0]],))
-    assert bench_decode.equal(one, decoded(((1,), (2,)), ([[1.0, 2.0, 9.0]],)))
-    assert not bench_decode.equal(one, decoded(((1,), (3,)), ([[1.0, 2.0, 3.0]],)))
-    assert not bench_decode.equal(one, decoded(((1,), (2,)), ([[1.0, 2.0 + 1e-6, 3.0]],)))
-    assert not bench_decode.equal(one, decoded(((1,), (2,)), ()))
+def test_tokens_and_latencies_of_steps():
+    steps = [2000.0] * 99 + [4000.0]
+    figures = bench_decode.token_figures(steps, requests=8)
+    assert figures["tokens_per_second"] == pytest.approx(8e6 / 2020)
+    assert figures["token_latency_us"]["p50"] == 2000
+    assert figures["token_latency_us"]["p99"] == pytest.approx(2020)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +110,55 @@ def test_a_selection_holds_within_its_block_only(monkeypatch):
         assert applied == []
         assert {entry.state for entry in megatron_patch.status()} == {State.DISABLED}
     assert megatron_patch.status() == before
+
+
+def test_prompts_that_take_several_steps_are_not_timed(tmp_path):
+    file = tmp_path / "result.json"
+    size = "--requests=3 --prompt=700 --prefill-tokens=700 --kv-heads=1 --ffn=48 --style=llama"
+    assert bench_decode.main([*SMALL, *size.split(), "--select=none", f"--json={file}"]) == 0
+    result = json.loads(file.read_text())
+    # Nine steps with all tokens of the first request: two before the last prompt is read, its own
+    # and two more, and the one in which requests end.
+    assert result["selections"]["none"]["steps"] == 2 * 3
+    assert result["reproducible"]
+    assert result["attention"] == "stand-in of megatron_patch.testing"
+    assert result["capture"] is None
+
+
+def test_the_graphs_of_the_release_are_captured_and_their_cost_is_said(tmp_path, capsys):
+    *_, widest = graph_scopes.known_scopes()
+    file = tmp_path / "result.json"
+    scope = f"--graph-scope={widest}"
+    assert bench_decode.main([*SMALL, scope, "--select=none", f"--json={file}"]) == 0
+    result = json.loads(file.read_text())
+    assert result["options"]["graph_scope"] == widest
+    assert result["capture"]["seconds"] > 0
+    assert "CUDA graphs captured in" in capsys.readouterr().out
+    testing.drop_cuda_graphs()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--graph-scope=everything", "has no graph scope 'everything'; it has none, layer"),
+        ("--mode=async", "has no mode 'async'; it has sync"),
+    ],
+)
+def test_what_the_release_has_not_is_refused(option, says, capsys):
+    if option == "--mode=async" and "async_sched_mode" in context_parameters():
+        pytest.skip("this release has it")
+    with pytest.raises(SystemExit):
+        bench_decode.main([*SMALL, option])
+    assert says in capsys.readouterr().err
+
+
+def test_the_kv_cache_is_as_large_as_grouped_heads_need():
+    size = dict(num_layers=32, hidden_size=4096, num_attention_heads=32, block_size_tokens=256)
+    all_heads = benchmarking.kv_gib(**size, num_query_groups=None, dtype="bfloat16", blocks=64)
+    grouped = benchmarking.kv_gib(**size, num_query_groups=8, dtype="bfloat16", blocks=64)
+    assert all_heads == pytest.approx(4 * grouped)
+    # 128 KiB a token, 256 tokens a block.
+    assert grouped == pytest.approx(64.5 * 32 / 1024)
 
 
 @pytest.mark.parametrize("option", ["--rounds=1", "--tokens=5"])

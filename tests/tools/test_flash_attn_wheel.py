@@ -1,0 +1,77 @@
+"""What the script makes of flash-attn's source. Compilers are not called."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from tools import flash_attn_wheel
+
+SWITCHES = "\n".join(
+    f"#define {name}_SWITCH(COND, ...) old"
+    for name in ("FP16", "HEADDIM", "DROPOUT", "ALIBI", "SOFTCAP", "LOCAL")
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A source tree with the names of the real one."""
+    source = tmp_path / flash_attn_wheel.SOURCE / "src"
+    source.mkdir(parents=True)
+    for name in flash_attn_wheel.kernels([32, 64, 96, 128, 192, 256]):
+        (tmp_path / name).write_text("// kernels\n")
+    (tmp_path / flash_attn_wheel.SWITCHES).write_text(SWITCHES)
+    cutlass = tmp_path / "csrc/cutlass/include/cutlass"
+    cutlass.mkdir(parents=True)
+    (cutlass / "cutlass.h").touch()
+    (tmp_path / "setup.py").write_text("raise SystemExit\n")
+    return tmp_path
+
+
+def test_two_head_dimensions_are_eight_files_of_kernels(tree):
+    flash_attn_wheel.transform(tree, (128, 64), ["90"])
+    script = (tree / "setup.py").read_text()
+    ast.parse(script)
+    built = re.findall(r"flash_fwd_\w+\.cu", script)
+    assert len(built) == 8
+    assert all("bf16" in name for name in built)
+    assert {re.search(r"hdim(\d+)", name)[1] for name in built} == {"64", "128"}
+    assert "arch=compute_90,code=sm_90" in script
+    for name in flash_attn_wheel.LEFT_OUT:
+        assert script.count(f"-DFLASHATTENTION_DISABLE_{name}'") == 2  # of C++ and of CUDA
+    assert "UNEVEN_K" not in script
+    assert "+bf16.forward.64.128" in script
+
+
+def test_what_is_left_out_is_refused_and_not_misread(tree):
+    flash_attn_wheel.transform(tree, (64, 128), ["90"])
+    header = (tree / flash_attn_wheel.SWITCHES).read_text()
+    assert header.endswith('#include "few_kernels.h"\n')
+    few = (tree / flash_attn_wheel.SWITCHES).with_name("few_kernels.h").read_text()
+    # Each macro is one logical line, in which the checks come first.
+    macros = dict(re.findall(r"#define (\w+)\(.*?\) (.*)", few.replace("\\\n", " ")))
+    assert macros["FP16_SWITCH"].index("TORCH_CHECK(!(COND)") < macros["FP16_SWITCH"].index("using")
+    head_dims = macros["HEADDIM_SWITCH"]
+    assert head_dims.index("TORCH_CHECK((HEADDIM) <= 128") < head_dims.index("kHeadDim = 64")
+    assert head_dims.index("kHeadDim = 64") < head_dims.index("kHeadDim = 128")
+    assert "kHeadDim = 256" not in head_dims
+    backward = (tree / flash_attn_wheel.NO_BACKWARD).read_text()
+    assert backward.count("template void run_mha_bwd_<cutlass::bfloat16_t") == 4
+
+
+def test_other_source_is_not_touched(tree):
+    (tree / flash_attn_wheel.SWITCHES).write_text("#pragma once\n")
+    with pytest.raises(ValueError, match="has no FP16_SWITCH: is it flash-attn"):
+        flash_attn_wheel.transform(tree, (64,), ["90"])
+    (tree / "csrc/flash_attn/src/flash_fwd_hdim64_bf16_sm80.cu").unlink()
+    with pytest.raises(ValueError, match="flash_fwd_hdim64_bf16_sm80"):
+        flash_attn_wheel.transform(tree, (64,), ["90"])
+    assert (tree / "setup.py").read_text() == "raise SystemExit\n"
+
+
+def test_without_a_source_distribution(capsys):
+    with pytest.raises(SystemExit):
+        flash_attn_wheel.main([])
+    assert "name the source distribution" in capsys.readouterr().err
