@@ -243,6 +243,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--plan", action="store_true", help="say what there is to do")
     made.add_argument("--check", action="store_true", help="compare the ledger with its commits")
     made.add_argument("--sample", type=int, metavar="N", help="prove N builds again")
+    made.add_argument(
+        "--entries", type=int, metavar="N", help="prove N entries of each build; all without it"
+    )
     made.add_argument("--seed", type=int, metavar="S", help="of the sample; any one without it")
     made.add_argument("--cache", type=Path, metavar="DIR", help="that keeps the wheels of a sample")
     made.add_argument("--write", action="store_true", help="write the ledger of the answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,15 @@ def test_an_entry_by_hand_is_found_on_the_release(plant, planted):
     assert checked.answer.unpatched == "fails"
     # Without an entry of the variant nobody has read what it replaces: it is not tried.
     assert checked.answer.proved == ("unknown" if planted else before.source.proved)
+
+
+def test_of_many_entries_some_are_drawn(tree, plant, monkeypatch):
+    patch = sample()
+    names = [f"other{n}" for n in range(4)]
+    others = (patch.variants[0]._replace(name=name) for name in names)
+    patch = patch._replace(variants=(*patch.variants, *others))
+    known = digest_of(OLD)
+    plant("sample", *(entry(name, known) for name in ("the sample", *names)))
+    monkeypatch.setattr(sampling, "Bench", Bench(*[FAILS, PASSES] * 2))
+    drawn = sampling.check(tree, [patch], most=2, chance=random.Random(7))
+    assert len({checked.entry for checked in drawn}) == 2

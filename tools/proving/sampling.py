@@ -120,15 +120,24 @@ class CannotRunError(Exception):
 
 
 def check(
-    tree: Tree, patches: Sequence[Patch], python: str = sys.executable, seconds: float = 600
+    tree: Tree,
+    patches: Sequence[Patch],
+    python: str = sys.executable,
+    seconds: float = 600,
+    most: int | None = None,
+    chance: random.Random | None = None,
 ) -> list[Checked]:
-    """Prove all entries that the tree matches, as if the ledger had none.
+    """Prove the entries that the tree matches, as if the ledger had none.
 
-    Raises ``CannotRunError`` for a tree on which the engine cannot be built at all.
+    With ``most`` and ``chance``, so many of them, drawn. Raises ``CannotRunError`` for a tree on
+    which the engine cannot be built at all.
     """
     read = SourceTree.at(tree.root).read
     with trees_kept():
-        asked = [(entry, question_of(entry, read)) for entry in matching(patches, read)]
+        entries = matching(patches, read)
+        if most is not None and chance is not None and most < len(entries):
+            entries = chance.sample(entries, most)
+        asked = [(entry, question_of(entry, read)) for entry in entries]
     rounds: list[dict[str, tuple[Entry, Question]]] = []
     for entry, question in asked:
         assert question is not None, f"{entry}: its source was read a moment ago"
@@ -170,6 +179,7 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     wrong = list(unsurveyed(series, ledger_file.load(SOURCES)))
+    chance = random.Random(seed)
     proved = left = 0
     with ExitStack() as stack:
         folder = options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -184,7 +194,9 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
                 )
                 begin = time.monotonic()
                 try:
-                    found = check(tree, series, options.python, options.seconds)
+                    found = check(
+                        tree, series, options.python, options.seconds, options.entries, chance
+                    )
                 except CannotRunError:
                     print(f"{version}: does not run here: another one is drawn", flush=True)
                     left += 1
