@@ -27,7 +27,6 @@ from .edits import METAVARIABLE, Add, Substitute
 from .sources import read_data
 
 
-
 class Hunk(NamedTuple):
     """One hunk, and the names of the variants that have it; none for all of them."""
 
