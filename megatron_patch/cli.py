@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--force",
         action="store_true",
-        help="also where git says that files have changes, or cannot say whether they do",
+        help="write files also where git says that they have changes, or cannot say it",
     )
     command.set_defaults(function=source.apply)
 
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "Megatron tree, or a name is not understood",
     )
     _add_tree(command)
-    _add_ids(command, "the files as they were before the first apply, whatever is in them")
+    _add_ids(command, "all that apply has changed, as it was before the first apply")
     command.set_defaults(function=source.revert)
 
     enable.add_to(commands)
@@ -176,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
         "front of -- are those of --only. Needs no change of code. A Python that is started with "
         "another PYTHONPATH, an empty environment, -E, -I or -S is not reached: if it is seen "
         "to load PyTorch, a line on stderr says so, and with --strict the launch fails. "
-        "MEGATRON_PATCH=none in its environment says that it is meant to. `megatron-patch "
-        "enable` reaches all but -S.",
+        "MEGATRON_PATCH=none in its environment says that it is meant to run without the patches. "
+        "`megatron-patch enable` reaches all of these but -S.",
         epilog="exit status: that of COMMAND; 126 when it cannot be executed, 127 when it is not "
         "found; with --strict 1 instead of 0 when a process with PyTorch ran without the patches",
     )
