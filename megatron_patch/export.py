@@ -1,4 +1,4 @@
-"""The series as files that ``git am`` takes: one patch a backport, the same bytes every time."""
+"""The series as files that ``git am`` takes: one for each backport, always the same bytes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def files(patches: Sequence[SourcePatch]) -> dict[str, bytes]:
 
 
 def write(patches: Sequence[SourcePatch], output: Path) -> list[Path]:
-    """Write the files to the directory, and remove those that its ``series`` lists besides.
+    """Write the files to the directory, and remove the others that its ``series`` lists.
 
-    Raises ``TreeError``, with nothing written, when a file is in the way that no export has
-    written: only those begin as ours do.
+    Raises ``TreeError``, with nothing written, when a file of such a name was not written by an
+    export, which its first bytes tell.
     """
     new = files(patches)
     output.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write(patches: Sequence[SourcePatch], output: Path) -> list[Path]:
         path = output / name
         if path.is_symlink() or (path.exists() and not _is_ours(path)):
             raise TreeError(_in_the_way(path))
-    for name in reversed(new):  # the list last: what is there by then is known to be ours
+    for name in reversed(new):  # the list last: all that it names is there by then
         (output / name).write_bytes(new[name])
     for name in earlier:
         if name not in new:

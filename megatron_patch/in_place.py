@@ -1,8 +1,8 @@
 """Make the source edits of the series in a tree itself, and take them back.
 
-What the files were before is kept beside them, in ``megatron/core/.megatron_patch/``: a whole
-method that was replaced could not be had back from the edited source. A command that is killed is
-finished by the next one, and two commands never write at once.
+The original files are kept beside them, in ``megatron/core/.megatron_patch/``: from the edited
+source alone, a method that was replaced as a whole could not be restored. A command that is killed
+is finished by the next one, and two commands never write at once.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LOCK = "megatron/core/__init__.py"
 
 @contextlib.contextmanager
 def held(tree: SourceTree) -> Iterator[str | None]:
-    """Nobody else applies or reverts inside, from what is read of the tree to what is written.
+    """A context in which nobody else applies or reverts, from reading the tree to writing it.
 
-    Gives what was found of a command that had been killed, and is finished now; ``None`` where all
-    was well. Raises ``TreeError`` when that cannot be finished.
+    Its value says that a command had been killed, and is finished now; ``None`` where none was.
+    Raises ``TreeError`` when that cannot be finished.
     """
     files = TreeFiles(tree.root)
     with locked(files, LOCK):
@@ -50,7 +50,7 @@ def held(tree: SourceTree) -> Iterator[str | None]:
 
 
 def interrupted(tree: SourceTree) -> str | None:
-    """What is to be said of a command that was killed, ``None`` where none was."""
+    """The sentence about a command that was killed, ``None`` where none was."""
     record = tree_record.load(TreeFiles(tree.root))
     if record is None or record.pending is None:
         return None
@@ -86,7 +86,7 @@ def apply(tree: SourceTree, patches: Sequence[SourcePatch], *, force: bool = Fal
                 raise TreeError(f"{tree.root / path} was changed while it was read: do it again")
         then = dict(there)
         for path, content in after.items():
-            # That of the first `apply` is kept.
+            # The digest from before the first `apply` is kept.
             first = there[path].before if path in there else digest(before[path])
             then[path] = Change(first, digest(content))
         record = Record(megatron_version(tree.read), there)
@@ -135,7 +135,8 @@ def make(
             files.exchange(before, after)
             raise
     except BaseException:
-        # Else there is something to finish, and the record says what.
+        # Otherwise some files are exchanged, and the record says what the next command has to
+        # finish.
         if not any(files.read(path) == content for path, content in after.items()):
             if record.files:
                 tree_record.save(files, record)
@@ -174,10 +175,11 @@ def _finish(files: TreeFiles, record: Record) -> None:
 def still_applied(
     tree: SourceTree, files: TreeFiles, record: Record | None, *, committed: bool
 ) -> dict[str, Change]:
-    """Those files of the record that are as ``apply`` left them.
+    """The files of the record that are still as ``apply`` left them.
 
-    Not those that somebody has put back, that are gone, or that are of another release by now, nor,
-    with ``committed``, those that git has as they are. Raises ``TreeError`` when one was changed.
+    Left out are files that somebody has put back or removed, files of another release that is there
+    by now, and, with ``committed``, files that are committed to git as they are. Raises
+    ``TreeError`` when a file was changed in any other way.
     """
     there: dict[str, Change] = {}
     for path, change in record.files.items() if record else ():
@@ -205,7 +207,7 @@ def _is_committed(tree: SourceTree, path: str) -> bool:
 
 
 def _refuse_dirty(tree: SourceTree, paths: Sequence[str]) -> None:
-    """Raise if git has one of the files, with changes. Without a repository none can be lost."""
+    """Raise if git says that one of the files has changes. It is asked in a repository only."""
     if not paths or not _is_in_repository(tree):
         return
     status = _status(tree, paths)

@@ -76,7 +76,8 @@ class SourceTree:
         except OSError as error:
             raise SourceMissingError(f"{path} cannot be read: {error.strerror}") from error
         except (LookupError, UnicodeError, SyntaxError) as error:
-            why = str(error).partition(";")[0]  # what is behind it is advice to who opens the file
+            # The rest of the message is advice to whoever opens the file.
+            why = str(error).partition(";")[0]
             raise SourceMissingError(f"{path} is not text of its encoding: {why}") from error
 
     def content(self, path: Path) -> bytes:

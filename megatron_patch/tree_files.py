@@ -113,7 +113,7 @@ class TreeFiles:
 
 
 def give_owner(made: Path, like: Path) -> None:
-    """Give what this process has made the owner of ``like``, if it may: nobody but root can."""
+    """Give a file that this process has made the owner of ``like``, which only root may do."""
     if os.geteuid() == 0:
         os.chown(made, like.stat().st_uid, like.stat().st_gid)
 

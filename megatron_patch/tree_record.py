@@ -147,7 +147,7 @@ def content_of(files: TreeFiles, name: str) -> bytes:
 
 
 def forget(files: TreeFiles, record: Record | None) -> None:
-    """Remove what the record does not need; all, the record first, if nothing is applied."""
+    """Remove contents that the record does not need; all, the record first, if it is empty."""
     state = files.path(STATE.as_posix())
     if record is None or not (record.files or record.pending):
         files.path(RECORD).unlink(missing_ok=True)
