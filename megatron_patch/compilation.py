@@ -36,7 +36,7 @@ def compile_code(definition: Definition, filename: str, node: ast.stmt | None = 
     imports = statements_of(f"import {names}") if names else []
     module = ast.Module(body=[*imports, body], type_ignores=[])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # the module's own import had them
+        warnings.simplefilter("ignore", SyntaxWarning)  # the module's own import has shown them
         code: CodeType = compile(
             module, filename, "exec", flags=definition.future_flags, dont_inherit=True
         )

@@ -18,8 +18,8 @@ from .outlines import outline_of
 def parse(text: str) -> ast.Module:
     """The syntax tree of source text. Raises ``SyntaxError`` when it does not parse."""
     with warnings.catch_warnings():
-        # Such as invalid escapes: the module's own import has its say on them. They are no
-        # SyntaxWarning before Python 3.12.
+        # Warnings, of invalid escapes for example, are left to the module's own import. Before
+        # Python 3.12 they are no SyntaxWarning.
         warnings.simplefilter("ignore")
         try:
             return ast.parse(text)
@@ -29,7 +29,7 @@ def parse(text: str) -> ast.Module:
 
 @lru_cache(maxsize=16)
 def _parse_module(text: str) -> tuple[ast.Module, int, tuple[str, ...]]:
-    """The tree, and what the compiler looks at besides a definition."""
+    """The tree, and the future flags and imported names that a definition is compiled with."""
     tree = parse(text)
     return tree, _future_flags(tree), tuple(_imported_names(tree.body))
 
@@ -49,11 +49,11 @@ def lines_of(text: str) -> list[str]:
 class Definition:
     """One function or method in its file.
 
-    ``segment`` is its whole lines, decorators included, with the file's indentation;
+    ``segment`` is all of its lines, decorators included, with the file's indentation;
     ``first_line`` is the number (from 1) of the first of them. ``future_flags`` and
-    ``imported_names`` (those bound by the module's import statements) are what else of the module
-    the compiler looks at when it compiles a function. ``found`` is its part of the file's syntax
-    tree, where it is as the file has it.
+    ``imported_names`` (those that the module's import statements bind) are what the compiler needs
+    of the module besides the function. ``found`` is the function in the file's syntax tree, where
+    the segment is that of the file.
     """
 
     module: str
@@ -70,7 +70,7 @@ class Definition:
         return self._parsed() if self.found is None else self.found
 
     def take_node(self) -> FunctionTree:
-        """As :attr:`node`, for the caller to change: nobody has it any more."""
+        """The tree of :attr:`node`, which the caller may change: nobody else holds it any more."""
         mine: FunctionTree | None = self.__dict__.pop("node", None)
         return self._parsed() if mine is None or mine is self.found else mine
 
@@ -95,8 +95,8 @@ class Definition:
 def locate(module: str, text: str, qualname: str) -> Definition | None:
     """Find ``Class.method`` or ``function`` in the source ``text`` of ``module``.
 
-    A function of the module may also be in a ``try`` of the module, where it is defined if what
-    stands above it can be imported. Returns ``None`` when there is no such definition. Raises
+    A function may also stand in a ``try`` at the top level of the module: then it is defined only
+    if the imports above it succeed. Returns ``None`` when there is no such definition. Raises
     ``TargetError`` when there is more than one, or when it is not a function, and ``SyntaxError``
     when the text does not parse.
     """
@@ -114,7 +114,7 @@ def locate(module: str, text: str, qualname: str) -> Definition | None:
 
 
 def parsed(module: str, text: str, qualname: str) -> Definition | None:
-    """As :func:`locate`, found in the syntax tree of ``text``, whichever file it is."""
+    """As :func:`locate`, but always found in the syntax tree of ``text``, never in an outline."""
     tree, flags, names = _parse_module(text)
     body: list[ast.stmt] = tree.body
     *scopes, name = qualname.split(".")
@@ -191,7 +191,7 @@ def statements_of(code: str) -> list[ast.stmt]:
 
 
 def forget() -> None:
-    """Let go of the trees that are kept because the next patch may look at the same source."""
+    """Empty the caches, which are there because the next patch may look at the same source."""
     _parse_module.cache_clear()
     _rows_of.cache_clear()
     outline_of.cache_clear()

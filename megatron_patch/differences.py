@@ -1,6 +1,6 @@
 """Show where source that is not known differs from what a patch expects, for a person to read.
 
-Code is compared as ``ast.unparse`` writes it: what is left of a difference is one that matters.
+Code is compared as ``ast.unparse`` writes it, so only differences that matter are left.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CANDIDATES = 8
 
 
 def differences(judgement: Judgement, tree: SourceTree, against: SourceTree | None = None) -> str:
-    """What to read for a drifted ``judgement`` on ``tree``: each target that is not known.
+    """Why ``judgement`` on ``tree`` is drifted: lines about each target that is not known.
 
-    With ``against``, as a difference to the same target there; without, each edit of the closest
-    variant, and as differences those that do not fit.
+    With ``against``, they are the difference to the same target in that tree. Without it, they name
+    each edit of the closest variant, with a difference where the edit does not fit.
     """
     lines: list[str] = []
     for miss in dict.fromkeys(judgement.misses):
@@ -120,7 +120,7 @@ def _of_substitute(edit: Substitute, found: Definition, tree: SourceTree) -> Ite
 def _closest(edit: Substitute, node: FunctionTree) -> tuple[list[str], Nodes]:
     """The lines that ``edit`` looks for, and the nodes that are most like them.
 
-    What stands for a metavariable in statements that do match is in its place.
+    In statements that do match, each metavariable is replaced by what it stands for.
     """
     pattern: Nodes = statements_of(edit.find)
     new = statements_of(edit.put) if edit.put.strip() else []
@@ -180,7 +180,7 @@ def _lines(node: ast.AST) -> list[str]:
 
 
 def _bare(node: FunctionTree) -> FunctionTree:
-    """Without its docstring, which is never compared."""
+    """The function without its docstring, which is never compared."""
     body = without_docstring(node)
     bare: FunctionTree = with_field(node, "body", body or node.body)
     return bare

@@ -1,7 +1,7 @@
 """What a patch does to its targets. Nothing here reads Megatron's files or changes anything.
 
-A *target* is written ``package.module:Class.method``. Named tuples for the reason that is given in
-:mod:`.model`; what reads source is imported where it is needed.
+A *target* is written ``package.module:Class.method``. The edits are named tuples, for the reason
+that :mod:`.model` gives. Modules that read source are imported only where they are needed.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def source_of(function: Callable[..., Any] | type) -> str:
 
 
 class Replace(NamedTuple):
-    """Put our function's signature-equal body in the place of the whole target.
+    """Replace the whole target by our function, which has the same signature.
 
     For small methods. Decorators of the target stay.
     """
@@ -69,7 +69,8 @@ class Before(NamedTuple):
 
     ``hook`` takes one argument with the name of the target's first parameter (``self``), and
     returns nothing. For resets of state. ``independent`` says why it does not matter what else the
-    target does; then any method will do that is there and takes such an argument.
+    target does; then the target need not be known source, and any plain method with that argument
+    will do.
     """
 
     target: str
@@ -144,7 +145,7 @@ Edit = Union[Replace, Before, Substitute, Requires, Add]
 
 @cache
 def changes_code(edit: Edit) -> bool:
-    """Whether the edit changes what runs: a condition does not, nor does another comment."""
+    """Whether the edit changes what runs: a condition does not, nor do other comments."""
     import ast
 
     from .definitions import statements_of
@@ -152,7 +153,7 @@ def changes_code(edit: Edit) -> bool:
 
     if isinstance(edit, Substitute):
         old, new = statements_of(edit.find), statements_of(edit.put)
-        # What is not equal has other dumps too, and to see that is quick.
+        # The quick comparison first: trees that it tells apart have different dumps, too.
         return not equal(old, new) or list(map(ast.dump, old)) != list(map(ast.dump, new))
     return not isinstance(edit, Requires)
 

@@ -16,7 +16,7 @@ FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 #: Types of leaves whose equal values have one canonical form. Not `float`: 0.0 is -0.0.
 PLAIN = (str, int, bool, type(None))
-#: Types of nodes with no other below them that has a place in the text.
+#: Types of nodes below which no other node has a place in the text.
 LEAVES = (ast.Name, ast.Constant)
 
 
@@ -33,7 +33,7 @@ def canonical(node: object) -> str:
 
 
 def _write(node: object, put: Callable[[str], None]) -> None:
-    """``put`` the canonical form of ``node`` piece by piece: faster than to join at each depth."""
+    """Call ``put`` with each piece of the canonical form of ``node``: joining all is slow."""
     if isinstance(node, list):
         put("[")
         for index, item in enumerate(node):
@@ -70,7 +70,8 @@ def _write(node: object, put: Callable[[str], None]) -> None:
 def equal(one: Any, other: Any) -> bool:
     """Whether two trees of one Python, or lists of them, have the same canonical form.
 
-    Most differ soon, which is seen long before a canonical form is made.
+    Most trees that differ do so near their start, and that is seen long before a canonical form
+    would be complete.
     """
     todo = [(one, other)]
     while todo:
@@ -113,7 +114,7 @@ _around: dict[type[ast.AST], tuple[str, ...]] = {}
 
 
 def counted(kind: type[ast.AST]) -> tuple[str, ...]:
-    """Those of the fields of a kind of node that count, of whatever it is."""
+    """Those fields of a kind of node that count for its digest."""
     found = _counted.get(kind)
     if found is None:
         found = tuple(name for name in kind._fields if name not in ("type_comment", "kind"))
@@ -135,7 +136,7 @@ def around(kind: type[ast.AST]) -> tuple[str, ...]:
 def walk(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a tree that have a place in the text, in any order, and those around them.
 
-    That is all that ``ast.walk`` gives, sooner, but for contexts and operators.
+    That is what ``ast.walk`` gives, but for contexts and operators, in less time.
     """
     todo = [node]
     while todo:

@@ -83,7 +83,7 @@ def _match(pattern: Any, found: Any, bindings: dict[str, ast.expr]) -> bool:
 
 
 def _same(one: ast.expr, other: ast.expr) -> bool:
-    """Whether two expressions are equal, be they read or written."""
+    """Whether two expressions are equal, whether they are read or assigned to."""
     return one is other or ast.unparse(one) == ast.unparse(other)
 
 

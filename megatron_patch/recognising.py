@@ -69,8 +69,9 @@ def below(
 @functools.lru_cache(maxsize=256)  # several patches look at the same targets
 def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...]) -> Below:
     found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
-    # All that is possible, in any order: who makes the patches one by one need not keep to that of
-    # the series, and code that one of them would have put there may have been there before.
+    # All that is possible, in any order: somebody who makes the patches one by one need not keep to
+    # the order of the series, and code that one of them would have put there may have been there
+    # before.
     todo = [(definition.node, found[definition.digest])]
     for node, ids in todo:
         for other in series:
@@ -94,7 +95,7 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
 
 
 def forget() -> None:
-    """Let go of what is kept because the next patch may look at the same source."""
+    """Empty the cache, which is there because the next patch may look at the same source."""
     _digests_below.cache_clear()
 
 

@@ -79,10 +79,11 @@ def takes(definition: Definition, edit: Before) -> bool:
 
 
 def _suspends(node: ast.AST) -> bool:
-    """Whether the function that has ``node`` in its body is a generator for that."""
+    """Whether ``node`` makes the function that has it in its body a generator."""
     if isinstance(node, (ast.Yield, ast.YieldFrom)):
         return True
-    # What is in the body of a function in it is of that one; its defaults and decorators are not.
+    # What is in the body of an inner function belongs to that one; its defaults and decorators do
+    # not.
     inside = node.body if isinstance(node, (*FunctionNode, ast.Lambda)) else None
     bodies = inside if isinstance(inside, list) else [inside]
     return any(_suspends(child) for child in ast.iter_child_nodes(node) if child not in bodies)

@@ -21,7 +21,7 @@ def occurrences(definition: Definition, edit: Substitute) -> int:
 
 
 def forget() -> None:
-    """Let go of what is kept because the next patch may look at the same source."""
+    """Empty the cache, which is there because the next patch may look at the same source."""
     occurrences.cache_clear()
 
 
@@ -49,8 +49,9 @@ def substituted(definition: Definition, edits: Sequence[Substitute]) -> Definiti
 def _together(definition: Definition, edits: Sequence[Substitute]) -> Definition | None:
     """The definition after several edits, with one proof for all.
 
-    ``None`` where that is not possible: where one is of code that another has put there or has
-    touched, or where it takes one by one to say why not, or to find which needs parentheses.
+    ``None`` where that is not possible: where one edits code that another has put there or has
+    touched, and where only making them one by one tells which does not fit, or which needs
+    parentheses.
     """
     tree = definition.node
     untouched = set(map(id, walk(tree)))
