@@ -44,7 +44,7 @@ def folder() -> Path:
 
 
 def enable() -> tuple[Path, bool]:
-    """Write the file; returns it, and whether it was other before. Idempotent.
+    """Write the file. Returns its path, and whether this changed it. Idempotent.
 
     Raises ``EnablingError`` where site-packages cannot be written, or where the name belongs to a
     file of somebody else's. Then nothing is changed.
@@ -53,7 +53,7 @@ def enable() -> tuple[Path, bool]:
     text = _text(SITE / "sitecustomize.py")
     if _read(file) == text:
         return file, False
-    new = file.with_name(f"{NAME}.{os.getpid()}.new")  # no .pth: a start does not read half of it
+    new = file.with_name(f"{NAME}.{os.getpid()}.new")  # not .pth, so that no start reads half of it
     try:
         try:
             with open(new, "x", encoding="ascii") as opened:
@@ -70,7 +70,7 @@ def enable() -> tuple[Path, bool]:
 
 
 def disable() -> tuple[Path, bool]:
-    """Remove the file; returns it, and whether it was there. Raises ``EnablingError``."""
+    """Remove the file. Returns its path, and whether it was there. Raises ``EnablingError``."""
     file = folder() / NAME
     if _read(file) is None:
         return file, False
@@ -82,7 +82,7 @@ def disable() -> tuple[Path, bool]:
 
 
 def enabled() -> Path | None:
-    """The directory that the file starts, of which package it may be; ``None`` without a file.
+    """The directory of the package that the file starts, this or another; ``None`` without a file.
 
     Raises ``EnablingError`` when the file is not one of ours.
     """
@@ -100,12 +100,12 @@ def enabled() -> Path | None:
 
 
 def _text(file: Path) -> str:
-    # In ASCII, since which encoding these files have is up to the version of Python.
+    # In ASCII, since versions of Python read these files in different encodings.
     return f"{_OURS}{_START}{_CODE!a}, {{'file': {os.path.abspath(file)!a}}})\n"
 
 
 def _read(file: Path) -> str | None:
-    """The text of our file, ``None`` if there is none. Raises ``EnablingError`` if not ours."""
+    """The text of our file, ``None`` without a file. Raises ``EnablingError`` if it is not ours."""
     if not os.path.lexists(file):
         return None
     try:

@@ -47,7 +47,7 @@ class Engine:
 
     @property
     def given(self) -> Mapping[str, str]:
-        """The variables of the last ``install()``, those that were not empty."""
+        """The environment variables that the last ``install()`` read, empty ones left out."""
         return self._settings.given
 
     def install(self, settings: Settings) -> None:
@@ -63,7 +63,8 @@ class Engine:
             for case in self._stack.last_first(out):
                 self._revert(case, "not selected by MEGATRON_PATCH")
             for case in self.cases.values():
-                # Also what failed before, it may not now, and what was on top of another patch.
+                # Also patches that failed before, which may succeed now, and those on top of
+                # another patch.
                 if case not in out and case not in self._stack:
                     case.state, case.reason = State.PENDING, _waiting(case.patch)
             selected = [case for case in self.cases.values() if case.state is not State.DISABLED]
@@ -82,7 +83,7 @@ class Engine:
                 self._revert(case, "uninstalled")
 
     def status(self) -> tuple[PatchStatus, ...]:
-        """One entry a patch, in the order of the series, looked up now."""
+        """An entry for each patch, in the order of the series, as things are now."""
         with self._lock:
             self._settle(raising=False)
             return tuple(
@@ -126,7 +127,7 @@ class Engine:
         self._settle(ready=name)
 
     def _settle(self, ready: str | None = None, raising: bool = True) -> None:
-        """Decide every pending patch whose main module is there, or will not be, then tell.
+        """Decide each pending patch whose main module is imported, or does not exist. Then tell.
 
         ``ready`` is a module whose code has just run: then no ``SettingsError`` is raised.
         """

@@ -27,7 +27,7 @@ class EnablingError(MegatronPatchError):
 
 
 class DriftedError(MegatronPatchError):
-    """Source is not known, and it was not said that unknown source is to be edited."""
+    """Source is not known, and nobody has asked for edits of unknown source."""
 
 
 class LedgerError(MegatronPatchError):

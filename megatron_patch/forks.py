@@ -12,7 +12,7 @@ PATIENCE_SECONDS = 2.0
 class ForkSafeLock:
     """A re-entrant lock.
 
-    A fork copies the locks of all threads and no thread but its own. It therefore waits until the
+    A fork copies the locks of all threads and no thread but its own. So a fork waits until this
     lock is free, so that the child does not get half of somebody's work; and where that takes too
     long, such as when this thread holds what the other one waits for, the child has a new lock.
     """

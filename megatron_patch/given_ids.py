@@ -23,7 +23,7 @@ def with_ids(arguments: Sequence[str], names: Collection[str]) -> list[str]:
 
 
 def _of_ids(arguments: Sequence[str]) -> Iterator[str]:
-    option = ""  # which the next argument is the value of
+    option = ""  # whose value is the next argument
     ended = False  # no options from here on
     for argument in arguments:
         if option:

@@ -29,7 +29,7 @@ _found: set[str] = set()
 
 
 def is_absent(name: str) -> bool:
-    """Whether there is no module ``name``, which is known when its package has been imported."""
+    """Whether module ``name`` does not exist, which is known once its package is imported."""
     if name in _found or not is_ready(name.rpartition(".")[0]):
         return False
     try:

@@ -81,7 +81,7 @@ class Finding:
 
     @property
     def found(self) -> str:
-        """The verdict, and why the patch is left out whatever that is, in a few words."""
+        """The verdict in a few words, and why the patch is off if it is."""
         return f"{self.verdict}, but off ({self.off})" if self.off else str(self.verdict)
 
     @property
@@ -181,7 +181,7 @@ def some_do_not_fit(findings: Iterable[Finding]) -> bool:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """How many there are of what, in a line."""
+    """How many patches have which verdict, in a line."""
     counts = Counter(finding.verdict for finding in findings if finding.off is None)
     words = [f"{counts[Verdict.APPLICABLE]} will be patched"]
     words += [f"{counts[v]} {v}" for v in Verdict if v is not Verdict.APPLICABLE]

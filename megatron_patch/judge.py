@@ -80,7 +80,7 @@ def judge(
     except ValueError as error:  # such as a number with too many digits to be written down
         reason = f"{patch.target}: the source cannot be judged: {error}"
     except (RecursionError, MemoryError) as error:
-        # Not its message: all ranks have to say the same, and where it came up is chance.
+        # The message is left out: it depends on chance, and all ranks have to say the same.
         why = f"nested too deeply for what is left of the stack ({type(error).__name__})"
         reason = f"{patch.target}: the source cannot be judged: it is {why}"
     return Judgement(Verdict.DRIFTED, reason)
@@ -111,10 +111,10 @@ def variant_of(patch: Patch, source: Source) -> Variant:
 
 @contextmanager
 def trees_kept() -> Iterator[None]:
-    """Judge several patches inside: what one has read is there for the next, and gone at the end.
+    """A context for judging several patches: what one has read is kept for the next, until the end.
 
-    The garbage collector rests meanwhile. The trees are no garbage, and to search them for some
-    takes up to half as long as all the rest.
+    The garbage collector is off meanwhile. Searching the trees for garbage, of which they have
+    none, would take up to half as long as all the rest.
     """
     collecting = gc.isenabled()
     gc.disable()

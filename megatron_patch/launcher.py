@@ -26,7 +26,7 @@ def environment_for(
     result = dict(base)
     inherited = base.get("PYTHONPATH")
     result["PYTHONPATH"] = os.pathsep.join([str(SITE), *([inherited] if inherited else [])])
-    if base.get(RECORDS):  # which processes of the command may read in other directories
+    if base.get(RECORDS):  # absolute, since processes of the command may run in other directories
         files = base[RECORDS].split(os.pathsep)
         result[RECORDS] = os.pathsep.join(os.path.abspath(f.strip()) for f in files if f.strip())
     if only:

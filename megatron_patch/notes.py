@@ -1,7 +1,8 @@
-"""A note that this process is patched, for who looks at it from outside: an open directory.
+"""A note that this process is patched, for whoever looks at it from outside: an open directory.
 
 Linux shows the open files of a process in ``/proc``. So the note needs no message and no file of
-its own; a forked child has it, as it has the patches, and a program that is executed has it not.
+its own. A forked child has it, as it has the patches; a program that the process executes has
+neither.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ def trouble(message: str, *, is_raised: bool) -> None:
     """Tell of something that an operator must know, once on stderr.
 
     A record goes to the handlers of ``logging``, where somebody has set up any. If none of them
-    writes to stderr, there is a ``MegatronPatchWarning``, too; a line where warnings are ignored
-    and nobody has set up ``logging``. What ``is_raised`` anyway needs none of both.
+    writes to stderr, there is a ``MegatronPatchWarning``, too, or a line on stderr where warnings
+    are ignored and nobody has set up ``logging``. A message that ``is_raised`` as an error needs
+    neither.
     """
     has_handlers = logger().hasHandlers()
     if has_handlers:
@@ -65,8 +66,9 @@ def _ignores_warnings() -> bool:
 def warn(message: str) -> None:
     """Warn with ``MegatronPatchWarning``.
 
-    Warnings come out of the imports of others. Where the filters of a process make an error of each
-    warning, or its hook for warnings raises, the message is a line on stderr all the same.
+    The warning comes up during an import in somebody else's code. Where the filters of a process
+    make an error of each warning, or its hook for warnings raises, the message is a line on stderr
+    all the same.
     """
     try:
         warnings.warn(message, MegatronPatchWarning, stacklevel=4)

@@ -15,7 +15,7 @@ HANDLER = "megatron_patch.as_it_can"
 
 
 def _as_it_can(error: UnicodeError) -> tuple[Union[str, bytes], int]:
-    """The bytes that a path is made of, as they are; other text, as an escape."""
+    """What stdout cannot encode: the very bytes of a path; an escape for any other character."""
     for name in ("surrogateescape", "backslashreplace"):
         try:
             return codecs.lookup_error(name)(error)
@@ -27,8 +27,8 @@ def _as_it_can(error: UnicodeError) -> tuple[Union[str, bytes], int]:
 def printing(command: Callable[[], int], name: str) -> int:
     """The exit status of ``command``, which prints; what it has printed is written by then.
 
-    ``OSError`` is a line on stderr and the status 1. Where who reads stdout or stderr has gone
-    away, that is no error to tell anybody of, and the status is :data:`NOBODY_READS`.
+    ``OSError`` is a line on stderr and the status 1. Where the reader of stdout or stderr has gone
+    away, nothing is told, and the status is :data:`NOBODY_READS`.
     """
     codecs.register_error(HANDLER, _as_it_can)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":

@@ -1,7 +1,7 @@
 """Read the records of others, from the files that ``MEGATRON_PATCH_RECORDS`` names.
 
 Such a file is Python, and defines ``PATCHES``: records like those of this package, with their known
-source in ``sources``. Not part of what ``import megatron_patch`` imports without the variable.
+source in ``sources``. ``import megatron_patch`` imports this module only where the variable is set.
 """
 
 from __future__ import annotations

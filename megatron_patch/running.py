@@ -1,4 +1,4 @@
-"""One engine a process, however often this package is imported and under whatever names.
+"""One engine in a process, however often this package is imported and under whatever names.
 
 Two engines would take each other's patches for somebody else's.
 """
@@ -26,7 +26,7 @@ def first_copy(package: str) -> ModuleType:
     """The copy of this package that runs in this process: ``package`` if none did before."""
     mine = sys.modules[package]
     for finder in list(sys.meta_path):
-        # Who mocks sys.modules puts back what was there before this package was imported.
+        # Code that mocks sys.modules puts back what was there before this package was imported.
         found = namespace_of(finder).get(FINDERS_ATTRIBUTE)
         if isinstance(found, ModuleType):
             sys.modules.setdefault(NAME, found)

@@ -183,7 +183,7 @@ def megatron_version(read: Callable[[str], str | None] = read_source) -> str | N
 
 
 def _constants(text: str) -> dict[str, object]:
-    """What the assignments of constants in the source of a module give to which names."""
+    """The names that the source of a module assigns constants to, with these constants."""
     import ast
 
     from .definitions import parse

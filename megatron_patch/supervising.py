@@ -23,7 +23,7 @@ def say(text: str) -> None:
     try:
         os.write(2, f"megatron-patch run: {text}\n".encode("utf-8", "backslashreplace"))
     except OSError:
-        return  # it is closed, and nobody to tell
+        return  # stderr is closed: there is nobody to tell
 
 
 def become(program: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -143,7 +143,7 @@ def _end_with(parent: int) -> None:
     except ImportError:
         return  # a Python that was built without it
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it was, before
+    if os.getppid() != parent:  # the parent was killed before that call
         os._exit(128 + signal.SIGKILL)
 
 

@@ -41,7 +41,7 @@ def misses_of(variant: Variant, source: Source, find: Finder) -> Iterator[Miss]:
         yield Miss(target, expected, find(target), substitutes)
     for edit in independent_hooks(variant):
         found = find(edit.target)
-        # Where the hook is made already, something of the patch may be made already.
+        # Where the hook is there already, other parts of the patch may be there already.
         if found is None or not rewrite.takes(found, edit) or undoing.undone(found.node, [edit]):
             yield Miss(edit.target, None, found)
 
