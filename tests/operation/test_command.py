@@ -31,7 +31,9 @@ print(json.dumps([(s.id, str(s.state), s.reason) for s in package.status()]))
 """
 
 
-def megatron_patch_command(*arguments: str, path: Path | None = None, **variables: str):  # type: ignore[no-untyped-def]
+def megatron_patch_command(  # type: ignore[no-untyped-def]
+    *arguments: str, path: Path | None = None, cwd: Path | None = None, **variables: str
+):
     """The console script where the package is installed, so that this tests the installed one."""
     package = str(Path(megatron_patch.__file__).parents[1])
     # Megatron itself may be on PYTHONPATH, too.
@@ -40,6 +42,7 @@ def megatron_patch_command(*arguments: str, path: Path | None = None, **variable
     start = [str(script)] if script.exists() else [sys.executable, "-m", "megatron_patch"]
     return subprocess.run(
         [*start, *arguments],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), **variables},
         capture_output=True,
         text=True,
