@@ -6,9 +6,10 @@ import argparse
 import sys
 
 from .. import export as exporting
-from .. import in_place, partly
+from .. import in_place, partly, tree_record
 from ..source_edits import SourcePatch, source_patches
 from ..source_tree import SourceTree
+from ..tree_files import TreeFiles
 from ..verdicts import Verdict
 from . import SERIES, SOME_DO_NOT_FIT, note, settings_for
 
@@ -47,6 +48,8 @@ def revert(options: argparse.Namespace) -> int:
     tree = SourceTree.at(options.megatron)
     with in_place.held(tree) as found:
         note(found)
+        if found and tree_record.load(TreeFiles(tree.root)) is None:
+            return 0  # what was interrupted was a `revert` of all
         if options.only:
             settings = settings_for(SERIES, options)
             paths = partly.revert(tree, SERIES, settings.selected, settings.accepted)

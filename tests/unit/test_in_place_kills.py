@@ -127,6 +127,17 @@ def test_whenever_a_command_is_killed_the_next_one_finds_all_or_nothing(tmp_path
     assert call > 30
 
 
+def test_a_revert_that_was_killed_is_done_by_the_same_command_again(tmp_path, capsys):
+    tree = fresh(tmp_path)
+    apply(tree)
+    assert interrupted(tree, lambda: in_place.revert(tree), 40)
+    assert main(["revert", "--megatron", str(tmp_path)]) == 0
+    assert texts(tree) == [TEXT] * 2
+    assert "a `megatron-patch revert` was interrupted; it is finished" in capsys.readouterr().err
+    assert main(["revert", "--megatron", str(tmp_path)]) == 1
+    assert "there is nothing to revert" in capsys.readouterr().err
+
+
 def test_to_finish_can_be_interrupted_too(tmp_path):
     start = fresh(tmp_path / "start")
     apply(start)
