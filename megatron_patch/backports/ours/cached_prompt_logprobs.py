@@ -38,7 +38,7 @@ CACHED_PROMPT_LOGPROBS = Patch(
         "generated_tokens for a prompt that was seen before, and prompt_log_probs has values of "
         "other tokens"
     ),
-    outcome="the log probs of a request that finds nothing cached",
+    outcome="the same log probs as for a request that finds nothing cached",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,

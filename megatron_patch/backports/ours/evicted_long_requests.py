@@ -33,7 +33,7 @@ EVICTED_LONG_REQUESTS = Patch(
         "evicted whose prompt and output together are more than max_tokens; after a suspension "
         "such a request fails with TokenOverflowError"
     ),
-    outcome="it is prefilled in chunks and goes on, and so do the requests behind it",
+    outcome="such a request is prefilled in chunks and goes on, and so do the requests behind it",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,

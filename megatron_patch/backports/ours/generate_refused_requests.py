@@ -2,8 +2,8 @@
 
 A request that ``add_request()`` refuses is returned by the next step. ``generate()`` makes steps
 as long as there are requests to serve, and there are none where all are refused: it returns an
-empty list, and the records come with what the next call returns. Who pairs prompts and results
-pairs wrong ones.
+empty list, and the records come with what the next call returns. A caller who pairs prompts with
+results pairs wrong ones.
 
 With this patch ``generate()`` goes on until it has them.
 
@@ -27,7 +27,7 @@ GENERATE_REFUSED_REQUESTS = Patch(
         "engine.generate() returns [] for a prompt that is too long, and the next call returns "
         "one record too many"
     ),
-    outcome="a record with status FAILED, in its place",
+    outcome="the same call returns a record with status FAILED for it",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,

@@ -38,7 +38,7 @@ GROUPED_ONE_TOKEN_PROMPTS = Patch(
         "of flash-attn 2 ends the engine, with a model of grouped heads (GQA, num_query_groups) "
         "and a step whose prompts all have one token"
     ),
-    outcome="they decode to what the model alone decodes",
+    outcome="such prompts decode to what the model alone decodes",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,

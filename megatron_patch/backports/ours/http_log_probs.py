@@ -1,4 +1,4 @@
-"""Answer requests over HTTP with the log probs of their tokens (a change of ours; upstream's open).
+"""Answer over HTTP with the log probs of the tokens (a change of ours; upstream has one open).
 
 The chat endpoint looks for the log probs under a name that no answer of the dynamic engine has: so
 ``logprobs.content`` is empty, or in 0.16 ``logprobs`` is null, however many were asked for and

@@ -28,7 +28,7 @@ RECOMPUTED_PROMPT_LOGPROBS = Patch(
     summary="Return the log probs of a prompt once that a suspension makes begin again",
     symptom=(
         "after a suspension with KVCacheManagementMode.RECOMPUTE between the chunks of a prompt, "
-        "generated_log_probs is longer than generated_tokens, and prompt_log_probs has some twice"
+        "generated_log_probs is longer than generated_tokens, and prompt_log_probs has values twice"
     ),
     outcome="as many log probs as tokens, each of its own token",
     upstream_pr=None,

@@ -49,7 +49,7 @@ RESUMED_STOP_WORDS = Patch(
         "a request with stop words that is evicted for its blocks, or suspended and recomputed, "
         "goes on beyond its stop word, up to its number of tokens"
     ),
-    outcome="it ends where it would have ended without that",
+    outcome="the request ends where it would have ended without that",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,

@@ -1,7 +1,7 @@
 """Wait for the copy of the bookkeeping buffer before the host writes to it again (upstream #5715).
 
 ``DynamicInferenceContext.transfer_bookkeeping_to_gpu()`` copies one pinned host buffer to the GPU
-without waiting. Who writes to the buffer next does not wait either, so a GPU that is behind gets
+without waiting. The next write to the buffer does not wait either, so a GPU that is behind gets
 what belongs to the next step, or the -1 that ``reset()`` leaves, for token and block indices.
 
 With this patch the copy blocks, as it does upstream. An event that the next writer waits for

@@ -4,7 +4,8 @@ A prompt that is longer than what is left of ``max_tokens`` is prefilled in seve
 the last of them sample a token that means nothing, and the engine does not take it for generated.
 But with ``skip_prompt_log_probs`` it takes its log prob for that of a generated token, unless only
 the logits of last tokens are materialized: there is one more for each chunk, in front of those that
-mean something. Who pairs tokens and log probs, such as in reinforcement learning, pairs wrong ones.
+mean something. Code that pairs tokens with log probs, for example in reinforcement learning, pairs
+wrong ones.
 
 With this patch these steps leave no log prob where none of the prompt are asked for.
 

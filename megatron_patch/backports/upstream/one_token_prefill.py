@@ -50,14 +50,14 @@ ONE_TOKEN_PREFILL = Patch(
         "sequence lengths, for a prompt of one token, for a prompt that is one token longer than "
         "its chunks, or for one that the prefix cache has all of"
     ),
-    outcome="they decode to what the model alone decodes",
+    outcome="such prompts decode to what the model alone decodes",
     upstream_pr=4191,
     upstream_commit="980211ae6308dd541ec24bfe5af664ef31215256",
     upstream_date="2026-04-09",
     fixed_in="0.18.0",
     releases=">=0.16,<0.18",
     removal="no supported release is older than 0.18.0",
-    updated="2026-11-24",
+    updated="2026-11-26",
     target=INITIALIZE,
     variants=(Variant("0.16", HUNKS.of("0.16")),),
     told_by=(

@@ -35,7 +35,7 @@ REFUSED_REQUEST_REPLY = Patch(
         "a request that is too long is never answered: its future is never done (0.15), or not "
         "before another request comes (0.16), and the client of the coordinator hangs"
     ),
-    outcome="its future is done with status FAILED when add_request() returns, and the reply sent",
+    outcome="when add_request() returns, its future has status FAILED, and the reply is sent",
     upstream_pr=3776,
     upstream_commit="ee00a706e791d66c32f8bc015ce4e7a92223893f",
     upstream_date="2026-03-18",

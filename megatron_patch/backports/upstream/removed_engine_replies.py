@@ -40,7 +40,7 @@ REMOVED_ENGINE_REPLIES = Patch(
         "coordinator (0.19: handle_engine_reply()), when one of several engines has ended or its "
         "connection broke; then all clients hang"
     ),
-    outcome="its replies are passed on, and the coordinator goes on",
+    outcome="replies of that engine are passed on, and the coordinator goes on",
     upstream_pr=6025,
     upstream_commit="157c023f2fea81e94a4990401723c80a67441bf0",
     upstream_date="2026-07-28",
