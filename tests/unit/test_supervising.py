@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import select
 import signal
 import subprocess
@@ -158,3 +159,75 @@ def test_without_strict_the_command_is_the_very_process():
         text=True,
     ) as process:
         assert process.communicate()[0] == f"{process.pid}\n"
+
+
+# A shell with job control, of one job: says when it stops, and goes on with it.
+SHELL = """
+import os, signal, sys
+job = os.fork()
+if job == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+while True:
+    _, status = os.waitpid(job, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        os.write(1, b"ended %d;" % os.waitstatus_to_exitcode(status))
+        break
+    os.write(1, b"stopped;")
+    os.killpg(job, signal.SIGCONT)
+"""
+# Not with print(), which a second signal would find half-way. And not with a plain read of stdin: a
+# signal just before the read, as while the process is stopped there, does not interrupt it, and
+# then Python calls the handler when the read is done. The other end of a pipe is told at once.
+JOB = """
+import os, select, signal, time
+def interrupted(*_):
+    time.sleep(0.2)
+    os.write(1, b"interrupted;")
+signal.signal(signal.SIGINT, interrupted)
+signal.signal(signal.SIGCONT, lambda *_: os.write(1, b"continued;"))
+told, end = os.pipe()
+os.set_blocking(end, False)
+signal.set_wakeup_fd(end)
+os.write(1, b"started;")
+while 0 not in select.select([0, told], [], [])[0]:
+    os.read(told, 100)
+os.write(1, b"read %s;" % os.read(0, 100).strip())
+"""
+
+
+@BOTH
+def test_the_keys_of_a_terminal(options):
+    """Stop, go on, interrupt and a line of input: as a shell with job control gives them."""
+    line = [sys.executable, "-c", SHELL, *run_line(options, sys.executable, "-c", JOB)]
+    number, terminal = pty.fork()
+    if number == 0:
+        os.chdir(PACKAGE_PARENT)
+        os.execve(sys.executable, line, environment())
+    seen = ""
+
+    def wait_for(words: str) -> None:
+        nonlocal seen
+        end = time.monotonic() + 60
+        while words not in seen:
+            assert select.select([terminal], [], [], end - time.monotonic())[0], seen
+            seen += os.read(terminal, 1000).decode()
+
+    try:
+        wait_for("started;")
+        os.write(terminal, b"\x1a")
+        wait_for("stopped;")
+        wait_for("continued;")
+        os.write(terminal, b"\x03")
+        wait_for("interrupted;")
+        time.sleep(0.3)
+        os.write(terminal, b"a line\n")
+        wait_for("ended 0;")
+    finally:
+        os.close(terminal)
+        os.waitpid(number, 0)
+    assert "read a line;" in seen
+    assert (seen.count("stopped;"), seen.count("interrupted;")) == (1, 1), seen
