@@ -168,7 +168,11 @@ def setup_script(head_dims: Sequence[int], architectures: Sequence[str]) -> str:
                 CUDAExtension(
                     "flash_attn_2_cuda",
                     sources={sources!r},
-                    include_dirs=[*(str(here / folder) for folder in {includes!r}), *{headers!r}],
+                    include_dirs=[
+                        *(str(here / folder) for folder in {includes!r}),
+                        os.path.join(os.environ["CUDA_HOME"], "include"),
+                        *{headers!r},
+                    ],
                     library_dirs=[str(here / {LIBRARIES!r})],
                     extra_compile_args={{
                         "cxx": ["-O3", "-std=c++17", *{defined!r}],

@@ -2,8 +2,8 @@
 
     python tools/plot_bench.py docs/benchmarks/h200/*.json --output docs/benchmarks/h200
 
-Writes ``step-time`` and ``getter-time``, as SVG and as PNG. All results have to be of one device
-and of one size.
+Writes ``step-time`` and ``getter-time``, as SVG and as PNG. All results have to be of one device,
+one attention and one size. What is captured in a CUDA graph may differ: releases name it otherwise.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ COLORS = {WITHOUT: "#9aa5b1", WITH: "#2a6fdb"}
 LABELS = {WITHOUT: "as released", WITH: "patched"}
 WIDTH = 0.36
 
+#: What is part of a bar's label, and not of the size.
+SETTINGS = ("graph_scope", "mode")
+
 
 def load(paths: Sequence[Path]) -> list[Result]:
     """The results, by release. Raises ``ValueError`` if they do not belong together."""
     results: list[Result] = [json.loads(path.read_text()) for path in paths]
     for path, result in zip(paths, results, strict=True):
-        for name in ("device", "options"):
-            if result[name] != results[0][name]:
+        for name in ("device", "attention", "options"):
+            mine, its = _without_settings(result.get(name)), _without_settings(results[0].get(name))
+            if mine != its:
                 raise ValueError(
-                    f"{path}: {name} is {result[name]}, and {results[0][name]} in {paths[0]}; "
-                    "measure all releases alike"
+                    f"{path}: {name} is {mine}, and {its} in {paths[0]}; measure all releases alike"
                 )
         missing = {WITHOUT, WITH} - result["selections"].keys()
         if missing:
@@ -48,12 +51,28 @@ def load(paths: Sequence[Path]) -> list[Result]:
     return sorted(results, key=lambda r: [int(part) for part in r["megatron_core"].split(".")[:3]])
 
 
+def _without_settings(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: chosen for name, chosen in value.items() if name not in SETTINGS}
+
+
+def label(result: Result) -> str:
+    """What is written below the bars of ``result``."""
+    options = result["options"]
+    settings = [options.get("graph_scope"), options.get("mode")]
+    words = [word for word in settings if word not in (None, "sync")]
+    return "\n".join(
+        [result["megatron_core"], ", ".join(words)] if words else [result["megatron_core"]]
+    )
+
+
 def _bars(axes: Axes, results: Sequence[Result], values: dict[str, list[float]]) -> None:
     for index, (name, heights) in enumerate(values.items()):
         places = [place + (index - 0.5) * WIDTH for place in range(len(results))]
         bars = axes.bar(places, heights, WIDTH, color=COLORS[name], label=LABELS[name])
         axes.bar_label(bars, fmt="%.0f" if max(heights) > 100 else "%.1f", padding=2, fontsize=8)
-    axes.set_xticks(range(len(results)), [result["megatron_core"] for result in results])
+    axes.set_xticks(range(len(results)), [label(result) for result in results])
     axes.set_xlabel("megatron-core")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -68,8 +87,8 @@ def step_time(axes: Axes, results: Sequence[Result]) -> None:
     for place, result in enumerate(results):
         busy = result["selections"][WITHOUT]["gpu_busy_us"]
         if busy is not None:
-            label = "GPU busy" if place == 0 else "_"  # an underscore: not in the legend
-            axes.hlines(busy, place - WIDTH, place + WIDTH, color="#d1495b", label=label)
+            name = "GPU busy" if place == 0 else "_"  # an underscore: not in the legend
+            axes.hlines(busy, place - WIDTH, place + WIDTH, color="#d1495b", label=name)
     axes.set_ylabel("decode step, µs (median)")
 
 

@@ -9,11 +9,12 @@ import pytest
 from tools import plot_bench
 
 
-def result(version, *, device="GPU", step=2000.0, requests=16):
+def result(version, *, device="GPU", step=2000.0, requests=16, attention=None, **settings):
     return {
         "megatron_core": version,
         "device": device,
-        "options": {"layers": 4, "hidden": 1024, "requests": requests},
+        "attention": attention,
+        "options": {"layers": 4, "hidden": 1024, "requests": requests, **settings},
         "selections": {
             name: {
                 "step_us": {"median": step * share},
@@ -54,6 +55,17 @@ def test_both_figures_in_both_formats_and_always_the_same_bytes(write, tmp_path)
         assert label in text
 
 
+def test_graph_scopes_and_modes_may_differ_and_are_said(write, tmp_path):
+    paths = write(
+        result("0.17.1", graph_scope="full_iteration_inference", mode="sync"),
+        result("0.19.2", graph_scope="block", mode="async"),
+    )
+    assert draw(paths, tmp_path) == 0
+    text = (tmp_path / "step-time.svg").read_text()
+    for label in (">full_iteration_inference<", ">block, async<", ">0.19.2<"):
+        assert label in text
+
+
 def test_without_a_gpu_there_is_no_floor(write, tmp_path):
     values = result("0.16.1", device="CPU")
     values["selections"]["none"]["gpu_busy_us"] = None
@@ -65,6 +77,7 @@ def test_without_a_gpu_there_is_no_floor(write, tmp_path):
     ("other", "says"),
     [
         ({"device": "another"}, "device is another, and GPU in"),
+        ({"attention": "flash-attn 2.8.3"}, "attention is flash-attn 2.8.3, and None in"),
         ({"requests": 8}, "measure all releases alike"),
     ],
 )
