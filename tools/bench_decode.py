@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as they are written to JSON."""
     import torch
 
-    device = testing.start()
+    device = benchmarking.start(options.tensor_parallel)
     on_cuda = device.type == "cuda"
     # Of several kernels for one operator, those that are the same bit for bit in each run.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -218,6 +219,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     benchmarking.add_engine_options(parser)
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="RANKS",
+        help="that share the model; start as many with torchrun. The first of them reports",
+    )
     parser.add_argument("--rounds", type=int, default=15, help="of all selections, at least 2")
     parser.add_argument(
         "--select",
@@ -246,8 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(options)
     except testing.UnsupportedError as error:
         parser.error(str(error))
-    print(report(result))
-    if options.json:
+    first_rank = int(os.environ.get("RANK", "0")) == 0
+    if first_rank:
+        print(report(result))
+    if first_rank and options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return int(not all(values["equal_outputs"] for values in result["selections"].values()))
 

@@ -73,6 +73,21 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def start(tensor_parallel: int = 1) -> Any:
+    """Start Megatron; with several ranks that share a model, in a process that torchrun started.
+
+    Returns the device of this rank.
+    """
+    if tensor_parallel > 1:
+        import torch
+
+        on_cuda = torch.cuda.is_available()
+        if on_cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
+    return testing.start(tensor_model_parallel_size=tensor_parallel)
+
+
 def spec_of(options: argparse.Namespace, device: Any) -> testing.EngineSpec:
     """What the engine of ``options`` is like; its KV cache holds what its requests need.
 
@@ -118,7 +133,7 @@ def sized_spec(
         "dtype": options.dtype or ("bfloat16" if on_cuda else "float32"),
     }
     # One that is never in use, and one to spare.
-    buffer = kv_gib(**size, blocks=blocks + 2)
+    buffer = kv_gib(**size, blocks=blocks + 2) / getattr(options, "tensor_parallel", 1)
     _check_memory(buffer, on_cuda)
     return testing.EngineSpec(
         **size,

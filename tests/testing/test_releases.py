@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from megatron_patch import testing
-from megatron_patch.testing import releases
+from megatron_patch.testing import graph_scopes, releases
+from megatron_patch.testing.models import transformer_config
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -49,6 +50,22 @@ def test_unknown_mode() -> None:
     spec = testing.EngineSpec(kv_cache_management_mode="forget")
     with pytest.raises(ValueError, match=r"must be one of .*, not 'forget'"):
         testing.build_context(spec)
+
+
+def test_the_scopes_of_the_release_are_those_of_its_configuration() -> None:
+    scopes = graph_scopes.known_scopes()
+    assert scopes["layer"] == "layer"
+    assert set(scopes.values()) <= set(graph_scopes.CUDA_GRAPH_SCOPES)
+    for name, value in scopes.items():
+        config = transformer_config(testing.EngineSpec(cuda_graph_scope=value))
+        # From 0.18 on a field of its own; before, a list for training and inference.
+        own = getattr(config, "inference_cuda_graph_scope", None)
+        chosen = [own] if own is not None else getattr(config, "cuda_graph_scope", None)
+        names = [getattr(scope, "name", scope) for scope in chosen or ()]
+        assert (name in names) or (name == "layer" and "block" not in map(scopes.get, names))
+    if "block" not in scopes.values():
+        with pytest.raises(testing.UnsupportedError, match="no CUDA graph of all layers"):
+            transformer_config(testing.EngineSpec(cuda_graph_scope="block"))
 
 
 def test_unified_memory_needs_a_cuda_device(device: Any) -> None:
