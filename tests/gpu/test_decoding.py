@@ -14,6 +14,7 @@ from megatron_patch import testing
 
 from ..backports.test_input_position_view_cache import deallocating_modes, storage
 from ..conftest import RELEASE, SOURCE
+from .kernels import rounds_to_bfloat16, spec_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cuda_device")]
 
@@ -45,7 +46,7 @@ class Calls:
 
 
 def test_views_keep_their_address_while_graphs_are_replayed():
-    engine = testing.build_engine(testing.EngineSpec(**GRAPHS))
+    engine = testing.build_engine(spec_of(**GRAPHS))
     calls = Calls(engine.context)
     decoded = testing.decode(engine, REQUESTS)
     assert calls.count == decoded.steps
@@ -62,21 +63,43 @@ def real_rows(decoded):
 
 
 def test_graphs_give_the_tokens_and_logits_of_steps_without():
-    with_graphs = testing.decode(testing.build_engine(testing.EngineSpec(**GRAPHS)), REQUESTS)
-    spec = testing.EngineSpec(**SIZE)
+    with_graphs = testing.decode(testing.build_engine(spec_of(**GRAPHS)), REQUESTS)
+    spec = spec_of(**SIZE)
     eager = testing.decode(testing.build_engine(spec), REQUESTS)
+    # The products of matrices of another height are not bit for bit the same.
+    if rounds_to_bfloat16():
+        same_up_to_rounding(with_graphs, eager)
+        return
     expected = testing.reference_decode(testing.build_model(spec), REQUESTS)
     assert with_graphs.tokens == eager.tokens == expected
-    # The products of matrices of another height are not bit for bit the same.
     for rows, one, other in zip(real_rows(eager), with_graphs.logits, eager.logits, strict=True):
         torch.testing.assert_close(one[:, :rows], other[:, :rows], rtol=1e-4, atol=1e-4)
 
 
+def same_up_to_rounding(one, other):
+    """The logits of requests that have had the same tokens, as long as none has ended.
+
+    Two tokens that are nearly alike can be exchanged by rounding, and what follows is another text.
+    """
+    together = min(request.num_tokens for request in REQUESTS)
+    compared = 0
+    for step in range(together):
+        rows = [
+            row
+            for row in range(len(REQUESTS))
+            if one.tokens[row][:step] == other.tokens[row][:step]
+        ]
+        compared += len(rows)
+        mine, its = (decoded.logits[step][:, rows] for decoded in (one, other))
+        torch.testing.assert_close(mine, its, rtol=0.05, atol=0.05)
+    assert compared > together * len(REQUESTS) // 2
+
+
 @pytest.mark.parametrize("fields", [SIZE, GRAPHS], ids=["eager", "graphs"])
 def test_patches_change_no_bit_of_the_output(unpatched, fields):
-    without = testing.decode(testing.build_engine(testing.EngineSpec(**fields)), REQUESTS)
+    without = testing.decode(testing.build_engine(spec_of(**fields)), REQUESTS)
     megatron_patch.install()
-    patched = testing.decode(testing.build_engine(testing.EngineSpec(**fields)), REQUESTS)
+    patched = testing.decode(testing.build_engine(spec_of(**fields)), REQUESTS)
     assert patched.tokens == without.tokens
     for rows, one, other in zip(real_rows(without), patched.logits, without.logits, strict=True):
         assert one[:, :rows].equal(other[:, :rows])
@@ -89,7 +112,7 @@ def allocated() -> int:
 
 def freed_by_suspending(fields) -> tuple[int, int]:
     """Bytes that come back when an engine that has decoded is suspended, and those of its cache."""
-    engine = testing.build_engine(testing.EngineSpec(**SIZE, **fields))
+    engine = testing.build_engine(spec_of(**SIZE, **fields))
     # The first suspension also drops the graphs that other engines have left in Megatron.
     testing.suspend(engine)
     testing.resume(engine)
@@ -117,7 +140,7 @@ def test_suspending_frees_as_many_bytes_as_without_patches():
 
 
 def test_memory_is_stable_over_10_000_decode_steps():
-    spec = testing.EngineSpec(
+    spec = spec_of(
         max_sequence_length=10_240, block_size_tokens=256, max_tokens=64, num_cuda_graphs=4
     )
     engine = testing.build_engine(spec)
