@@ -51,7 +51,11 @@ class ToxIni:
     def pytest_arguments(self, environment: str) -> Iterator[list[str]]:
         """Of each `pytest` that the environment runs, without arguments of the user's."""
         section = f"testenv:{environment}"
-        value = self._ini[section if self._ini.has_section(section) else "testenv"]["commands"]
+        if not self._ini.has_section(section):
+            section = "testenv"
+        if "commands" not in self._ini[section]:
+            section = self._ini[section]["base"]
+        value = self._ini[section]["commands"]
         for line in value.strip().splitlines():
             found = FACTORS.fullmatch(line)
             if found is not None and not meets(environment, found["condition"]):

@@ -139,3 +139,10 @@ def test_conditions_and_braces():
     assert list(expanded("a{,-b}")) == ["a", "a-b"]
     found = {c: meets("py311-a", c) for c in ("a", "!a", "a-b", "a-!b", "b,a", "!py311,b", "py31")}
     assert [condition for condition, is_met in found.items() if is_met] == ["a", "a-!b", "b,a"]
+
+
+def test_an_environment_has_one_python_at_most():
+    """Of several, tox-uv takes the first, and skips the environment where that one is missing."""
+    named = [line for line in TEXT.splitlines() if line.startswith("base_python")]
+    assert named != []
+    assert [line for line in named if "," in line] == []
