@@ -135,7 +135,7 @@ def _block(label: str, heading: str, lines: Iterable[Line], *, place: str = "") 
     """Lines of code under a heading. They scroll by themselves, with the keyboard too."""
     where = f'<p class="place">{_path(place)}</p>' if place else ""
     return (
-        f'<h3>{heading}</h3>{where}<pre tabindex="0" role="region" aria-label="{text(label)}">'
+        f'<h3>{heading}</h3>{where}<pre tabindex="0" role="group" aria-label="{text(label)}">'
         f"<code>{''.join(_rows(lines))}</code></pre>\n"
     )
 
