@@ -1,4 +1,4 @@
-"""The two flash-attn functions that Megatron's dynamic engine calls, in plain PyTorch.
+"""The two flash-attn functions that Megatron's engines call, in plain PyTorch.
 
 They stand in for flash-attn where it cannot run. They run on any device and in any floating-point
 dtype, and never wait for a CUDA device, so that a decode step can be captured in a CUDA graph.
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from . import graphs
 from .arguments import check_blocks, check_lengths, expect_shape, refuse
+from .padded_attention import attend, log_sums, visible
+from .rotary import append, rotated_behind
 
 
 def flash_attn_varlen_func(
@@ -91,8 +93,8 @@ def flash_attn_varlen_func(
     else:
         keys, values = _paged(k, v, block_table, k_lengths)
     queries = q[_packed_rows(q_starts, max_seqlen_q, total_q)]
-    visible = _visible(queries, keys, q_lengths, k_lengths, causal, window_size)
-    out = _attend(queries, keys, values, k_lengths, visible, softmax_scale)
+    seen = visible(queries, keys, q_lengths, k_lengths, causal, window_size)
+    out = attend(queries, keys, values, k_lengths, seen, softmax_scale)
 
     # Back from (sequence, position) to the packed order. A row after the last sequence has none.
     token = torch.arange(total_q, dtype=cu_seqlens_q.dtype, device=q.device)
@@ -103,7 +105,7 @@ def flash_attn_varlen_func(
     packed = out[sequence, position].masked_fill(padding[:, None, None], 0)
     if not return_attn_probs:
         return packed
-    sums = _log_sums(queries, keys, visible, softmax_scale)[sequence, :, position]
+    sums = log_sums(queries, keys, seen, softmax_scale)[sequence, :, position]
     return packed, sums.masked_fill(padding[:, None], torch.inf).T, q.new_empty(0)
 
 
@@ -128,17 +130,22 @@ def flash_attn_with_kvcache(
     num_splits: int = 0,
     return_softmax_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention of a few new tokens per sequence over a cache that already holds their keys.
+    """Attention of a few new tokens per sequence over a cache that holds their keys, or gets them.
 
     Args:
         q: (batch, tokens_per_sequence, heads, head_dim).
         k_cache, v_cache: (batch, cache_length, kv_heads, head_dim), or, with a block table,
-            (num_blocks, block_size, kv_heads, head_dim). Not changed.
-        cache_seqlens: (batch,) int32, keys of each sequence, those of ``q`` included. 0 for a
-            padded row. Defaults to the whole cache.
+            (num_blocks, block_size, kv_heads, head_dim). Changed only with ``k`` and ``v``.
+        k, v: (batch, tokens_per_sequence, kv_heads, head_dim), which are then appended to the
+            first rows of the caches. Without a block table only.
+        rotary_cos, rotary_sin: with ``k``; (positions, rotated_dim / 2), by which ``q`` and ``k``
+            are rotated first, for the positions where they stand.
+        cache_seqlens: (batch,) int32, keys of each sequence, those of ``q`` included unless they
+            are in ``k``. 0 for a padded row. Defaults to the whole cache; with ``k`` it is needed.
         block_table: (batch, max_blocks_per_sequence) int32, the cache blocks of each sequence.
         softmax_scale, causal, window_size: as in :func:`flash_attn_varlen_func`.
-        rotary_interleaved, num_splits: no effect.
+        rotary_interleaved: as ``interleaved`` of :func:`.rotary.apply_rotary_emb`.
+        num_splits: no effect.
 
     Returns:
         (batch, tokens_per_sequence, heads, head_dim), dtype of ``q``. Zero in rows that see no
@@ -146,20 +153,37 @@ def flash_attn_with_kvcache(
         second tensor of :func:`flash_attn_varlen_func`.
 
     Raises:
-        NotImplementedError: for an argument that is not stood in for, such as appending ``k``.
+        NotImplementedError: for an argument that is not stood in for, such as appending ``k`` to
+            blocks.
         RuntimeError: shapes that do not fit, as flash-attn does; on a CPU also for values.
     """
     refuse(
         "flash_attn_with_kvcache",
-        k=k,
-        v=v,
-        rotary_cos=rotary_cos,
-        rotary_sin=rotary_sin,
         cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
     )
+    if k is not None and v is not None:
+        refuse("flash_attn_with_kvcache with new keys", block_table=block_table)
+        if not isinstance(cache_seqlens, Tensor):
+            raise RuntimeError("cache_seqlens must be a tensor where keys are appended")
+        if rotary_cos is not None and rotary_sin is not None:
+            in_order = causal or max(window_size) >= 0
+            tables = (rotary_cos, rotary_sin)
+            q, k = rotated_behind(q, k, cache_seqlens, tables, rotary_interleaved, in_order)
+        k_cache, v_cache = k_cache[: k.shape[0]], v_cache[: v.shape[0]]
+        append(k_cache, k, cache_seqlens)
+        append(v_cache, v, cache_seqlens)
+        cache_seqlens = cache_seqlens + k.shape[1]
+    else:
+        refuse(
+            "flash_attn_with_kvcache without new keys and values",
+            k=k,
+            v=v,
+            rotary_cos=rotary_cos,
+            rotary_sin=rotary_sin,
+        )
     batch, tokens = q.shape[0], q.shape[1]
     capacity = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
     if not isinstance(cache_seqlens, Tensor):
@@ -173,70 +197,9 @@ def flash_attn_with_kvcache(
     else:
         keys, values = _paged(k_cache, v_cache, block_table, cache_seqlens)
     q_lengths = torch.full_like(cache_seqlens, tokens)
-    visible = _visible(q, keys, q_lengths, cache_seqlens, causal, window_size)
-    out = _attend(q, keys, values, cache_seqlens, visible, softmax_scale)
-    return (out, _log_sums(q, keys, visible, softmax_scale)) if return_softmax_lse else out
-
-
-def _visible(
-    q: Tensor,
-    k: Tensor,
-    q_lengths: Tensor,
-    k_lengths: Tensor,
-    causal: bool,
-    window_size: tuple[int, int],
-) -> Tensor:
-    """(batch, queries, keys): which keys each query of a padded batch sees."""
-    query = torch.arange(q.shape[1], device=q.device)
-    key = torch.arange(k.shape[1], device=q.device)
-    present = key < k_lengths[:, None]
-    visible = present[:, None, :] & (query < q_lengths[:, None])[:, :, None]
-    # The last query of a sequence stands at its last key, however long either is.
-    own_key = (k_lengths - q_lengths)[:, None, None] + query[:, None]
-    left, right = window_size
-    if causal:
-        right = 0 if right < 0 else min(right, 0)
-    if left >= 0:
-        visible = visible & (key >= own_key - left)
-    if right >= 0:
-        visible = visible & (key <= own_key + right)
-    return visible
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, k_lengths: Tensor, visible: Tensor, scale: float | None
-) -> Tensor:
-    """Attention over padded batches.
-
-    ``q`` is (batch, queries, heads, head_dim), ``k`` and ``v`` (batch, keys, kv_heads, head_dim),
-    the lengths (batch,). Returns the shape of ``q``.
-    """
-    sees_nothing = ~visible.any(dim=-1, keepdim=True)
-    # What lies behind the last key was perhaps never written. A weight of zero does not keep a
-    # NaN or infinity there out of the sum, so it has to be overwritten.
-    absent = (torch.arange(k.shape[1], device=q.device) >= k_lengths[:, None])[:, :, None, None]
-    groups = q.shape[2] // k.shape[2]
-    k = k.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
-    v = v.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        # The softmax of a row that sees nothing is NaN: let it see everything, and drop it below.
-        attn_mask=(visible | sees_nothing)[:, None],
-        scale=scale,
-    )
-    result: Tensor = out.transpose(1, 2).masked_fill(sees_nothing[..., None], 0)
-    return result
-
-
-def _log_sums(q: Tensor, k: Tensor, visible: Tensor, scale: float | None) -> Tensor:
-    """(batch, heads, queries) float32: the log-sum-exp of the scores of each row."""
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())
-    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
-    sums: Tensor = scores.masked_fill(~visible[:, None], -torch.inf).logsumexp(dim=-1)
-    return sums.masked_fill(~visible.any(dim=-1)[:, None], torch.inf)
+    seen = visible(q, keys, q_lengths, cache_seqlens, causal, window_size)
+    out = attend(q, keys, values, cache_seqlens, seen, softmax_scale)
+    return (out, log_sums(q, keys, seen, softmax_scale)) if return_softmax_lse else out
 
 
 def _no_sums(q: Tensor) -> Tensor:

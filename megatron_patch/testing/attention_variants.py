@@ -91,11 +91,15 @@ def _windowed_attention() -> Any:
         def forward(self, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
             before, behind = self._window_size
             position = torch.arange(key.shape[0], device=key.device)
-            distance = position - position[:, None]
+            # The last query stands at the last key.
+            distance = position - position[-query.shape[0] :, None]
+            hidden = torch.zeros_like(distance, dtype=torch.bool)
             if before >= 0:
-                mask = mask | (distance < -before)
+                hidden = hidden | (distance < -before)
             if behind >= 0:
-                mask = mask | (distance > behind)
+                hidden = hidden | (distance > behind)
+            # A static engine has no mask for a single query, which sees all keys.
+            mask = hidden[None, None] if mask is None else mask | hidden
             return super().forward(query, key, value, mask, **kwargs)
 
     return WindowedDotProductAttention

@@ -1,4 +1,4 @@
-"""Where ``import flash_attn`` finds the stand-ins of :mod:`.attention`."""
+"""Where ``import flash_attn`` finds the stand-ins of :mod:`.attention` and :mod:`.rotary`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from . import attention, module_standins
+from . import attention, module_standins, rotary
 
 # High enough for Megatron's minimum (2.7.3); the local part tells whoever logs it what it is.
 VERSION = "2.7.4+megatron.patch.testing"
@@ -22,10 +22,21 @@ def installed() -> Iterator[ModuleType]:
     See :func:`.module_standins.importable`.
     """
     names = ("flash_attn_varlen_func", "flash_attn_with_kvcache")
-    contents = {"__version__": VERSION, **{name: getattr(attention, name) for name in names}}
+    contents: dict[str, object] = {
+        "__version__": VERSION,
+        **{name: getattr(attention, name) for name in names},
+    }
     module = module_standins.module("flash_attn", attention.__doc__, contents)
-    # None in `sys.modules` makes an import of that name fail.
-    replaced = {"flash_attn": module, **dict.fromkeys(OTHER_GENERATIONS)}
+    contents = {"apply_rotary_emb": rotary.apply_rotary_emb}
+    rotation = module_standins.module("flash_attn.layers.rotary", rotary.__doc__, contents)
+    layers = module_standins.module("flash_attn.layers", None, {"rotary": rotation})
+    replaced = {
+        "flash_attn": module,
+        "flash_attn.layers": layers,
+        "flash_attn.layers.rotary": rotation,
+        # None in `sys.modules` makes an import of that name fail.
+        **dict.fromkeys(OTHER_GENERATIONS),
+    }
     with module_standins.importable(replaced):
         yield module
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_patch.testing.attention import flash_attn_varlen_func, flash_attn_with_kvcache
+from megatron_patch.testing.rotary import apply_rotary_emb
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 4, 2, 8, 4
 
@@ -195,6 +197,115 @@ def test_kvcache_equals_naive(
     torch.testing.assert_close(out, torch.stack([row for row, _ in rows]))
     assert again.equal(out)
     torch.testing.assert_close(sums, torch.stack([row for _, row in rows]))
+
+
+def turned(x: Tensor, position: int, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """A head (dim,), rotated pair by pair as complex numbers."""
+    half = cos.shape[1]
+    result = x.clone()
+    for pair in range(half):
+        one, other = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + half)
+        turn = torch.complex(cos[position, pair], sin[position, pair])
+        value = torch.complex(x[one], x[other]) * turn
+        result[one], result[other] = value.real, value.imag
+    return result
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotated_dim", [HEAD_DIM, HEAD_DIM // 2])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_new_keys_are_rotated_and_appended(
+    device: Any, tokens: int, rotated_dim: int, interleaved: bool
+) -> None:
+    torch.manual_seed(0)
+    lengths = [4, 0, 7]
+    angles = torch.rand(10, rotated_dim // 2, device=device)
+    cos, sin = angles.cos(), angles.sin()
+    q = torch.randn(3, tokens, HEADS, HEAD_DIM, device=device)
+    k = torch.randn(3, tokens, KV_HEADS, HEAD_DIM, device=device)
+    v = torch.randn(3, tokens, KV_HEADS, HEAD_DIM, device=device)
+    # A row more than sequences, and garbage behind each.
+    k_cache = torch.full((4, 12, KV_HEADS, HEAD_DIM), torch.nan, device=device)
+    v_cache = torch.full((4, 12, KV_HEADS, HEAD_DIM), torch.nan, device=device)
+    for row, length in enumerate(lengths):
+        k_cache[row, :length].normal_()
+        v_cache[row, :length].normal_()
+
+    def rotated(x: Tensor, length: int) -> Tensor:
+        rows = [
+            torch.stack([turned(head, length + i, cos, sin, interleaved) for head in heads])
+            for i, heads in enumerate(x)
+        ]
+        return torch.stack(rows)
+
+    keys = [torch.cat([k_cache[i, :n], rotated(k[i], n)]) for i, n in enumerate(lengths)]
+    values = [torch.cat([v_cache[i, :n], v[i]]) for i, n in enumerate(lengths)]
+    expected = [naive(rotated(q[i], n), keys[i], values[i]) for i, n in enumerate(lengths)]
+    out = flash_attn_with_kvcache(
+        q,
+        k_cache,
+        v_cache,
+        k,
+        v,
+        cos,
+        sin,
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+        causal=True,
+        rotary_interleaved=interleaved,
+    )
+    torch.testing.assert_close(out, torch.stack(expected))
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(k_cache[row, : length + tokens], keys[row])
+        torch.testing.assert_close(v_cache[row, : length + tokens], values[row])
+        assert k_cache[row, length + tokens :].isnan().all()
+    assert k_cache[3].isnan().all()
+
+
+def test_without_a_mask_all_queries_are_rotated_alike(device: Any) -> None:
+    cos, sin = torch.rand(2, 9, HEAD_DIM // 2, device=device)
+    q = torch.randn(1, 2, HEADS, HEAD_DIM, device=device)
+    k, v = torch.randn(2, 1, 2, KV_HEADS, HEAD_DIM, device=device)
+    caches = torch.zeros(2, 1, 8, KV_HEADS, HEAD_DIM, device=device)
+    out = flash_attn_with_kvcache(
+        q, *caches, k, v, cos, sin, torch.tensor([3], dtype=torch.int32, device=device)
+    )
+    queries = torch.stack(
+        [torch.stack([turned(head, 3, cos, sin, True) for head in row]) for row in q[0]]
+    )
+    torch.testing.assert_close(
+        out[0], naive(queries, caches[0, 0, :5], caches[1, 0, :5], causal=False)
+    )
+
+
+def test_a_prompt_is_rotated_from_its_beginning(device: Any) -> None:
+    cos, sin = torch.rand(2, 5, HEAD_DIM // 2, device=device)
+    x = torch.randn(2, 4, HEADS, HEAD_DIM, device=device)
+    before = x.clone()
+    for interleaved in (False, True):
+        found = apply_rotary_emb(x, cos, sin, interleaved)
+        for row, position, head in itertools.product(range(2), range(4), range(HEADS)):
+            expected = turned(x[row, position, head], position, cos, sin, interleaved)
+            torch.testing.assert_close(found[row, position, head], expected)
+    assert x.equal(before)
+
+
+def test_appending_is_refused_where_flash_attn_would_or_where_it_is_not_stood_in(
+    device: Any,
+) -> None:
+    q = torch.zeros(1, 1, HEADS, HEAD_DIM, device=device)
+    new = torch.zeros(1, 1, KV_HEADS, HEAD_DIM, device=device)
+    cache = torch.zeros(1, 4, KV_HEADS, HEAD_DIM, device=device)
+    lengths = torch.tensor([3], dtype=torch.int32, device=device)
+    table = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    with pytest.raises(NotImplementedError, match="'block_table'"):
+        flash_attn_with_kvcache(q, cache, cache, new, new, None, None, lengths, block_table=table)
+    with pytest.raises(RuntimeError, match="must be a tensor"):
+        flash_attn_with_kvcache(q, cache, cache, new, new)
+    with pytest.raises(NotImplementedError, match="'k'"):
+        flash_attn_with_kvcache(q, cache, cache, new, cache_seqlens=lengths)
+    if device.type == "cpu":
+        with pytest.raises(RuntimeError, match="over the cache length"):
+            flash_attn_with_kvcache(q, cache, cache, new, new, None, None, lengths + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -6,7 +6,7 @@ import sys
 import pytest
 from packaging.version import Version
 
-from megatron_patch.testing import attention, flash_attn_module
+from megatron_patch.testing import attention, flash_attn_module, rotary
 
 
 def test_installed_and_taken_away_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +20,9 @@ def test_installed_and_taken_away_again(monkeypatch: pytest.MonkeyPatch) -> None
         assert flash_attn is module
         assert flash_attn.flash_attn_varlen_func is attention.flash_attn_varlen_func
         assert flash_attn.flash_attn_with_kvcache is attention.flash_attn_with_kvcache
+        from flash_attn.layers.rotary import apply_rotary_emb
+
+        assert apply_rotary_emb is rotary.apply_rotary_emb
         assert Version(flash_attn.__version__) >= Version("2.7.3")
         assert importlib.util.find_spec("flash_attn") is not None
         for name in ("flash_attn.cute", *flash_attn_module.OTHER_GENERATIONS):
