@@ -14,6 +14,7 @@ from .ours.attention_softmax_scale import ATTENTION_SOFTMAX_SCALE
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
 from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
+from .ours.flash_decode_attention import FLASH_DECODE_ATTENTION
 from .ours.generate_refused_requests import GENERATE_REFUSED_REQUESTS
 from .ours.graph_argument_check import GRAPH_ARGUMENT_CHECK
 from .ours.graph_replay_without_autograd import GRAPH_REPLAY_WITHOUT_AUTOGRAD
@@ -22,6 +23,7 @@ from .ours.http_log_probs import HTTP_LOG_PROBS
 from .ours.http_parameters import HTTP_PARAMETERS
 from .ours.idle_engine_wake import IDLE_ENGINE_WAKE
 from .ours.last_token_logits_view import LAST_TOKEN_LOGITS_VIEW
+from .ours.mamba_skipped_tokens import MAMBA_SKIPPED_TOKENS
 from .ours.merged_logprobs import MERGED_LOGPROBS
 from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
@@ -47,6 +49,8 @@ from .upstream.dp_sampling_seed import DP_SAMPLING_SEED
 from .upstream.edited_conversation import EDITED_CONVERSATION
 from .upstream.failed_request_status import FAILED_REQUEST_STATUS
 from .upstream.first_token_logprobs import FIRST_TOKEN_LOGPROBS
+from .upstream.flashinfer_sampling_numbers import FLASHINFER_SAMPLING_NUMBERS
+from .upstream.graph_input_copies import GRAPH_INPUT_COPIES
 from .upstream.graph_runner_eval import GRAPH_RUNNER_EVAL
 from .upstream.hidden_chunk_overlap import HIDDEN_CHUNK_OVERLAP
 from .upstream.idle_step_prefix_cache import IDLE_STEP_PREFIX_CACHE
@@ -55,6 +59,9 @@ from .upstream.kv_append_offset_dtype import KV_APPEND_OFFSET_DTYPE
 from .upstream.kv_block_ref_counts import KV_BLOCK_REF_COUNTS
 from .upstream.latent_cache_decode_flag import LATENT_CACHE_DECODE_FLAG
 from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
+from .upstream.mamba_cache_room import MAMBA_CACHE_ROOM
+from .upstream.mamba_chunk_match import MAMBA_CHUNK_MATCH
+from .upstream.mamba_metadata_reset import MAMBA_METADATA_RESET
 from .upstream.one_choice_per_answer import ONE_CHOICE_PER_ANSWER
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
 from .upstream.padded_block_table import PADDED_BLOCK_TABLE
@@ -146,4 +153,11 @@ SERIES: tuple[Patch, ...] = (
     STATIC_BATCH_SEGMENTS,
     STREAMED_SEGMENTS,
     GROUPED_ONE_TOKEN_PROMPTS,
+    FLASH_DECODE_ATTENTION,
+    MAMBA_CACHE_ROOM,
+    MAMBA_CHUNK_MATCH,
+    MAMBA_METADATA_RESET,
+    MAMBA_SKIPPED_TOKENS,
+    GRAPH_INPUT_COPIES,
+    FLASHINFER_SAMPLING_NUMBERS,
 )

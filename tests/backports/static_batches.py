@@ -42,7 +42,7 @@ def sampling(**fields: Any) -> Any:
     return parameters
 
 
-def build(end: int) -> Any:
+def build(end: int, spec: testing.EngineSpec | None = None) -> Any:
     """A ``StaticInferenceEngine`` that decodes itself. ``end`` is the token that ends a request."""
     from megatron.core.inference.contexts import StaticInferenceContext
     from megatron.core.inference.engines.static_engine import StaticInferenceEngine
@@ -50,7 +50,7 @@ def build(end: int) -> Any:
         GPTInferenceWrapper,
     )
 
-    spec = testing.EngineSpec()
+    spec = spec or testing.EngineSpec()
     given = testing.build_engine(spec).controller
     wrapped = given.inference_wrapped_model
     config = getattr(wrapped, "inference_wrapper_config", None)

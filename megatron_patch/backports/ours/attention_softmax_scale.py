@@ -8,7 +8,7 @@ takes the usual one: its tokens are other ones than those of the model, without 
 With this patch it passes the scale of the configuration, if there is one. Otherwise the calls are
 those that were made.
 
-Not covered: the static engine with ``flash_decode``.
+Not covered: the static engine with ``flash_decode``, which ``flash-decode-attention`` is for.
 """
 
 from __future__ import annotations

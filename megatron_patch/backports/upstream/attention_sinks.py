@@ -12,7 +12,7 @@ flash-attn 2, 3 and 4, prompts and decode steps. Without a sink the calls are th
 What differs from upstream: multi-latent attention is left as it is; flash-attn 4 is asked for the
 log-sum-exp, which it does not return otherwise.
 
-Not covered: the static engine with ``flash_decode``, where upstream has it.
+Not covered: the static engine with ``flash_decode``, which ``flash-decode-attention`` is for.
 """
 
 from __future__ import annotations

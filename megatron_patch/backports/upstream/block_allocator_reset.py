@@ -17,8 +17,8 @@ reset before the patch was applied has left it so, is exchanged: upstream's ``ar
 would raise on it where the reset without any patch does not.
 
 Not covered: a pool that is wrong already when the patch is applied, until the next reset; the rest
-of #6091, on running out of Mamba states; and ``MambaMetadata.reset()``, which makes a new tensor
-too (upstream #6584).
+of #6091, on running out of Mamba states, which ``mamba-cache-room`` is for; and
+``MambaMetadata.reset()``, which makes a new tensor too: ``mamba-metadata-reset``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ What differs from upstream: multi-latent attention is left as it is, where upstr
 window in prefill and raises ``AssertionError`` in decode steps, since FlashMLA has none. Blocks
 of the KV cache that are behind the window are kept, as upstream keeps them.
 
-Not covered: the static engine with ``flash_decode``.
+Not covered: the static engine with ``flash_decode``, which ``flash-decode-attention`` is for.
 """
 
 from __future__ import annotations
