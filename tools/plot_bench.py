@@ -34,6 +34,15 @@ WIDTH = 0.36
 #: What is part of a bar's label, and not of the size.
 SETTINGS = ("graph_scope", "mode")
 
+#: What is captured in one CUDA graph, by its names.
+SCOPES = {
+    "none": "no graphs",
+    "layer": "each layer",
+    "block": "all layers",
+    "full_iteration": "all layers",
+    "full_iteration_inference": "all layers",
+}
+
 
 def load(paths: Sequence[Path]) -> list[Result]:
     """The results, by release. Raises ``ValueError`` if they do not belong together."""
@@ -58,13 +67,11 @@ def _without_settings(value: Any) -> Any:
 
 
 def label(result: Result) -> str:
-    """What is written below the bars of ``result``."""
+    """What is written below the bars of ``result``, a word or two in each line."""
     options = result["options"]
-    settings = [options.get("graph_scope"), options.get("mode")]
-    words = [word for word in settings if word not in (None, "sync")]
-    return "\n".join(
-        [result["megatron_core"], ", ".join(words)] if words else [result["megatron_core"]]
-    )
+    scope, mode = options.get("graph_scope"), options.get("mode")
+    words = [result["megatron_core"], SCOPES.get(scope, scope), None if mode == "sync" else mode]
+    return "\n".join(word for word in words if word)
 
 
 def _bars(axes: Axes, results: Sequence[Result], values: dict[str, list[float]]) -> None:
@@ -114,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     options.output.mkdir(parents=True, exist_ok=True)
     for name, draw in ("step-time", step_time), ("getter-time", getter_time):
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(max(7, len(results)), 4), layout="constrained")
         draw(axes, results)
         # Within the axes it would be on some of the bars.
         figure.legend(frameon=False, loc="outside lower center", ncols=3)

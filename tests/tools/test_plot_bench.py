@@ -62,7 +62,7 @@ def test_graph_scopes_and_modes_may_differ_and_are_said(write, tmp_path):
     )
     assert draw(paths, tmp_path) == 0
     text = (tmp_path / "step-time.svg").read_text()
-    for label in (">full_iteration_inference<", ">block, async<", ">0.19.2<"):
+    for label in (">all layers<", ">async<", ">0.17.1<", ">0.19.2<"):
         assert label in text
 
 
