@@ -29,9 +29,15 @@ _found: set[str] = set()
 
 
 def is_absent(name: str) -> bool:
-    """Whether module ``name`` does not exist, which is known once its package is imported."""
-    if name in _found or not is_ready(name.rpartition(".")[0]):
+    """Whether module ``name`` does not exist, which is known once its package is imported.
+
+    Or once it is known that its package does not exist either.
+    """
+    package = name.rpartition(".")[0]
+    if name in _found or not package:
         return False
+    if not is_ready(package):
+        return is_absent(package)
     try:
         absent = find_module_spec(name) is None
     except Exception:  # a finder of somebody else's; what it raises is told when source is read

@@ -260,6 +260,17 @@ def test_a_release_without_the_target_is_not_applicable(workshop, both):
     assert ONE in only(engine).reason
 
 
+@pytest.mark.parametrize("target", ["there.missing:f", "there.missing.deeper.still:f"])
+def test_a_release_without_the_module_or_its_package_is_not_applicable(workshop, target):
+    engine = workshop.engine(make_patch(Substitute(target, "1", "2"), known=lambda _: ""))
+    assert only(engine).state is State.PENDING
+    (workshop.directory / "there").mkdir()
+    workshop.write("there/__init__", "")
+    importlib.import_module("there")
+    workshop.names.add("there")
+    assert only(engine).state is State.NOT_APPLICABLE
+
+
 @pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
 def test_an_inherited_method_is_not_patched_and_the_place_to_patch_is_named(workshop):
     workshop.load("target_module", MODULE)
