@@ -58,7 +58,16 @@ def test_the_exit_status(options, status):
     assert (done.returncode, done.stderr) == (status, "")
 
 
+@pytest.fixture
+def heeds_interrupts():
+    """What a shell starts in the background ignores SIGINT, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @BOTH
+@pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT", "SIGABRT", "SIGSEGV", "SIGPIPE"])
 def test_a_command_that_ends_by_a_signal(options, name):
     done = command("run", *options, "--", "sh", "-c", f"kill -{name[3:]} $$", isolate=False)
