@@ -11,7 +11,7 @@ from megatron_patch import testing
 from megatron_patch.backports.upstream.mamba_cache_room import MAMBA_CACHE_ROOM
 
 from . import hybrids
-from .checks import assert_state_of_record, proof
+from .checks import assert_state_of_record, needs, proof
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -58,9 +58,13 @@ class Step:
         for number, request in enumerate(REQUESTS):
             self.context.add_request(hybrids.request(self.context, number, request.prompt))
         self.context.initialize_attention_state()
+        self.compute([1.0, 2.0, 3.0, 4.0])
+
+    def compute(self, values: list[float]) -> None:
+        """Let each request's live states have its value."""
         for states in (self.context.mamba_conv_states, self.context.mamba_ssm_states):
-            for request in range(len(REQUESTS)):
-                states[:, self.live_slot(request)] = request + 1.0
+            for request, value in enumerate(values):
+                states[:, self.live_slot(request)] = value
 
     def live_slot(self, request: int) -> int:
         return int(self.context.mamba_metadata.request_to_mamba_state_idx[request])
@@ -80,15 +84,20 @@ def test_as_many_states_are_cached_as_there_is_room_for(states):
     step = Step(states)
     step.slots.commit_intermediate_states()
     room = min(states, len(REQUESTS))
-    assert step.cached() == [1.0, 2.0, 3.0, 4.0][:room] + [0.0] * (4 - room)
+    cached = step.cached()
+    assert cached == [1.0, 2.0, 3.0, 4.0][:room] + [0.0] * (4 - room)
     assert len(step.slots.hash_to_block_id) == room
     assert_consistent(step.slots)
-    assert not step.slots._has_intermediates
+    # Nothing of the step is left to be cached by the next one.
+    step.compute([9.0] * 4)
+    step.slots.commit_intermediate_states()
+    assert step.cached() == cached
 
 
 @proof
 def test_what_is_cached_stays_and_what_nobody_uses_makes_room():
     step = Step(4)
+    needs(hasattr(step.slots, "_collect_commit_data"), "states that are cached all at once")
     step.slots.commit_intermediate_states()
     allocator = step.context.kv_block_allocator
     first, second, *used = step.context.request_to_kv_block_ids[:4, 0].tolist()

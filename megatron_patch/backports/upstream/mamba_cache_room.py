@@ -45,6 +45,9 @@ MAMBA_CACHE_ROOM = Patch(
     removal="no supported release is older than 0.20.0",
     updated="2026-11-26",
     target=TARGET,
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=(
+        Variant("main-c4bffde9e5", HUNKS.of("main-c4bffde9e5")),
+        Variant("0.17", HUNKS.of("0.17")),
+    ),
     told_by=(TARGET,),
 )
