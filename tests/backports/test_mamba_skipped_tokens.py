@@ -40,6 +40,10 @@ WHOLE = {
 CHUNKS = {
     "the second chunk is cached, too": later(OTHER[:-1], (*PROMPT, *range(70, 90))),
     "and one more": later(OTHER[:-1], PROMPT),
+    "and the first has a state": [
+        testing.Request(PROMPT[:32], 30),
+        *later(OTHER[:-2], (*PROMPT, *range(70, 90))),
+    ],
 }
 
 

@@ -42,5 +42,8 @@ MAMBA_SKIPPED_TOKENS = Patch(
     removal="upstream skips no token without its Mamba state, and no supported release is older",
     updated="2026-11-26",
     target=TARGET,
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=(
+        Variant("main-c9312e6a54", HUNKS.of("main-c9312e6a54")),
+        Variant("0.17", HUNKS.of("0.17")),
+    ),
 )
