@@ -34,6 +34,14 @@ def _parse_module(text: str) -> tuple[ast.Module, int, tuple[str, ...]]:
     return tree, _future_flags(tree), tuple(_imported_names(tree.body))
 
 
+def module_tree(text: str) -> ast.Module:
+    """The tree of a whole file, which others hold too: not to be changed.
+
+    Raises ``SyntaxError`` when the text does not parse.
+    """
+    return _parse_module(text)[0]
+
+
 @lru_cache(maxsize=16)
 def _rows_of(text: str) -> list[str]:
     # Not str.splitlines: the tokenizer does not take form feeds and the like for line ends.

@@ -110,10 +110,14 @@ class _Files:
         modules = dict.fromkeys(Target.parse(edit.target).module for edit in variant.edits)
         before = {module: self._text(module) for module in modules}
         after = dict(before)
-        for edit in variant.edits:
-            if not isinstance(edit, (Add, Requires)):
-                module = Target.parse(edit.target).module
-                after[module] = text_edits.with_edit(module, after[module], edit)
+        for module, text in before.items():
+            edits = [
+                edit
+                for edit in variant.edits
+                if not isinstance(edit, (Add, Requires))
+                and Target.parse(edit.target).module == module
+            ]
+            after[module] = text_edits.with_edits(module, text, edits)
         # Helpers come last, so that all targets still are where the tree has them.
         for edit in variant.edits:
             if isinstance(edit, Add):

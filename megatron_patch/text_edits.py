@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import itertools
 import re
@@ -17,18 +18,25 @@ from .fingerprint import FunctionNode, equal
 from .model import Variant
 
 
-def with_edit(module: str, text: str, edit: Edit) -> str:
-    """``text`` with one edit of one target.
+def with_edits(module: str, text: str, edits: Sequence[Edit]) -> str:
+    """``text`` with edits of functions that it has; those of one function follow each other.
 
-    Raises ``TargetError`` or ``RewriteError`` when it does not fit.
+    Raises ``TargetError`` or ``RewriteError`` when one does not fit.
     """
-    assert not isinstance(edit, (Add, Requires))
-    old = _located(module, text, edit.target)
-    new = rewrite.edited(old, edit)
+    changed: dict[str, tuple[Definition, Definition]] = {}
+    for edit in edits:
+        assert not isinstance(edit, (Add, Requires))
+        if edit.target not in changed:
+            found = _located(module, text, edit.target)
+            changed[edit.target] = found, found
+        old, new = changed[edit.target]
+        changed[edit.target] = old, rewrite.edited(new, edit)
     lines = _lines(text)
-    start = old.first_line - 1
-    end = start + len(_lines(old.segment))
-    lines[start:end] = _changed(lines[start:end], _lines(new.segment))
+    # From the last function to the first: those above stay where they were found.
+    for old, new in sorted(changed.values(), key=lambda pair: pair[0].first_line, reverse=True):
+        start = old.first_line - 1
+        end = start + len(_lines(old.segment))
+        lines[start:end] = _changed(lines[start:end], _lines(new.segment))
     return "".join(lines)
 
 
@@ -41,7 +49,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     is no such place, or when the name is taken.
     """
     target = Target.parse(edit.target)
-    tree = ast.parse(text)
+    tree = definitions.module_tree(text)
     lines = _lines(text)
     source = edit.source.strip("\n") + "\n"
     if isinstance(edit.definition, str) and not target.scope:
@@ -64,16 +72,35 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     end = _line_end(lines)
     lines[row:row] = [line.removesuffix("\n") + end for line in _lines(source)]
     result = "".join(lines)
-    body = tree.body
-    for scope in filter(None, target.scope.split(".")):
-        body = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == scope).body
-    if target.name in bound_names(body):
-        raise TargetError(f"{target}: the name is taken; expected it to be free")
-    index = sum(first_line(node) <= row for node in body)
-    body[index:index] = ast.parse(edit.source).body
-    if not equal(ast.parse(result), tree):
+    expected = _with_definition(tree, target, ast.parse(edit.source).body, row)
+    if not equal(definitions.module_tree(result), expected):
         raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
     return result
+
+
+def _with_definition(
+    tree: ast.Module, target: Target, added: list[ast.stmt], row: int
+) -> ast.Module:
+    """A copy of ``tree`` with a definition below the line ``row``; ``tree`` stays as it is.
+
+    Raises ``TargetError`` when its class or module has something of that name.
+    """
+    made = copy.copy(tree)
+    scope: ast.Module | ast.ClassDef = made
+    for name in filter(None, target.scope.split(".")):
+        index, found = next(
+            (index, node)
+            for index, node in enumerate(scope.body)
+            if isinstance(node, ast.ClassDef) and node.name == name
+        )
+        inner = copy.copy(found)
+        scope.body = [*scope.body[:index], inner, *scope.body[index + 1 :]]
+        scope = inner
+    if target.name in bound_names(scope.body):
+        raise TargetError(f"{target}: the name is taken; expected it to be free")
+    index = sum(first_line(node) <= row for node in scope.body)
+    scope.body = [*scope.body[:index], *added, *scope.body[index:]]
+    return made
 
 
 def _evaluated_names(source: str) -> set[str]:

@@ -361,7 +361,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
         if isinstance(edit, Requires):
             continue
         module = Target.parse(edit.target).module
-        texts[module] = text_edits.with_edit(module, texts[module], edit)
+        texts[module] = text_edits.with_edits(module, texts[module], [edit])
 
     def verdict() -> Verdict:
         def read(module: str) -> str | None:
