@@ -125,9 +125,12 @@ def expected(patch: Any) -> str:
 
     module = Target.parse(patch.target).module
     if find_module_spec(module) is None:
-        # What it is of is a part that this release has not, be it all of a package.
+        # What it is of is a part that this release has not, be it all of a package: that is known
+        # once the package around has been imported.
         package = module.rpartition(".")[0]
-        return "pending" if find_module_spec(package) is None else "not_applicable"
+        while find_module_spec(package) is None:
+            package = package.rpartition(".")[0]
+        return "not_applicable" if package in sys.modules else "pending"
     if RELEASE in SpecifierSet(patch.releases):
         return "applied"
     is_fixed = patch.fixed_in is not None and Version(patch.fixed_in) <= RELEASE
