@@ -1,5 +1,6 @@
 """Build flash-attn from its source distribution with the few kernels that decoding needs.
 
+    pip install ninja packaging psutil setuptools wheel
     pip download flash-attn==2.8.3 --no-deps --no-binary=:all: --no-build-isolation
     python tools/flash_attn_wheel.py flash_attn-2.8.3.tar.gz --output wheels
     pip install --no-deps wheels/flash_attn-*.whl
