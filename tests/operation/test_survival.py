@@ -53,7 +53,9 @@ def test_a_megatron_without_source_runs_as_it_is(compiled, tmp_path):
     assert done.returncode == 0, done.stderr
     report, version = done.stdout.splitlines()
     assert json.loads(version) == core_version()
-    assert {state for state, _ in states(report).values()} <= {"drifted", "disabled", "pending"}
+    lacking = "does not exist in this release"  # with all of its package, which needs no source
+    found = {state for state, why in states(report).values() if not str(why).endswith(lacking)}
+    assert found <= {"drifted", "disabled", "pending"}
     state, reason = states(report)["input-position-view-cache"]
     assert (state, reason[-13:]) == ("drifted", "has its sources"[-13:])
 
