@@ -123,7 +123,7 @@ def _closest(edit: Substitute, node: FunctionTree) -> tuple[list[str], Nodes]:
     In statements that do match, each metavariable is replaced by what it stands for.
     """
     pattern: Nodes = statements_of(edit.find)
-    new = statements_of(edit.put) if edit.put.strip() else []
+    new = statements_of(edit.put)
     found: list[Nodes]
     if len(pattern) == len(new) == 1 and isinstance(new[0], ast.Expr):
         # The edit may be of an expression.

@@ -37,7 +37,8 @@ def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | N
             head = node.body[: len(node.body) - len(body)]
             node = with_field(node, "body", [*head, *body[len(statements) :]])
         elif isinstance(edit, Substitute):
-            found = places(node, edit.put, edit.find) if edit.put.strip() else []
+            # What is taken out, be there a comment in its place, has left nothing to find.
+            found = places(node, edit.put, edit.find) if statements_of(edit.put) else []
             if len(found) != 1:
                 return None
             node = exchanged(node, found[0], edit.find)

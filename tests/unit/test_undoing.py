@@ -280,3 +280,10 @@ def test_a_target_is_not_replaced_over_the_edits_of_others(directory, workshop):
     assert (thing.two(), thing.log) == (2, ("hook",))
     with pytest.raises(DriftedError, match="twenty: "):
         make(directory, "twenty", series=series)
+
+
+@pytest.mark.parametrize("put", ["", "# Taken out.\n"])
+def test_what_is_taken_out_has_left_nothing_to_find(put):
+    found = locate(MODULE, TEXT, "Thing.one")
+    edit = Substitute(f"{MODULE}:Thing.one", "for item in range(2):\n    total += item\n", put)
+    assert undone(edited(found, edit).node, [edit]) is None
