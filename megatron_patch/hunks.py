@@ -73,8 +73,10 @@ def _hunks(file: str, lines: list[str]) -> Iterator[Hunk]:
             if mark == "+":
                 module = _module(line[4:])
             elif mark == "@":
-                name, end, names = line[2:].strip().partition(" @@")
-                if not end or not module or not all(map(str.isidentifier, name.split("."))):
+                name, end, names = line[3:].partition(" @@")
+                is_apart = not names or (names.startswith(" ") and len(names) > 1)
+                is_header = line.startswith("@@ ") and end and is_apart
+                if not (is_header and module and all(map(str.isidentifier, name.split(".")))):
                     raise ValueError(
                         f"{file}:{number}: {line!r}: expected `@@ Class.method @@`, below "
                         "`+++ b/path`"

@@ -109,6 +109,9 @@ def test_a_metavariable_is_a_name_for_the_parser(read):
     ("text", "line", "what"),
     [
         ("@@ Thing.one\n-a\n+b\n", 5, "'@@ Thing.one': expected `@@ Class.method @@`"),
+        ("@@Thing.one @@\n-a\n+b\n", 5, "expected `@@ Class.method @@`"),
+        ("@@ Thing.one @@0.18\n-a\n+b\n", 5, "expected `@@ Class.method @@`"),
+        ("@@ Thing.one @@ \n-a\n+b\n", 5, "expected `@@ Class.method @@`"),
         ("@@ -1,2 +1,2 @@\n-a\n+b\n", 5, "expected `@@ Class.method @@`, below `+++ b/path`"),
         ("@@ Thing.one @@\n-a\nb\n", 7, "'b': expected a line that begins with ' ', '+' or '-'"),
         ("@@ Thing.one @@\n-a\n\t+b\n", 7, "expected a line that begins with"),
