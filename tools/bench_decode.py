@@ -42,7 +42,7 @@ from megatron_patch import testing
 from tools import attention_used, benchmarking
 
 GETTER = "current_input_and_position_ids"
-VIEW_CACHE = "input-position-view-cache"
+SELECTIONS = ("none", "input-position-view-cache", "all")
 
 
 def interval(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     first = options.select[0]
     with benchmarking.alternating(options.select) as use:
         for number in range(options.rounds):
-            for name in options.select if number % 2 == 0 else reversed(options.select):
+            for name in benchmarking.in_turn(options.select, number):
                 use(name)
                 steps[name].append(benchmarking.decode_steps(engine, requests))
     for name, rounds in steps.items():
@@ -227,23 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="that share the model; start as many with torchrun. The first of them reports",
     )
     parser.add_argument("--rounds", type=int, default=15, help="of all selections, at least 2")
-    parser.add_argument(
-        "--select",
-        action="append",
-        metavar="PATCHES",
-        help="a value of MEGATRON_PATCH; repeat it. The first is what the others are compared to. "
-        f"Default: none, {VIEW_CACHE}, all",
-    )
-    parser.add_argument(
-        "--build-with",
-        default="none",
-        metavar="PATCHES",
-        help="the patches that are in while the engine is built. Default: none",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--commit", help="default: that of the working tree")
+    benchmarking.add_selection_options(parser, SELECTIONS)
     options = parser.parse_args(arguments)
-    options.select = options.select or ["none", VIEW_CACHE, "all"]
+    options.select = options.select or [*SELECTIONS]
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
     if options.tokens < benchmarking.WARM_UP + 4:

@@ -43,6 +43,8 @@ from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 from tools import benchmarking
 
+SELECTIONS = ("none", "all")
+
 MOST = 4  # times the median: no prompt and no output is longer
 
 
@@ -64,14 +66,17 @@ class Followed:
     token_times: list[float] = field(default_factory=list)
 
     @property
+    def parts(self) -> Sequence[Any]:
+        """The engine's requests that it was: more than one if it was evicted on the way."""
+        return getattr(self.record, "requests", None) or (self.record,)
+
+    @property
     def generated(self) -> tuple[int, ...]:
-        parts = getattr(self.record, "requests", None) or (self.record,)
-        return tuple(token for part in parts for token in part.generated_tokens)
+        return tuple(token for part in self.parts for token in part.generated_tokens)
 
     def note(self, now: float) -> None:
         """Note that the tokens which are new are there ``now``."""
-        parts = getattr(self.record, "requests", None) or (self.record,)
-        count = sum(len(part.generated_tokens) for part in parts)
+        count = sum(len(part.generated_tokens) for part in self.parts)
         self.token_times.extend([now] * (count - len(self.token_times)))
 
 
@@ -223,7 +228,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         use(options.select[0])
         serve(engine, [Arrival(item.request, 0.0) for item in load])  # what is slow once only
         for number in range(options.repeats):
-            for name in options.select if number % 2 == 0 else reversed(options.select):
+            for name in benchmarking.in_turn(options.select, number):
                 use(name)
                 runs[name].append(serve(engine, load))
     first = runs[options.select[0]][0]
@@ -291,23 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each selection")
-    parser.add_argument(
-        "--select",
-        action="append",
-        metavar="PATCHES",
-        help="a value of MEGATRON_PATCH; repeat it. The first is what the others are compared to. "
-        "Default: none, all",
-    )
-    parser.add_argument(
-        "--build-with",
-        default="none",
-        metavar="PATCHES",
-        help="the patches that are in while the engine is built. Default: none",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--commit", help="default: that of the working tree")
+    benchmarking.add_selection_options(parser, SELECTIONS)
     options = parser.parse_args(arguments)
-    options.select = options.select or ["none", "all"]
+    options.select = options.select or [*SELECTIONS]
     for name in ("requests", "at_once", "prompt", "tokens", "repeats"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

@@ -73,6 +73,30 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_selection_options(parser: argparse.ArgumentParser, default: Sequence[str]) -> None:
+    """Options for what is compared, and for where the figures go."""
+    parser.add_argument(
+        "--select",
+        action="append",
+        metavar="PATCHES",
+        help="a value of MEGATRON_PATCH; repeat it. The first is what the others are compared to. "
+        f"Default: {', '.join(default)}",
+    )
+    parser.add_argument(
+        "--build-with",
+        default="none",
+        metavar="PATCHES",
+        help="the patches that are in while the engine is built. Default: none",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--commit", help="default: that of the working tree")
+
+
+def in_turn(selections: Sequence[str], number: int) -> list[str]:
+    """The order of ``selections`` in a round: every other one goes from the last to the first."""
+    return [*selections] if number % 2 == 0 else [*reversed(selections)]
+
+
 def start(tensor_parallel: int = 1) -> Any:
     """Start Megatron; with several ranks that share a model, in a process that torchrun started.
 
@@ -244,11 +268,14 @@ def measured_build(spec: testing.EngineSpec, patches: str) -> tuple[Any, dict[st
         capture = getattr(engine, "capture_stats", None)
         few = [testing.Request((1, 2, 3), 2), testing.Request((2, 3, 4), 2)]
         testing.decode(engine, few[: spec.max_requests], capture_logits=False)
-    names = {"time": "seconds", "allocated_bytes": "allocated_bytes"}
-    names["reserved_bytes"] = "reserved_bytes"
     return engine, {
         "attention": attention_used.summary(called),
-        "capture": capture and {ours: capture.get(name) for name, ours in names.items()},
+        "capture": capture
+        and {
+            "seconds": capture.get("time"),
+            "allocated_bytes": capture.get("allocated_bytes"),
+            "reserved_bytes": capture.get("reserved_bytes"),
+        },
     }
 
 
