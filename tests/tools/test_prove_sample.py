@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,5 +239,5 @@ def test_of_many_entries_some_are_drawn(tree, plant, monkeypatch):
     known = digest_of(OLD)
     plant("sample", *(entry(name, known) for name in ("the sample", *names)))
     monkeypatch.setattr(sampling, "Bench", Bench(*[FAILS, PASSES] * 2))
-    drawn = sampling.check(tree, [patch], most=2, chance=random.Random(7))
+    drawn = sampling.check(tree, [patch], most=2, seed=7)
     assert len({checked.entry for checked in drawn}) == 2

@@ -125,18 +125,18 @@ def check(
     python: str = sys.executable,
     seconds: float = 600,
     most: int | None = None,
-    chance: random.Random | None = None,
+    seed: int = 0,
 ) -> list[Checked]:
     """Prove the entries that the tree matches, as if the ledger had none.
 
-    With ``most`` and ``chance``, so many of them, drawn. Raises ``CannotRunError`` for a tree on
-    which the engine cannot be built at all.
+    With ``most``, at most so many of them, drawn by ``seed``. Raises ``CannotRunError`` for a tree
+    on which the engine cannot be built at all.
     """
     read = SourceTree.at(tree.root).read
     with trees_kept():
         entries = matching(patches, read)
-        if most is not None and chance is not None and most < len(entries):
-            entries = chance.sample(entries, most)
+        if most is not None and most < len(entries):
+            entries = random.Random(seed).sample(entries, most)
         asked = [(entry, question_of(entry, read)) for entry in entries]
     rounds: list[dict[str, tuple[Entry, Question]]] = []
     for entry, question in asked:
@@ -179,7 +179,6 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     wrong = list(unsurveyed(series, ledger_file.load(SOURCES)))
-    chance = random.Random(seed)
     proved = left = 0
     with ExitStack() as stack:
         folder = options.cache or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -195,7 +194,7 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
                 begin = time.monotonic()
                 try:
                     found = check(
-                        tree, series, options.python, options.seconds, options.entries, chance
+                        tree, series, options.python, options.seconds, options.entries, seed
                     )
                 except CannotRunError:
                     print(f"{version}: does not run here: another one is drawn", flush=True)
