@@ -15,9 +15,8 @@ from typing import Any, cast
 
 from .definitions import Definition, statements_of
 from .edits import Add, Target
-from .errors import ForeignPatchError, RewriteError
-from .line_numbers import file_of, renumber
-from .sources import read_source
+from .errors import ForeignPatchError
+from .segments import failure
 
 
 def compile_code(definition: Definition, filename: str, node: ast.stmt | None = None) -> CodeType:
@@ -26,23 +25,48 @@ def compile_code(definition: Definition, filename: str, node: ast.stmt | None = 
     ``node`` is another tree to compile in the place of the definition's own.
     """
     *scopes, name = definition.qualname.split(".")
-    body: ast.stmt = definition.node if node is None else node
-    for scope in reversed(scopes):
-        shell = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
-        shell.body = [body]
-        body = shell
-    # The compiler emits other code for a call on an imported name than for one on an object.
-    names = ", ".join(definition.imported_names)
-    imports = statements_of(f"import {names}") if names else []
-    module = ast.Module(body=[*imports, body], type_ignores=[])
+    source = _text_of(definition) if node is None and not definition.is_parsed else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # the module's own import has shown them
+        warnings.simplefilter("ignore")  # the module's own import has shown them
         code: CodeType = compile(
-            module, filename, "exec", flags=definition.future_flags, dont_inherit=True
+            source or _tree_of(definition, definition.node if node is None else node),
+            filename,
+            "exec",
+            flags=definition.future_flags,
+            dont_inherit=True,
         )
     for scope in scopes:
         code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == scope)
     return next(c for c in _nested(code) if c.co_name == name)
+
+
+def _imports_of(definition: Definition) -> str:
+    # The compiler emits other code for a call on an imported name than for one on an object.
+    names = ", ".join(definition.imported_names)
+    return f"import {names}\n" if names else ""
+
+
+def _text_of(definition: Definition) -> str | None:
+    """A module with the definition alone, in its lines; ``None`` if there is no room above it.
+
+    To compile text takes half the time of parsing it and compiling the tree.
+    """
+    scopes = definition.qualname.split(".")[:-1]
+    if not scopes and definition.segment[:1].isspace():
+        return None  # in a `try`
+    heads = [f"{' ' * depth}class {scope}:\n" for depth, scope in enumerate(scopes)]
+    above = _imports_of(definition) + "".join(heads)
+    rows = definition.first_line - 1 - above.count("\n")
+    return None if rows < 0 else "\n" * rows + above + definition.segment
+
+
+def _tree_of(definition: Definition, body: ast.stmt) -> ast.Module:
+    """A module with a tree of the definition alone."""
+    for scope in reversed(definition.qualname.split(".")[:-1]):
+        shell = cast(ast.ClassDef, ast.parse(f"class {scope}: pass").body[0])
+        shell.body = [body]
+        body = shell
+    return ast.Module(body=[*statements_of(_imports_of(definition)), body], type_ignores=[])
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -135,23 +159,21 @@ def _code(value: object) -> object:
     return getattr(value, "__code__", None)
 
 
-def edited_code(
-    original: Definition, edited: Definition, function: FunctionType, ids: tuple[str, ...]
-) -> CodeType:
-    """The code of the edited definition, for ``function``, which is compiled from the original.
+def edited_code(definition: Definition, tree: ast.stmt, function: FunctionType) -> CodeType:
+    """The code of an edited tree for ``function``, which is compiled from the definition.
 
-    Its file is the original's, and so is the number of each line that the edits left alone, see
-    :mod:`.line_numbers`. ``ids`` are those of the patches.
+    Its file is that of the definition. Raises ``RewriteError`` when it cannot be code of that
+    function.
     """
-    filename = function.__code__.co_filename
-    tree = edited.take_node()
-    file = file_of(filename, read_source(original.module) or "")
-    renumber(tree, original, edited, file, f"megatron_patch {','.join(ids)}")
-    code = compile_code(edited, filename, tree)
+    try:
+        code = compile_code(definition, function.__code__.co_filename, tree)
+    except (SyntaxError, ValueError) as error:  # ValueError: of a tree that no text parses to
+        raise failure(definition, f"the edited source does not compile: {error}") from error
     if code.co_freevars != function.__code__.co_freevars:
-        raise RewriteError(
-            f"{edited.module}:{edited.qualname}: the edit needs the names {code.co_freevars} of an "
-            f"outer function or class; expected {function.__code__.co_freevars}"
+        raise failure(
+            definition,
+            f"the edit needs the names {code.co_freevars} of an outer function or class; "
+            f"expected {function.__code__.co_freevars}",
         )
     return code
 

@@ -77,10 +77,10 @@ class Definition:
         """The syntax tree of the segment, with line numbers of the file. Not to be changed."""
         return self._parsed() if self.found is None else self.found
 
-    def take_node(self) -> FunctionTree:
-        """The tree of :attr:`node`, which the caller may change: nobody else holds it any more."""
-        mine: FunctionTree | None = self.__dict__.pop("node", None)
-        return self._parsed() if mine is None or mine is self.found else mine
+    @property
+    def is_parsed(self) -> bool:
+        """Whether :attr:`node` is there already."""
+        return self.found is not None or "node" in self.__dict__
 
     def _parsed(self) -> FunctionTree:
         indented = self.segment[:1].isspace()

@@ -151,6 +151,7 @@ class Engine:
                     except Exception as error:
                         case.state = State.FAILED
                         case.reason = f"{notices.described(error)}, while judging"
+            self._stack.forget_trees()
         self._find_shadows()
         self._teller.tell(list(self.cases.values()), strict=self._settings.strict and raising)
         if wrong and raising and ready is None:

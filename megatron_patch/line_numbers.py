@@ -3,7 +3,7 @@
 A code object has one file name. Ours has that of Megatron's file, so that a breakpoint in it is
 hit, its lines count in a coverage report, and a traceback shows them. The lines that an edit puts
 there are in no file: they get numbers behind the file's last line, where ``linecache``, which
-tracebacks read, shows each as a comment that begins with the ids of its patches.
+tracebacks read, shows each as a comment that begins with the id of its patch.
 ``inspect.getsource()``, which reads from a first line on, shows the file's text.
 """
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import ast
 import linecache
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from .definitions import Definition, lines_of
-from .fingerprint import below
+from .definitions import lines_of
+from .edits import METAVARIABLE
+from .fingerprint import walk
 
 
 class File:
@@ -25,14 +27,26 @@ class File:
         self.name = name
         self.text = text
         self.lines = lines_of(text if text.endswith("\n") else text + "\n")
+        self._size = len(self.lines)
         self._numbers: dict[str, int] = {}
+        self._ours: list[str] = []
 
-    def number(self, line: str) -> int:
-        """The number, from 1, of a line of ours; the same one for the same line."""
-        if line not in self._numbers:
-            self.lines.append(line + "\n")
-            self._numbers[line] = len(self.lines)
-        return self._numbers[line]
+    def has(self, number: int) -> bool:
+        """Whether the line of that number, from 1, is in the file itself."""
+        return number <= self._size
+
+    def line(self, number: int) -> str:
+        """The line of that number, from 1, without a label."""
+        return self.lines[number - 1] if self.has(number) else self._ours[number - self._size - 1]
+
+    def number(self, line: str, label: str) -> int:
+        """The number, from 1, of a line of ours; the same one for the same line and label."""
+        shown = f"# {label}: {line.strip()}\n"
+        if shown not in self._numbers:
+            self.lines.append(shown)
+            self._ours.append(line)
+            self._numbers[shown] = len(self.lines)
+        return self._numbers[shown]
 
     def show(self) -> None:
         """Have ``linecache`` show our lines too, for as long as nobody clears it."""
@@ -50,38 +64,59 @@ def file_of(name: str, text: str) -> File:
     return _files[name]
 
 
-def renumber(
-    tree: ast.AST, original: Definition, edited: Definition, file: File, label: str
-) -> None:
-    """Give the nodes of ``tree``, parsed from ``edited``, the numbers of the lines of ``file``.
+def lines_around(nodes: Sequence[ast.AST], file: File) -> list[int]:
+    """The numbers of the lines from the first to the last that have code of the nodes.
 
-    ``original`` is the definition in the file; ``label`` is put before the lines that it lacks.
+    Lines of the file come first, then those of ours.
     """
-    first = original.first_line
-    before, after = lines_of(original.segment), lines_of(edited.segment)
-    rows = _rows_left_alone(list(map(str.strip, before)), list(map(str.strip, after)))
-    exact = {row for row, old in rows.items() if before[old] == after[row]}
-    numbers = [
-        first + rows[row] if row in rows else file.number(f"# {label}: {line.strip()}")
-        for row, line in enumerate(after)
-    ]
-    # The lines above the first that is another one have their numbers.
-    same = (row in exact and number == first + row for row, number in enumerate(numbers))
-    head = next((row for row, is_same in enumerate(same) if not is_same), len(numbers))
-    todo: list[Any] = [tree]
-    while todo:
-        node = todo.pop()
-        if hasattr(node, "lineno"):
-            row, end_row = node.lineno - first, (node.end_lineno or node.lineno) - first
-            if end_row < head:
-                continue  # and all that is below it
-            node.lineno, node.end_lineno = numbers[row], numbers[end_row]
-            if not {row, end_row} <= exact or node.lineno > node.end_lineno:
-                # One line, and no columns of it: they are those of another text.
-                node.end_lineno = node.lineno
-                node.col_offset = node.end_col_offset = -1
-        todo += below(node)
-    file.show()
+    found = {n for node in _placed(nodes) for n in (node.lineno, node.end_lineno)}
+    parts = [n for n in found if file.has(n)], [n for n in found if not file.has(n)]
+    return [n for part in parts if part for n in range(min(part), max(part) + 1)]
+
+
+def _placed(nodes: Sequence[ast.AST]) -> Iterator[Any]:
+    """The nodes, and those below them, that have a place in the text."""
+    return (child for node in nodes for child in walk(node) if hasattr(child, "lineno"))
+
+
+def renumber(
+    nodes: Sequence[ast.AST], code: str, text: str, replaced: Sequence[int], file: File, label: str
+) -> None:
+    """Give nodes parsed from ``code`` the numbers of the lines of ``file`` that they are in.
+
+    They take the place of what was in the lines ``replaced``. ``text`` is ``code`` with what its
+    metavariables stand for; ``label`` is put before the lines that the file lacks.
+    """
+    new, old = lines_of(text), [file.line(number) for number in replaced]
+    rows = _rows_left_alone(list(map(str.strip, old)), list(map(str.strip, new)))
+    numbers: list[int] = []
+    shifts: dict[int, int] = {}  # how far to the right the file has the rows that it has
+    for row, (line, unfilled) in enumerate(zip(new, lines_of(code), strict=True)):
+        if row not in rows:
+            numbers.append(file.number(line, label) if line.strip() else 0)
+            continue
+        numbers.append(replaced[rows[row]])
+        if file.has(numbers[row]) and METAVARIABLE not in unfilled:
+            there = old[rows[row]]
+            shifts[row] = _margin(there) - _margin(line)
+    for node in _placed(nodes):
+        _move(node, numbers, shifts)
+
+
+def _move(node: Any, numbers: Sequence[int], shifts: dict[int, int]) -> None:
+    row, end_row = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+    node.lineno, node.end_lineno = numbers[row], numbers[end_row]
+    if {row, end_row} <= shifts.keys() and node.lineno <= node.end_lineno:
+        node.col_offset += shifts[row]
+        node.end_col_offset += shifts[end_row]
+    else:
+        # One line, and no columns of it: they are those of another text.
+        node.end_lineno = node.lineno
+        node.col_offset = node.end_col_offset = -1
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def _rows_left_alone(before: list[str], after: list[str]) -> dict[int, int]:

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
-from .definitions import statements_of
+from .definitions import first_line, last_line, statements_of
 from .edits import METAVARIABLE
-from .fingerprint import FunctionNode, FunctionTree, counted, equal, walk
+from .fingerprint import FunctionNode, FunctionTree, below, counted, equal, walk
+
+#: Statements with others below them.
+_COMPOUND = (
+    *FunctionNode,
+    *(ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try),
+    *(ast.Match, getattr(ast, "TryStar", ast.Try)),  # from Python 3.11 on
+)
 
 #: What the metavariables of a pattern stand for in one place.
 Bindings = Mapping[str, ast.expr]
@@ -30,10 +39,11 @@ class Place:
     index: int = 0
 
 
-def places(node: ast.AST, find: str, put: str) -> list[Place]:
+def places(node: ast.AST, find: str, put: str, rows: Sequence[int] | None = None) -> list[Place]:
     """All occurrences of ``find``: as an expression if ``put`` is one too, else as statements.
 
-    Code that begins with a comment is a statement.
+    Code that begins with a comment is a statement. ``rows`` are the numbers of the lines that have
+    the :func:`landmark` of ``find``, where these are known: other statements are not looked into.
     """
     found, new = statements_of(find), statements_of(put)
     first = found[0]
@@ -43,16 +53,60 @@ def places(node: ast.AST, find: str, put: str) -> list[Place]:
         kinds = ast.expr if _metavariable(first.value) else type(first.value)
         return [
             Place([child], bindings)
-            for child in walk(node)
+            for child in _nodes(node, rows)
             if isinstance(child, kinds) and (bindings := match(first.value, child)) is not None
         ]
     return [
         Place(body[index : index + len(found)], bindings, body, index)
-        for body in bodies(node)
+        for body in bodies(node, rows)
         for index in range(len(body) - len(found) + 1)
         if type(body[index]) is type(first)  # which most are not
+        and _may_have(body[index], rows)
         and (bindings := match(found, body[index : index + len(found)])) is not None
     ]
+
+
+@lru_cache(maxsize=512)
+def landmark(find: str) -> str | None:
+    """The longest name in the first statement of ``find``, which is a word of its lines too.
+
+    ``None`` if there is none.
+    """
+    names = [
+        name
+        for node in walk(statements_of(find)[0])
+        for field in ("id", "attr", "arg", "name")
+        if isinstance(name := getattr(node, field, None), str)
+        and name.isidentifier()  # an import has dotted names
+        and not name.startswith(METAVARIABLE)
+    ]
+    return max(names, key=len, default=None)
+
+
+def _nodes(node: ast.AST, rows: Sequence[int] | None) -> Iterator[ast.AST]:
+    """As ``walk``, without the statements that cannot have what is looked for."""
+    todo = [node]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, ast.stmt) or _may_have(node, rows):
+            yield node
+            todo += below(node)
+
+
+def _may_have(statement: ast.stmt, rows: Sequence[int] | None) -> bool:
+    if rows is None or hasattr(statement, "_edited"):
+        return True
+    last = last_line(statement)
+    index = bisect_left(rows, first_line(statement))
+    return index < len(rows) and rows[index] <= last
+
+
+def mark(nodes: Iterable[ast.AST]) -> None:
+    """Note that the nodes are of edits, so that their lines say nothing of what is in them."""
+    for node in nodes:
+        for child in walk(node):
+            if isinstance(child, ast.stmt):
+                child._edited = True  # type: ignore[attr-defined]
 
 
 def match(pattern: Any, found: Any) -> Bindings | None:
@@ -127,9 +181,13 @@ def _in_context(node: ast.expr, context: ast.expr_context) -> ast.expr:
     return twin
 
 
-def exchanged(node: FunctionTree, place: Place, put: str) -> FunctionTree:
-    """A tree like ``node`` with the code ``put`` at ``place``. They share what is elsewhere."""
-    new = filled(statements_of(put), place.bindings)
+def exchanged(node: FunctionTree, place: Place, put: Sequence[ast.stmt]) -> FunctionTree:
+    """A tree like ``node`` with the statements ``put`` at ``place``. They share the rest.
+
+    In ``put``, what the metavariables stand for in that place takes their own.
+    """
+    new = filled(put, place.bindings)
+    mark(new)
     if place.body is not None:
         old: object = place.body
         other: Any = [
@@ -172,18 +230,23 @@ def _is_elsewhere(node: Any, place: Place) -> bool:
 def with_field(node: Any, name: str, value: object) -> Any:
     """A copy of one node of a tree, with another value in one of its fields."""
     twin = copy.copy(node)
+    twin._edited = True  # see `mark`
     setattr(twin, name, value)
     return twin
 
 
-def bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    """All lists of statements in a statement; there are none in expressions."""
+def bodies(node: ast.AST, rows: Sequence[int] | None = None) -> Iterator[list[ast.stmt]]:
+    """All lists of statements in a statement; there are none in expressions.
+
+    Without those in statements that cannot have what is looked for, where there are ``rows``.
+    """
     for name in ("body", "orelse", "finalbody"):
         body: list[ast.stmt] = getattr(node, name, [])
         if body:
             yield body
         for statement in body:
-            yield from bodies(statement)
+            if isinstance(statement, _COMPOUND) and _may_have(statement, rows):
+                yield from bodies(statement, rows)
     for name in ("handlers", "cases"):
         for part in getattr(node, name, []):
-            yield from bodies(part)
+            yield from bodies(part, rows)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType
 from typing import Any, Union
 
-from .definitions import Definition
-from .edits import Target
+from .edits import Before, Replace, Substitute, Target
 from .errors import ForeignPatchError
+from .fingerprint import FunctionTree
 from .sources import ABSENT, namespace_of, read_source
 from .verdicts import find_definition
 
@@ -99,7 +99,9 @@ class CodeChange(Condition):
 
     old: CodeType
     new: CodeType
-    definition: Definition  #: of the edited source
+    edits: tuple[Replace | Before | Substitute, ...]  #: which lead from the one to the other
+    below: CodeChange | None  #: the change that this one was made on top of
+    tree: FunctionTree | None  #: what ``new`` is compiled from, while other patches are decided
     ids: tuple[str, ...]  #: of the patches in ``new``, the last one made this change
 
     @property
@@ -135,6 +137,7 @@ class Addition:
     target: Target
     owner: Any
     value: Any
+    tree: None = None  #: nobody edits it
 
     @property
     def place(self) -> object:

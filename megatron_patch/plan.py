@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 
-from . import compilation, rewrite
-from .edits import Add, Edit, Requires, Target, changes_code
+from . import compilation, tree_edits
+from .definitions import Definition
+from .edits import Add, Before, Edit, Replace, Requires, Substitute, Target, changes_code
 from .errors import ForeignPatchError, TargetError
+from .fingerprint import FunctionTree
+from .line_numbers import File, file_of
 from .model import Patch, Variant
 from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
 from .sources import ABSENT, namespace_of, read_source
@@ -74,18 +77,42 @@ def _is_ours(function: FunctionType, target: Target, on_top: OnTop) -> bool:
 def _change(patch: Patch, target: Target, edits: list[Edit], on_top: OnTop) -> Change:
     if isinstance(edits[0], Add):
         return _addition(edits[0], target)
-    found = prove(str(target), on_top)
     original = find_definition(str(target), read_source)
+    if original is not None:
+        _ = original.node  # which is needed below, and is compiled in less time than the text
+    found = prove(str(target), on_top)
     assert original is not None  # it was proved
-    below = on_top(found.function)
-    changes = [edit for edit in edits if not isinstance(edit, (Add, Requires))]
+    below, function = on_top(found.function), found.function
+    changes = tuple(edit for edit in edits if not isinstance(edit, (Add, Requires)))
     if len(changes) != len(edits):
         raise TargetError(f"{target}: an addition and an edit of one target")
-    edited = rewrite.edited(below.definition if below else original, *changes)
-    ids = (*(below.ids if below else ()), patch.id)
-    code = compilation.edited_code(original, edited, found.function, ids)
-    function = found.function
-    return CodeChange(**vars(found), old=function.__code__, new=code, definition=edited, ids=ids)
+    file = file_of(function.__code__.co_filename, read_source(original.module) or "")
+    tree = _tree(original, below, changes, patch.id, file)
+    file.show()
+    return CodeChange(
+        **vars(found),
+        old=function.__code__,
+        new=compilation.edited_code(original, tree, function),
+        edits=changes,
+        below=below,
+        tree=tree,
+        ids=(*(below.ids if below else ()), patch.id),
+    )
+
+
+def _tree(
+    original: Definition,
+    below: CodeChange | None,
+    edits: Sequence[Replace | Before | Substitute],
+    id: str,
+    file: File,
+) -> FunctionTree:
+    """The tree of the original after edits on top of those of other patches."""
+    if below is None:
+        tree = original.node
+    else:
+        tree = below.tree or _tree(original, below.below, below.edits, below.ids[-1], file)
+    return tree_edits.edited(original, tree, edits, file, f"megatron_patch {id}")
 
 
 def _addition(edit: Add, target: Target) -> Addition:

@@ -139,7 +139,11 @@ def _body_around(helper: Add, read: Callable[[str], str | None]) -> list[ast.stm
 
 def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
     """Whether the source has the helper as it is ours."""
-    body = _body_around(helper, read)
+    target = Target.parse(helper.target)
     (wanted,) = statements_of(helper.source)
+    start = "def " if isinstance(wanted, FunctionNode) else ""
+    if start + target.name not in (read(target.module) or ""):
+        return False  # nearly always, and no tree is needed
+    body = _body_around(helper, read)
     digest = fingerprint.digest(wanted)
     return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))

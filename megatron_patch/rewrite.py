@@ -37,15 +37,8 @@ def edited(definition: Definition, *edits: Replace | Before | Substitute) -> Def
 def _replaced(definition: Definition, edit: Replace) -> Definition:
     old, text = definition.node, source_of(edit.function)
     new = ast.parse(text).body[0]
-    if not isinstance(new, type(old)):
-        raise failure(definition, f"the replacement is a {type(new).__name__}")
-    if not equal(_bare(new.args), _bare(old.args)):
-        raise failure(
-            definition,
-            f"the signature is ({ast.unparse(old.args)}); "
-            f"the replacement has ({ast.unparse(new.args)})",
-        )
-    expected = with_field(old, "body", new.body)
+    expected = replaced(definition, old, new)
+    assert isinstance(new, FunctionNode)
     lines = lines_of(definition.segment)
     row = old.body[0].lineno - definition.first_line
     column = len(lines[row].encode()[: old.body[0].col_offset].decode())
@@ -56,6 +49,23 @@ def _replaced(definition: Definition, edit: Replace) -> Definition:
         margin = margin_of(margin) + "    "
     body = textwrap.dedent("".join(lines_of(text)[new.body[0].lineno - 1 :]))
     return checked(definition, "".join(head) + indented(body, margin), expected)
+
+
+def replaced(definition: Definition, old: FunctionTree, new: ast.stmt) -> FunctionTree:
+    """The tree of a function with the body of another one, which has to have the same signature.
+
+    Raises ``RewriteError`` when it has not.
+    """
+    if not isinstance(new, type(old)):
+        raise failure(definition, f"the replacement is a {type(new).__name__}")
+    if not equal(_bare(new.args), _bare(old.args)):
+        raise failure(
+            definition,
+            f"the signature is ({ast.unparse(old.args)}); "
+            f"the replacement has ({ast.unparse(new.args)})",
+        )
+    tree: FunctionTree = with_field(old, "body", new.body)
+    return tree
 
 
 def _bare(arguments: ast.arguments) -> ast.arguments:
@@ -107,14 +117,8 @@ def _parameters(edit: Before) -> list[str]:
 
 def _prefixed(definition: Definition, edit: Before) -> Definition:
     node = definition.node
-    takes, first = _parameters(edit), _first_parameter(definition)
-    if takes != first:
-        raise failure(definition, f"the hook takes {takes}; the target's first is {first}")
-    skip = 1 if ast.get_docstring(node, clean=False) is not None else 0
-    statements = ast.parse(edit.statements).body
-    expected = with_field(node, "body", [*node.body[:skip], *statements, *node.body[skip:]])
-    if len(node.body) == skip:
-        raise failure(definition, "there is no statement to put the hook in front of")
+    expected = prefixed(definition, node, edit, ast.parse(edit.statements).body)
+    skip = len(node.body) - len(without_docstring(node))
     lines = lines_of(definition.segment)
     first_statement = node.body[skip]
     row = first_statement.lineno - definition.first_line
@@ -131,3 +135,21 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
             row -= 1  # a comment above the first statement belongs to that statement
         lines.insert(row, indented(edit.statements, before))
     return checked(definition, "".join(lines), expected)
+
+
+def prefixed(
+    definition: Definition, node: FunctionTree, edit: Before, statements: list[ast.stmt]
+) -> FunctionTree:
+    """The tree of a method with the statements of a hook in front of its own.
+
+    Raises ``RewriteError`` when the hook is for another argument, or there is no statement.
+    """
+    takes, first = _parameters(edit), _first_parameter(definition)
+    if takes != first:
+        raise failure(definition, f"the hook takes {takes}; the target's first is {first}")
+    body = without_docstring(node)
+    if not body:
+        raise failure(definition, "there is no statement to put the hook in front of")
+    docstring = node.body[: len(node.body) - len(body)]
+    tree: FunctionTree = with_field(node, "body", [*docstring, *statements, *body])
+    return tree

@@ -59,6 +59,12 @@ class Stack:
         if case in self._cases:
             self._cases.remove(case)
 
+    def forget_trees(self) -> None:
+        """Keep no trees, which are there because the next patch may be for the same function."""
+        for case in self._cases:
+            for change in case.changes:
+                change.tree = None
+
     def on_top(self, function: FunctionType) -> CodeChange | None:
         """The last change of a function's code."""
         for case in reversed(self._cases):

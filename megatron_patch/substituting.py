@@ -7,17 +7,17 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .definitions import Definition, lines_of
+from .definitions import Definition, lines_of, statements_of
 from .edits import METAVARIABLE, Substitute
-from .fingerprint import walk
-from .matching import Bindings, Place, exchanged, places
+from .fingerprint import FunctionTree, walk
+from .matching import Bindings, Place, exchanged, landmark, places
 from .segments import checked, failure, indented, margin_of, proved
 
 
 @lru_cache(maxsize=512)  # asked for each source that is known, and told again
 def occurrences(definition: Definition, edit: Substitute) -> int:
     """How often the code that ``edit`` looks for is in the definition."""
-    return len(places(definition.node, edit.find, edit.put))
+    return len(_places(definition, definition.node, edit))
 
 
 def forget() -> None:
@@ -57,11 +57,11 @@ def _together(definition: Definition, edits: Sequence[Substitute]) -> Definition
     untouched = set(map(id, walk(tree)))
     changes: list[_TextChange] = []
     for edit in edits:
-        found = places(tree, edit.find, edit.put)
+        found = _places(definition, tree, edit)
         if len(found) != 1 or not untouched.issuperset(map(id, found[0].nodes)):
             return None
         changes.append(_text_change(definition, edit, found[0]))
-        tree = exchanged(tree, found[0], edit.put)
+        tree = exchanged(tree, found[0], statements_of(edit.put))
     changes.sort(reverse=True)
     if any(sooner.end > later.start for later, sooner in pairwise(changes)):
         return None
@@ -73,12 +73,8 @@ def _together(definition: Definition, edits: Sequence[Substitute]) -> Definition
 
 def _alone(definition: Definition, edit: Substitute) -> Definition:
     tree = definition.node
-    found = places(tree, edit.find, edit.put)
-    if len(found) != 1:
-        times = f"found {len(found)} times" if found else "not found"
-        raise failure(definition, f"expected `{as_written(edit.find)}` exactly once; {times}")
-    (place,) = found
-    expected = exchanged(tree, place, edit.put)
+    place = only_place(definition, tree, edit)
+    expected = exchanged(tree, place, statements_of(edit.put))
     change = _text_change(definition, edit, place)
     if place.body is None:
         result = proved(definition, change.made(definition.segment), expected)
@@ -87,6 +83,43 @@ def _alone(definition: Definition, edit: Substitute) -> Definition:
         # Operators of the surroundings may bind tighter than those of the new expression.
         change = change._replace(text=f"({change.text})")
     return checked(definition, change.made(definition.segment), expected)
+
+
+def only_place(definition: Definition, tree: FunctionTree, edit: Substitute) -> Place:
+    """Where the edit is made in ``tree``, that of the definition with edits that were made before.
+
+    Raises ``RewriteError`` when it cannot be.
+    """
+    found = _places(definition, tree, edit)
+    if len(found) != 1:
+        times = f"found {len(found)} times" if found else "not found"
+        raise failure(definition, f"expected `{as_written(edit.find)}` exactly once; {times}")
+    (place,) = found
+    if place.body is not None and len(place.body) == len(place.nodes) and not edit.put.strip():
+        raise failure(
+            definition, f"`{as_written(edit.find)}` is all of its block; put `pass` in its place"
+        )
+    return place
+
+
+def _places(definition: Definition, tree: FunctionTree, edit: Substitute) -> list[Place]:
+    return places(tree, edit.find, edit.put, _rows(definition, landmark(edit.find)))
+
+
+def _rows(definition: Definition, name: str | None) -> list[int] | None:
+    """The numbers of the lines of the definition that have the name, ``None`` if that is not known.
+
+    In text that is not ASCII a name can be spelled otherwise.
+    """
+    text = definition.segment
+    if name is None or not text.isascii():
+        return None
+    found, start, row = list[int](), 0, definition.first_line
+    while (at := text.find(name, start)) >= 0:
+        row += text.count("\n", start, at)
+        found.append(row)
+        start = at + len(name)
+    return found
 
 
 def _text_change(definition: Definition, edit: Substitute, place: Place) -> _TextChange:
@@ -102,10 +135,6 @@ def _text_change(definition: Definition, edit: Substitute, place: Place) -> _Tex
         raise failure(definition, f"`{as_written(edit.find)}` shares its line with other code")
     if put.strip():
         return _TextChange(start, end, indented(put, margin).removeprefix(margin))
-    if len(place.body) == len(place.nodes):
-        raise failure(
-            definition, f"`{as_written(edit.find)}` is all of its block; put `pass` in its place"
-        )
     line_ends = len(after) - len(after.lstrip("\n"))
     return _TextChange(start - len(margin), end + line_ends, "")
 

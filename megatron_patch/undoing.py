@@ -41,5 +41,5 @@ def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | N
             found = places(node, edit.put, edit.find) if statements_of(edit.put) else []
             if len(found) != 1:
                 return None
-            node = exchanged(node, found[0], edit.find)
+            node = exchanged(node, found[0], statements_of(edit.find))
     return node

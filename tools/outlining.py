@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 
 from megatron_patch.definitions import compiled_with, parsed
 from megatron_patch.edits import Target
@@ -37,7 +38,7 @@ def outline(module: str, text: str, names: Iterable[str]) -> Outline:
             found = parsed(module, text, name)
             if found is None:
                 places[name] = None
-            elif ast.dump(found.take_node()) == ast.dump(found.node):
+            elif ast.dump(replace(found, found=None).node) == ast.dump(found.node):
                 last = found.first_line + found.segment.count("\n") - 1
                 places[name] = Place(found.first_line, last, found.digest)
         except TargetError:

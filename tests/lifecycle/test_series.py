@@ -59,6 +59,29 @@ class TestSeries(InFreshProcess):
         megatron_patch.uninstall()
         same({entry.state.value for entry in megatron_patch.status()}, {"disabled"})
 
+    def test_what_runs_is_what_the_edits_make_of_the_text(self):
+        """Code that runs comes of edited trees, files of edited text."""
+        from megatron_patch import plan, rewrite
+        from megatron_patch.fingerprint import equal
+        from megatron_patch.line_numbers import File
+        from megatron_patch.places import CodeChange
+        from megatron_patch.sources import read_source
+        from megatron_patch.verdicts import find_definition
+
+        self.import_targets()
+        cases = self.all_patches()._engine.cases.values()
+        changes = [c for case in cases for c in case.changes if isinstance(c, CodeChange)]
+        assert len(changes) > 5
+        texts: dict[str, Any] = {}
+        for change in changes:
+            target = str(change.target)
+            released = find_definition(target, read_source)
+            assert released is not None
+            texts[target] = rewrite.edited(texts.get(target, released), *change.edits)
+            file = File("", read_source(change.target.module) or "")
+            tree = plan._tree(released, change.below, change.edits, change.ids[-1], file)
+            assert equal(tree, texts[target].node), target
+
     def all_patches(self) -> Any:
         """Those that are off by default too."""
         import megatron_patch

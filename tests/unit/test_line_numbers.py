@@ -129,6 +129,59 @@ def test_a_traceback_through_a_line_that_was_left_alone_shows_it(workshop):
     assert (entries[-1].lineno, entries[-1].line) == (3, "before = x + 1")
 
 
+def positions(code):  # type: ignore[no-untyped-def]
+    """For each line number in the code, the columns in it."""
+    found: dict[int, set[tuple[int, int]]] = {}
+    for line, end, column, end_column in code.co_positions():
+        if line == end and line is not None:
+            found.setdefault(line, set()).add((column, end_column))
+    return found
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no columns")
+def test_what_is_left_alone_within_a_hunk_keeps_its_lines_and_columns(workshop):
+    workshop.write("target_module", MODULE)
+    importlib.import_module("target_module")
+    before = positions(sys.modules["target_module"].Thing.method.__code__)
+    branch = "if before > 1:\n    total = (before + {})\nelse:\n    total = 0\n"
+    hunk = patch_of(workshop, branch.format("2"), branch.format("3"))
+    engine = workshop.engine(hunk)
+    assert only(engine).state is State.APPLIED, only(engine).reason
+    after = positions(sys.modules["target_module"].Thing.method.__code__)
+    size = len(MODULE.splitlines())
+    assert {line: after[line] for line in (3, 5, 11, 12, 13)} == {
+        line: before[line] for line in (3, 5, 11, 12, 13)
+    }
+    assert sorted(set(after) - set(before)) == [size + 1]
+    assert linecache.getlines(sys.modules["target_module"].__file__)[size:] == [
+        "# megatron_patch sample: total = (before + 3)\n"
+    ]
+
+
+def test_what_one_patch_has_put_there_stays_its_own_under_another(workshop):
+    workshop.write("target_module", MODULE)
+    first = patch_of(workshop, "after = total", "if total:\n    after = 1\nelse:\n    after = 2")
+    second = patch_of(
+        workshop,
+        "if total:\n    after = 1\nelse:\n    after = 2",
+        "if total:\n    after = 1\nelse:\n    after = 3",
+    )._replace(id="second")
+    engine = workshop.engine(first, second)
+    module = importlib.import_module("target_module")
+    assert {entry.state for entry in engine.status()} == {State.APPLIED}
+    size = len(MODULE.splitlines())
+    shown = linecache.getlines(module.__file__)
+    assert shown[size:] == [
+        "# megatron_patch sample: if total:\n",
+        "# megatron_patch sample: after = 1\n",
+        "# megatron_patch sample: else:\n",
+        "# megatron_patch sample: after = 2\n",
+        "# megatron_patch second: after = 3\n",
+    ]
+    assert {size + 1, size + 2} <= set(lines_run(module.Thing.method, module.Thing(), 1))
+    assert {size + 1, size + 5} <= set(lines_run(module.Thing.method, module.Thing(), -1))
+
+
 def test_the_lines_of_several_patches_are_all_shown(workshop):
     workshop.write("target_module", MODULE)
     first = patch_of(workshop, "after = total", "after = total + 1")
@@ -139,8 +192,10 @@ def test_the_lines_of_several_patches_are_all_shown(workshop):
     shown = linecache.getlines(module.__file__)
     own = MODULE.splitlines(keepends=True)
     assert shown[: len(own)] == own
-    assert "# megatron_patch sample,second: before = x + 2\n" in shown
-    assert all(line.startswith("# megatron_patch ") for line in shown[len(own) :])
+    assert shown[len(own) :] == [
+        "# megatron_patch sample: after = total + 1\n",
+        "# megatron_patch second: before = x + 2\n",
+    ]
     linecache.checkcache(module.__file__)
     assert linecache.getlines(module.__file__) == shown
 

@@ -89,3 +89,10 @@ def test_parentheses_are_put_where_one_of_several_needs_them():
 def test_what_does_not_fit_is_named(pairs, why):
     with pytest.raises(RewriteError, match=why):
         edited(definition(), *hunks(pairs))
+
+
+def test_a_statement_that_shares_its_line_is_refused_in_text():
+    found = locate("m", "def f(): return 1\n", "f")
+    assert found is not None
+    with pytest.raises(RewriteError, match="m:f: `return 1` shares its line with other code"):
+        edited(found, Substitute("m:f", "return 1", "return 5"))
