@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_patch.testing.releases import engine_class
-from tools.differential import judging, searching
+from tools.differential import judging, oracles, searching
 from tools.differential.configuration import decode, encode
 from tools.differential.drawing import Abilities
 
@@ -60,10 +60,18 @@ def test_a_search_shrinks_what_shows_something(mocker):
     assert len(text) < len(shown[0]) / 2
 
 
-def test_a_search_leaves_alone_what_it_has_found(hurried):
-    run_with = Planted(performance=[another_token(engine_class())]).runner()
-    search = search_for(run_with)
-    search.run(0, examples=6, most=2)
-    assert search.found
-    signatures = [found.finding.signature for found in search.found]
-    assert len(signatures) == len(set(signatures))
+def test_a_search_leaves_alone_what_it_has_found(mocker):
+    """With a judge that takes no time, for which many configurations show each of two things."""
+    wrong = [oracles.Complaint("tokens", 0, name, {"list": name}) for name in ("one", "another")]
+    findings = [judging.Finding("harm", ("none", "all"), complaints=(this,)) for this in wrong]
+
+    def judge(configuration, run_with):
+        return judging.Judgement([] if len(configuration.requests) < 2 else list(findings))
+
+    mocker.patch.object(judging, "judge", judge)
+    mocker.patch.object(judging, "attribute", return_value=[])
+    search = searching.Search(Abilities.installed(), None, [])
+    search.run(0, examples=200, most=3)
+    assert [found.finding.signature for found in search.found] == [f.signature for f in findings]
+    assert [len(found.configuration.requests) for found in search.found] == [2, 2]
+    assert search.examples == 200
