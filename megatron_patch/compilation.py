@@ -10,6 +10,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace as dataclass_replace
 from types import CodeType, FunctionType
 from typing import Any, cast
 
@@ -99,11 +100,29 @@ def raw_function(definition: Definition, value: object) -> FunctionType:
 
     Raises ``ForeignPatchError`` when there is none: then what runs is not what the source says.
     """
-    code = compile_code(definition, "<original>")
+    code = _original_code(definition)
     for function in functions_below(value):
         if function.__code__ == code:
             return function
     raise _foreign(definition, value)
+
+
+_originals: dict[Definition, CodeType] = {}
+
+
+def is_known(definition: Definition) -> bool:
+    """Whether it is known to what the definition compiles."""
+    return definition in _originals
+
+
+def _original_code(definition: Definition) -> CodeType:
+    """The code of a definition, which is asked for again whenever a state is proved again."""
+    found = _originals.get(definition)
+    if found is None:
+        found = compile_code(definition, "<original>")
+        # A key of its own, for the tree that this one may have.
+        _originals[dataclass_replace(definition, found=None)] = found
+    return found
 
 
 def _foreign(definition: Definition, value: object) -> ForeignPatchError:

@@ -13,6 +13,7 @@ import ast
 import linecache
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
+from types import CodeType
 from typing import Any
 
 from .definitions import lines_of
@@ -21,7 +22,7 @@ from .fingerprint import walk
 
 
 class File:
-    """The lines of one file, and those of ours behind them."""
+    """The lines of one file, and those of ours behind them; and the code that has their numbers."""
 
     def __init__(self, name: str, text: str) -> None:
         self.name = name
@@ -30,6 +31,8 @@ class File:
         self._size = len(self.lines)
         self._numbers: dict[str, int] = {}
         self._ours: list[str] = []
+        #: What was compiled for a function and the edits of it, to put the same patches in again.
+        self.codes: dict[tuple[str, object], CodeType] = {}
 
     def has(self, number: int) -> bool:
         """Whether the line of that number, from 1, is in the file itself."""

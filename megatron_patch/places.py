@@ -19,6 +19,9 @@ from .fingerprint import FunctionTree
 from .sources import ABSENT, namespace_of, read_source
 from .verdicts import find_definition
 
+#: The ids of patches, each with its edits of one function, in the order in which they are made.
+Chain = tuple[tuple[str, tuple[Union[Replace, Before, Substitute], ...]], ...]
+
 #: An attribute of a function whose code is ours: the ids of the patches in it.
 MARK = "__megatron_patch__"
 
@@ -99,10 +102,13 @@ class CodeChange(Condition):
 
     old: CodeType
     new: CodeType
-    edits: tuple[Replace | Before | Substitute, ...]  #: which lead from the one to the other
-    below: CodeChange | None  #: the change that this one was made on top of
-    tree: FunctionTree | None  #: what ``new`` is compiled from, while other patches are decided
-    ids: tuple[str, ...]  #: of the patches in ``new``, the last one made this change
+    chain: Chain  #: what ``new`` has been made with, the last one by this change
+    tree: FunctionTree | None  #: what ``new`` was compiled from, while other patches are decided
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the patches in ``new``; the last one made this change."""
+        return tuple(id for id, _ in self.chain)
 
     @property
     def place(self) -> object:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
 
 from . import compilation, tree_edits
 from .definitions import Definition
-from .edits import Add, Before, Edit, Replace, Requires, Substitute, Target, changes_code
+from .edits import Add, Edit, Requires, Target, changes_code
 from .errors import ForeignPatchError, TargetError
 from .fingerprint import FunctionTree
 from .line_numbers import File, file_of
 from .model import Patch, Variant
-from .places import Addition, Change, CodeChange, Condition, inherited_from, owner_of
+from .places import Addition, Chain, Change, CodeChange, Condition, inherited_from, owner_of
 from .sources import ABSENT, namespace_of, read_source
 from .verdicts import find_definition
 
@@ -78,40 +78,36 @@ def _change(patch: Patch, target: Target, edits: list[Edit], on_top: OnTop) -> C
     if isinstance(edits[0], Add):
         return _addition(edits[0], target)
     original = find_definition(str(target), read_source)
-    if original is not None:
-        _ = original.node  # which is needed below, and is compiled in less time than the text
+    if original is not None and not compilation.is_known(original):
+        _ = original.node  # to compile this takes less time than to parse the text once more
     found = prove(str(target), on_top)
     assert original is not None  # it was proved
     below, function = on_top(found.function), found.function
     changes = tuple(edit for edit in edits if not isinstance(edit, (Add, Requires)))
     if len(changes) != len(edits):
         raise TargetError(f"{target}: an addition and an edit of one target")
+    chain: Chain = (*(below.chain if below else ()), (patch.id, changes))
     file = file_of(function.__code__.co_filename, read_source(original.module) or "")
-    tree = _tree(original, below, changes, patch.id, file)
+    code, tree = file.codes.get((original.qualname, chain)), None
+    if code is None:
+        tree = edited_tree(original, chain, file, below.tree if below else None)
+        code = compilation.edited_code(original, tree, function)
+        file.codes[original.qualname, chain] = code
     file.show()
-    return CodeChange(
-        **vars(found),
-        old=function.__code__,
-        new=compilation.edited_code(original, tree, function),
-        edits=changes,
-        below=below,
-        tree=tree,
-        ids=(*(below.ids if below else ()), patch.id),
-    )
+    return CodeChange(**vars(found), old=function.__code__, new=code, chain=chain, tree=tree)
 
 
-def _tree(
-    original: Definition,
-    below: CodeChange | None,
-    edits: Sequence[Replace | Before | Substitute],
-    id: str,
-    file: File,
+def edited_tree(
+    original: Definition, chain: Chain, file: File, below: FunctionTree | None = None
 ) -> FunctionTree:
-    """The tree of the original after edits on top of those of other patches."""
-    if below is None:
-        tree = original.node
-    else:
-        tree = below.tree or _tree(original, below.below, below.edits, below.ids[-1], file)
+    """The tree of the original after all edits of the chain.
+
+    ``below`` is the tree after those of all patches but the last one, where somebody has it.
+    """
+    if not chain:
+        return original.node
+    id, edits = chain[-1]
+    tree = below or edited_tree(original, chain[:-1], file)
     return tree_edits.edited(original, tree, edits, file, f"megatron_patch {id}")
 
 

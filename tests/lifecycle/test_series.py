@@ -77,9 +77,9 @@ class TestSeries(InFreshProcess):
             target = str(change.target)
             released = find_definition(target, read_source)
             assert released is not None
-            texts[target] = rewrite.edited(texts.get(target, released), *change.edits)
+            texts[target] = rewrite.edited(texts.get(target, released), *change.chain[-1][1])
             file = File("", read_source(change.target.module) or "")
-            tree = plan._tree(released, change.below, change.edits, change.ids[-1], file)
+            tree = plan.edited_tree(released, change.chain, file)
             assert equal(tree, texts[target].node), target
 
     def all_patches(self) -> Any:

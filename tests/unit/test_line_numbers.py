@@ -13,7 +13,9 @@ import traceback
 
 import pytest
 
+from megatron_patch import tree_edits
 from megatron_patch.edits import Add, Substitute
+from megatron_patch.settings import Settings
 from megatron_patch.states import State
 
 from .sample import Workshop, only
@@ -198,6 +200,28 @@ def test_the_lines_of_several_patches_are_all_shown(workshop):
     ]
     linecache.checkcache(module.__file__)
     assert linecache.getlines(module.__file__) == shown
+
+
+def test_patches_that_are_put_in_again_are_the_same_code(workshop, mocker):
+    workshop.write("target_module", MODULE)
+    patch = patch_of(workshop, "after = total", "after = total + 1")
+    engine = workshop.engine(patch)
+    method = importlib.import_module("target_module").Thing.method
+    released = inspect.getsource(sys.modules["target_module"])
+    before = method.__code__
+    edited = mocker.spy(tree_edits, "edited")
+    engine.uninstall()
+    assert method.__code__ is not before
+    engine.install(Settings(frozenset({patch.id})))
+    assert method.__code__ is before
+    assert edited.call_count == 0
+    # Not where the file is another one, as after an update under a running process.
+    engine.uninstall()
+    workshop.write("target_module", released.replace("return 1 / 0", "return 2 / 0"))
+    importlib.reload(sys.modules["target_module"])
+    engine.install(Settings(frozenset({patch.id})))
+    assert only(engine).state is State.APPLIED, only(engine).reason
+    assert edited.call_count == 1
 
 
 def helper(self):  # type: ignore # the target's own name
