@@ -5,8 +5,8 @@
 
 Reports what differs from the nearest pin, as `tools/pin_report.py` does, writes the pin into
 `tox.ini`, and refreshes `patches/` and the tables. A release of a line that has a pin takes that
-pin's place. When a backport is drifted on the new release, nothing is written: look at it first,
-and give its record the new source; --force is for adding the pin before that.
+pin's place. When a backport is drifted on the new release, nothing is written: docs/adding-a-pin.md
+says how to look at it and to prove it. --force adds the pin before that.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ ENVIRONMENTS = re.compile(r"\b(py)(\{[\d,]+\}|\d+)(-mcore)(\{[\d,]+\}|\d+)")
 
 
 def nearest(pin: Pin, existing: Sequence[Pin]) -> Pin:
-    """The pin of the same line, else of the next line below, else of the oldest one."""
+    """The pin of the same release line, else of the nearest older line, else the oldest pin."""
     ordered = sorted(existing, key=lambda other: other.number)
     below = [other for other in ordered if other.number <= pin.number]
     return below[-1] if below else ordered[0]
 
 
 def with_pin(text: str, pin: Pin, near: Pin, oldest: tuple[int, int]) -> str:
-    """The text of `tox.ini` with `pin`, its lines made after those of the pin `near` to it.
+    """The text of `tox.ini` with `pin`, whose lines are modelled on those of the pin `near`.
 
     `oldest` is the oldest Python that the release is for. Raises `PinError` when the environments
-    of the near pin have an older one.
+    of `near` have an older Python.
     """
     if pin.factor != near.factor:
         text = _with_environments(text, pin, near, oldest)
@@ -86,13 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; returns the exit status."""
     parser = argparse.ArgumentParser(
         description="Support another Megatron-Core release, or move the pin of a release line.",
-        epilog="Exit status: 0; 1 when a backport is drifted on the release; 2 when the release or "
-        "a pin cannot be had.",
+        epilog="Exit status: 0; 1 when a backport is drifted on the release; 2 when the source of "
+        "the release or of a pin cannot be had.",
     )
     parser.add_argument("version", metavar="VERSION", help="a released version, such as 0.19.2")
-    parser.add_argument("--force", action="store_true", help="although a backport is drifted")
+    parser.add_argument(
+        "--force", action="store_true", help="add it although a backport is drifted"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
-    parser.add_argument("--cache", metavar="DIR", type=Path, default=pins.default_cache())
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=pins.default_cache(),
+        help="keep wheels there; default: %(default)s",
+    )
     options = parser.parse_args(arguments)
     try:
         return _add(options.version, options.cache, options.force, options.dry_run)
@@ -114,9 +122,9 @@ def _add(version: str, cache: Path, force: bool, dry_run: bool) -> int:
     print(f"megatron-core {near.version} -> {version}\n{report}\n")
     if report.drifted and not force:
         print(
-            f"add_pin: nothing was written, for {', '.join(report.drifted)} is drifted on "
-            f"{version}. Look at the code, give the record a family or an upstreamed digest for "
-            "it, and run this again",
+            f"add_pin: nothing was written: drifted on {version}: {', '.join(report.drifted)}. "
+            "Look at the code and prove it with tools/prove.py (docs/adding-a-pin.md, step 2), and "
+            "run this again; or add the pin first, with --force",
             file=sys.stderr,
         )
         return 1

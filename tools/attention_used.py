@@ -35,9 +35,10 @@ DISTRIBUTIONS = {
 
 @contextmanager
 def recorded() -> Iterator[set[str]]:
-    """Within, the set that it gives gets the name of each attention that is called.
+    """Yield a set, to which each attention that is called within the block adds its name.
 
-    What a CUDA graph replays is not called: build the engine within, which captures its graphs.
+    A CUDA graph that is replayed calls nothing: build the engine in the block too, because that is
+    when it captures its graphs.
     """
     module = importlib.import_module(ATTENTION)
     called: set[str] = set()
@@ -84,7 +85,7 @@ def summary(called: set[str]) -> str:
 
 
 def kernels(names: Iterator[str]) -> list[str]:
-    """Those of the names of GPU kernels that are attention's, without their template arguments."""
+    """Of the names of GPU kernels, those of attention, without their template arguments; sorted."""
     words = ("flash", "fmha", "attention")
     found = {name.removeprefix("void ").split("<")[0].split("(")[0] for name in names}
     return sorted(name for name in found if any(word in name.lower() for word in words))

@@ -2,8 +2,9 @@
 
     python tools/bench_call.py padded-block-table initialize_attention_state
 
-The two alternate within one process, on one engine: the difference of two whole steps would drown
-in their noise. On a CUDA device if there is one; the time is the host's.
+The runs with and without it alternate within one process, on one engine: the difference of two
+whole steps would drown in their noise. Runs on a CUDA device if there is one; the times are those
+of the host.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("patch", help="id of a patch that is applied to the installed release")
     parser.add_argument("method", help="name of a method of DynamicInferenceContext")
     benchmarking.add_engine_options(parser)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="each with and without; default: 10")
     options = parser.parse_args()
 
     device = testing.start()
@@ -38,7 +39,11 @@ def main() -> int:
         for selection in sorted(samples, reverse=bool(number % 2)):
             with benchmarking.selected(selection) as applied:
                 if applied != [selection] * (selection != "none"):
-                    parser.error(f"{selection} is not applied here: {applied}")
+                    wanted = "no patch" if selection == "none" else f"{selection} alone"
+                    parser.error(
+                        f"expected {wanted} to be applied, but applied are: "
+                        f"{', '.join(applied) or 'none'}; megatron-patch check says why"
+                    )
                 with benchmarking.timed(engine.context, options.method) as calls:
                     decoded = testing.decode(engine, requests, capture_logits=False)
             samples[selection] += calls

@@ -10,10 +10,10 @@ engine's step until it returns, which is when the tokens have been read back; st
 prompts, the first ones after these, and those in which requests end are left out. A step makes one
 token of each request, so its length is also the time between two tokens of a request.
 
-Each round gives one median per selection. The difference to the first selection is the median over
-the rounds of the differences of these, with a bootstrap interval over the rounds: the steps of one
-round are not independent. The time that the GPU is busy comes from the profiler in a run of its
-own, as does the time of the getter within steps.
+Each round gives one median per selection. The difference to the first selection is taken between
+the medians of each round; reported is its median over the rounds, with a bootstrap interval over
+the rounds, because the steps of one round are not independent. Two runs of their own give the time
+that the GPU is busy, by the profiler, and that of the getter within steps, on the host.
 
 Tokens and logits of all selections have to be equal bit for bit; otherwise the exit status is 1.
 Logits are compared by their SHA-256 digests, one a step. On a CPU the stand-ins for CUDA take a
@@ -46,7 +46,7 @@ SELECTIONS = ("none", "input-position-view-cache", "all")
 
 
 def interval(differences: Sequence[float], resamples: int = 10_000) -> tuple[float, float]:
-    """95% bootstrap interval of the median."""
+    """95% bootstrap interval of the median: its lower and its upper end."""
     values = np.asarray(differences)
     draws = np.random.default_rng(0).choice(values, (resamples, len(values)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     device = benchmarking.start(options.tensor_parallel)
     on_cuda = device.type == "cuda"
-    # Of several kernels for one operator, those that are the same bit for bit in each run.
+    # Where an operator has several kernels, use one that gives the same bits in each run.
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     engine, made = benchmarking.measured_build(
@@ -224,9 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=1,
         metavar="RANKS",
-        help="that share the model; start as many with torchrun. The first of them reports",
+        help="ranks that share the model; start as many with torchrun. The first one reports",
     )
-    parser.add_argument("--rounds", type=int, default=15, help="of all selections, at least 2")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="turns of each selection, at least 2"
+    )
     benchmarking.add_selection_options(parser, SELECTIONS)
     options = parser.parse_args(arguments)
     options.select = options.select or [*SELECTIONS]

@@ -16,8 +16,9 @@ it has returned.
 
 Generation is greedy. With ``--rate 0`` each run makes the same steps, so a patch that changes a
 token is a failure (exit status 1), unless runs of the first selection differ among themselves.
-Otherwise what is in a step depends on the clock, kernels on what is in a step, and so the rounding
-of logits: then the numbers of requests whose tokens differ stand beside each other in the JSON.
+With another rate the clock decides which requests share a step; kernels, and the rounding of
+logits, depend on that, so tokens may differ without any patch. In both cases the JSON says for each
+run how many requests got other tokens than in the first run of the first selection.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Followed:
 
     @property
     def parts(self) -> Sequence[Any]:
-        """The engine's requests that it was: more than one if it was evicted on the way."""
+        """What the engine made of the request: several, one after the other, if it was evicted."""
         return getattr(self.record, "requests", None) or (self.record,)
 
     @property
@@ -75,7 +76,7 @@ class Followed:
         return tuple(token for part in self.parts for token in part.generated_tokens)
 
     def note(self, now: float) -> None:
-        """Note that the tokens which are new are there ``now``."""
+        """Note ``now`` as the time of each token that is new."""
         count = sum(len(part.generated_tokens) for part in self.parts)
         self.token_times.extend([now] * (count - len(self.token_times)))
 
@@ -93,7 +94,7 @@ class Run:
 
 
 def arrivals(options: argparse.Namespace) -> list[Arrival]:
-    """The requests of each run, by the time at which they arrive."""
+    """The requests of each run, in the order in which they arrive."""
     draw = np.random.default_rng(options.seed)
     count = options.requests
 
@@ -186,12 +187,12 @@ def serve(engine: Any, load: Sequence[Arrival]) -> Run:
 
 
 def differing(one: Run, other: Run) -> int:
-    """How many requests got other tokens."""
+    """How many requests have other tokens in one run than in the other."""
     return sum(a != b for a, b in zip(one.tokens, other.tokens, strict=True))
 
 
 def latency(samples: Sequence[float]) -> dict[str, float]:
-    """Of seconds, in milliseconds."""
+    """Median and 99th percentile, in milliseconds, of ``samples`` in seconds."""
     p50, p99 = (np.quantile(samples, [0.5, 0.99]) * 1e3).tolist()
     return {"p50": p50, "p99": p99}
 
@@ -226,7 +227,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[Run]] = {name: [] for name in options.select}
     with benchmarking.alternating(options.select) as use:
         use(options.select[0])
-        serve(engine, [Arrival(item.request, 0.0) for item in load])  # what is slow once only
+        # Not timed: it pays for what is slow only once.
+        serve(engine, [Arrival(item.request, 0.0) for item in load])
         for number in range(options.repeats):
             for name in benchmarking.in_turn(options.select, number):
                 use(name)
@@ -284,7 +286,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: all at once")
     parser.add_argument("--prompt", type=int, default=256, help="median of a prompt's own tokens")
     parser.add_argument("--tokens", type=int, default=64, help="median of the tokens generated")
-    parser.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of both lengths")
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        default=0.6,
+        help="standard deviation of the logarithm of both lengths",
+    )
     parser.add_argument(
         "--shared-prefix", type=int, default=512, help="tokens that all prompts begin with"
     )

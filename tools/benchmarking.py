@@ -49,10 +49,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="SCOPE",
         help="what is captured in one CUDA graph: none, layer, or the release's name for all "
         "layers at once, which is block (from 0.18 on), full_iteration_inference (0.17) or "
-        "full_iteration (0.16). Default: layer where there is a CUDA device",
+        "full_iteration (0.16). Default: layer on a CUDA device, otherwise nothing",
     )
     parser.add_argument(
-        "--mode", choices=("sync", "async"), default="sync", help="async: that of 0.19"
+        "--mode", choices=("sync", "async"), default="sync", help="scheduling; async: from 0.19 on"
     )
     parser.add_argument("--dtype", help="default: bfloat16 on a CUDA device, float32 on a CPU")
 
@@ -86,10 +86,13 @@ def add_selection_options(parser: argparse.ArgumentParser, default: Sequence[str
         "--build-with",
         default="none",
         metavar="PATCHES",
-        help="the patches that are in while the engine is built. Default: none",
+        help="a value of MEGATRON_PATCH: the patches that are applied while the engine is built. "
+        "Default: none",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--commit", help="default: that of the working tree")
+    parser.add_argument(
+        "--commit", help="what --json names as the commit; default: that of the working tree"
+    )
 
 
 def in_turn(selections: Sequence[str], number: int) -> list[str]:
@@ -123,11 +126,11 @@ def spec_of(options: argparse.Namespace, device: Any) -> testing.EngineSpec:
     return sized_spec(
         options,
         device,
-        # One block more for each request that grows a token too far.
+        # One block more for each request: it may grow by one token too many.
         blocks=options.requests * (-(-length // options.block_size) + 1),
         max_sequence_length=max(512, length),
         max_requests=-(-options.requests // 4) * 4,
-        # Beside the prompts of a step those that decode already.
+        # A step has prompts, and beside them the requests that decode already.
         max_tokens=-(-max(1024, prefill + options.requests) // 64) * 64,
     )
 
@@ -140,8 +143,8 @@ def sized_spec(
     inference: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> testing.EngineSpec:
-    """What the engine of the options of :func:`add_model_options` is like, with other ``fields``
-    and further arguments of ``inference``.
+    """What the engine is like by the options of :func:`add_model_options`. ``fields`` are further
+    fields of the spec, and ``inference`` further arguments of inference.
 
     Raises:
         testing.UnsupportedError: the release has no such graph scope or mode, or the KV cache of
@@ -156,7 +159,7 @@ def sized_spec(
         "block_size_tokens": options.block_size,
         "dtype": options.dtype or ("bfloat16" if on_cuda else "float32"),
     }
-    # One that is never in use, and one to spare.
+    # One block is never in use, and one is to spare.
     buffer = kv_gib(**size, blocks=blocks + 2) / getattr(options, "tensor_parallel", 1)
     _check_memory(buffer, on_cuda)
     return testing.EngineSpec(
@@ -177,7 +180,8 @@ def _check_memory(buffer_gib: float, on_cuda: bool) -> None:
     if on_cuda and buffer_gib * 2**30 > torch.cuda.mem_get_info()[0]:
         free = torch.cuda.mem_get_info()[0] / 2**30
         raise testing.UnsupportedError(
-            f"the KV cache of these requests takes {buffer_gib:.1f} GiB, and {free:.1f} are free"
+            f"the KV cache of these requests takes {buffer_gib:.1f} GiB, and {free:.1f} GiB are "
+            "free; name fewer or shorter requests"
         )
 
 
@@ -191,7 +195,7 @@ def graph_fields(options: argparse.Namespace) -> dict[str, Any]:
         return {"num_cuda_graphs": None}
     if scope not in known:
         raise testing.UnsupportedError(
-            f"{release()} has no graph scope {scope!r}; it has none, {', '.join(known)}"
+            f"{release()} has no graph scope {scope!r}; expected one of: none, {', '.join(known)}"
         )
     return {"num_cuda_graphs": count, "cuda_graph_scope": known[scope] if count else None}
 
@@ -201,7 +205,7 @@ def mode_options(mode: str) -> dict[str, Any]:
     if mode == "sync":
         return {}
     if "async_sched_mode" not in context_parameters():
-        raise testing.UnsupportedError(f"{release()} has no mode {mode!r}; it has sync")
+        raise testing.UnsupportedError(f"{release()} has no mode {mode!r}; expected sync")
     return {"async_sched_mode": mode}
 
 
@@ -211,7 +215,7 @@ def model_options(options: argparse.Namespace, on_cuda: bool) -> dict[str, Any]:
 
     arguments: dict[str, Any] = {}
     if on_cuda:
-        # Billions of random numbers take minutes on a CPU. Which ones is all the same here.
+        # Billions of random numbers take minutes on a CPU, and any will do for a benchmark.
         arguments["use_cpu_initialization"] = False
     if options.ffn is not None:
         arguments["ffn_hidden_size"] = options.ffn
@@ -235,7 +239,7 @@ def kv_gib(
     dtype: str,
     blocks: int,
 ) -> float:
-    """GiB of ``blocks`` blocks of keys and values, and of half a one for roundings on the way."""
+    """GiB of ``blocks`` blocks of keys and values, and half a block: rounding must not lose one."""
     width = hidden_size // num_attention_heads * (num_query_groups or num_attention_heads)
     bytes_each = 2 * num_layers * block_size_tokens * width * (4 if dtype == "float32" else 2)
     return (blocks + 0.5) * bytes_each / 2**30
@@ -260,8 +264,8 @@ def batch(options: argparse.Namespace) -> list[testing.Request]:
 def measured_build(spec: testing.EngineSpec, patches: str) -> tuple[Any, dict[str, Any]]:
     """The engine, built with ``patches``, and what it took to make it ready.
 
-    That is the attention which was called, and what the capture of CUDA graphs cost: seconds, and
-    bytes that it allocated and reserved. None where nothing was captured.
+    The latter is the attention that was called, and what the capture of CUDA graphs cost: seconds,
+    and bytes that it allocated and reserved; None where nothing was captured.
     """
     with attention_used.recorded() as called, selected(patches):
         engine = testing.build_engine(spec)
@@ -279,15 +283,16 @@ def measured_build(spec: testing.EngineSpec, patches: str) -> tuple[Any, dict[st
     }
 
 
-#: Steps in which all requests decode that are not timed: graphs are replayed first in them.
+#: How many of the first steps in which all requests decode are not timed: they replay each graph
+#: for the first time.
 WARM_UP = 2
 
-#: Steps that a profiler sees: it takes longer to read what it saw than to run them.
+#: How many steps a profiler sees: to read what it saw takes longer than the steps themselves.
 PROFILED = 32
 
 
 def prefill_steps(decoded: testing.Decoded, requests: Sequence[testing.Request]) -> int:
-    """Steps of a run until the last prompt was read: all others began with the first ones."""
+    """How many steps of a run it took to read all prompts, which are there from the start."""
     return decoded.steps - max(request.num_tokens for request in requests) + 1
 
 
@@ -317,7 +322,7 @@ def steps_after_warm_up(
 ) -> int:
     """Call ``start`` and ``stop`` around at most ``most`` steps in which every request decodes.
 
-    Gives the number of these steps. Makes two runs: the first says when the prompts are read.
+    Returns the number of these steps. Makes two runs: the first shows when the prompts are read.
     """
     plain = testing.decode(engine, requests, capture_logits=False)
     first = prefill_steps(plain, requests) + WARM_UP
@@ -343,7 +348,7 @@ def cuda_events(engine: Any, requests: Sequence[testing.Request]) -> tuple[Any, 
 
 
 def select(selection: str) -> list[str]:
-    """Apply the patches of ``selection``, a value of ``MEGATRON_PATCH``, alone; gives their ids."""
+    """Apply ``selection``, a value of ``MEGATRON_PATCH``, and nothing else; returns the ids."""
     os.environ["MEGATRON_PATCH"] = selection
     megatron_patch.install()
     return [entry.id for entry in megatron_patch.status() if entry.state is State.APPLIED]
@@ -351,7 +356,7 @@ def select(selection: str) -> list[str]:
 
 @contextmanager
 def selected(selection: str) -> Iterator[list[str]]:
-    """Within, the patches of ``selection`` are applied, or those of a later :func:`select`."""
+    """Apply the patches of ``selection`` within the block; yields the ids of those applied."""
     try:
         with mock.patch.dict(os.environ):
             yield select(selection)
@@ -361,17 +366,17 @@ def selected(selection: str) -> Iterator[list[str]]:
 
 @contextmanager
 def alternating(selections: Sequence[str]) -> Iterator[Callable[[str], None]]:
-    """Within, what it gives switches between ``selections`` in microseconds.
+    """Yield a function that switches to one of ``selections``, in microseconds.
 
-    To judge the source again takes as long as hundreds of steps, and the clock of a machine is not
-    the same half a second later.
+    To judge the source again would take as long as hundreds of steps, and half a second later the
+    machine may run at another clock rate.
     """
     with selected(selections[0]):
         made: dict[str, list[Change]] = {}
         for name in selections:
             select("none")
             select(name)
-            # In the order of the series, in which they were made: several may be of one function.
+            # In the order of the series, as they were made: several may change one function.
             cases = megatron_patch._engine.cases.values()
             made[name] = [change for case in cases for change in case.changes]
         select("none")

@@ -34,8 +34,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-#: What the source leaves out where these are defined. Heads of other sizes than those of the
-#: kernels, which UNEVEN_K is about, stay in.
+#: What the source leaves out where ``FLASHATTENTION_DISABLE_...`` of these is defined. UNEVEN_K is
+#: not among them: heads of other sizes than those of the kernels stay possible.
 LEFT_OUT = ("BACKWARD", "DROPOUT", "ALIBI", "SOFTCAP", "LOCAL")
 
 HEAD_DIMS = (64, 128)
@@ -117,7 +117,7 @@ def toolkit_packages() -> list[Path]:
 
 
 def toolkit() -> Path:
-    """The folder of the CUDA toolkit: ``$CUDA_HOME``, or where its usual place is.
+    """The folder of the CUDA toolkit: ``$CUDA_HOME``, or else its usual place.
 
     Raises:
         FileNotFoundError: there is no nvcc.
@@ -305,8 +305,12 @@ def check(head_dims: Sequence[int] = HEAD_DIMS) -> list[str]:
                     (decoded[row], expected[-1:]),
                 ):
                     worst = max(worst, float((got.float() - wanted).abs().max()))
-            assert worst < 0.03, f"head dimension {size}, {groups} of {heads} heads: off by {worst}"
-            lines.append(f"head dimension {size}, {heads} heads of {groups} groups: {worst:.4f}")
+            assert worst < 0.03, (
+                f"head dimension {size}, {heads} heads, {groups} of keys and values: off by {worst}"
+            )
+            lines.append(
+                f"head dimension {size}, {heads} heads, {groups} of keys and values: {worst:.4f}"
+            )
     return lines
 
 
@@ -326,23 +330,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build and check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sdist", nargs="?", type=Path, help="flash_attn-2.8.3.tar.gz")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR")
+    parser.add_argument(
+        "--output", type=Path, default=Path(), metavar="DIR", help="write the wheel there"
+    )
     parser.add_argument(
         "--head-dims", type=int, nargs="+", default=HEAD_DIMS, choices=(32, 64, 96, 128, 192, 256)
     )
     parser.add_argument(
-        "--architectures", nargs="+", default=["90"], help="of the GPUs; default: 90, for H100"
+        "--architectures",
+        nargs="+",
+        default=["90"],
+        help="compute capabilities of the GPUs, without dots; default: 90, for H100",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="compilers at the same time"
+    )
     parser.add_argument("--work", type=Path, help="unpack there, and keep what is compiled")
-    parser.add_argument("--only-check", action="store_true")
+    parser.add_argument(
+        "--only-check", action="store_true", help="check the flash-attn that is installed"
+    )
     options = parser.parse_args(arguments)
     if options.only_check:
         print("flash-attn agrees with PyTorch; greatest difference:")
         print("\n".join(check(options.head_dims)))
         return 0
     if options.sdist is None:
-        parser.error("name the source distribution, or --only-check")
+        parser.error(
+            "expected a source distribution, such as flash_attn-2.8.3.tar.gz, or --only-check"
+        )
     import torch
 
     with tempfile.TemporaryDirectory() as folder:

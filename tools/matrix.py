@@ -40,23 +40,34 @@ from tools.differential.selections import ALL, Selections
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--examples", type=int, metavar="N", help="so many configurations")
-    made.add_argument("--seconds", type=float, metavar="N", help="for so long (default: 600)")
+    made.add_argument("--examples", type=int, metavar="N", help="draw so many configurations")
+    made.add_argument("--seconds", type=float, metavar="N", help="draw for so long (default: 600)")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(
-        "--patches", default=ALL, metavar="SELECTION", help="of MEGATRON_PATCH; default: all"
+        "--patches",
+        default=ALL,
+        metavar="SELECTION",
+        help="a value of MEGATRON_PATCH; default: all",
     )
     made.add_argument(
-        "--ranks", choices=ranks.KINDS, help="on two ranks that share each layer, or its experts"
+        "--ranks",
+        choices=ranks.KINDS,
+        help="run on two ranks that share each layer, or its experts",
     )
     made.add_argument(
-        "--fresh", action="store_true", help="in processes that import the patches before Megatron"
+        "--fresh",
+        action="store_true",
+        help="run in processes that import the patches before Megatron",
     )
     made.add_argument(
-        "--fill", action="store_true", help="PyTorch fills new memory with NaN and great numbers"
+        "--fill",
+        action="store_true",
+        help="have PyTorch fill new memory with NaN and great numbers",
     )
-    made.add_argument("--repeat", metavar="CONFIGURATION", help="run this one alone")
-    made.add_argument("--most", type=int, default=20, help="stop when so much was found")
+    made.add_argument(
+        "--repeat", metavar="CONFIGURATION", help="run this one alone; a failure prints it"
+    )
+    made.add_argument("--most", type=int, default=20, help="stop after so many findings")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     return made
 
@@ -140,7 +151,7 @@ def on_ranks(options: argparse.Namespace) -> int:
 def in_fresh_processes(options: argparse.Namespace) -> int:
     """Draw configurations, run them in fresh processes, and print what differs."""
     drawn = [
-        # Others who come before us are another story.
+        # Company is left out: here the patches have to be the first in the process.
         item if item.company is None else replace(item, company=None)
         for item in sample(Abilities.installed(), options.examples or 50, seed=options.seed)
     ]

@@ -49,7 +49,7 @@ FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class ReportError(Exception):
-    """There is nothing to report on; the message says what was expected."""
+    """The checkout or the mirror cannot be read; the message says what was expected."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def report(checkout: Path, mirror: Path, series: Sequence[Patch]) -> list[Row]:
 
 
 def file_of(checkout: Path, path: str) -> Path:
-    """Upstream's file with the path of a mark."""
+    """Upstream's file that the path of a mark names."""
     inference = checkout / SEARCHED / path
     return inference if inference.is_file() else checkout / TESTS / path
 

@@ -8,9 +8,9 @@ Writes the record, its hunks beside it, its test module, for a change of ours th
 upstream, and puts the record at the end of the series. What has to be filled in says `TODO`, and
 the contract test fails until it is. All of it is written, or nothing.
 
-Then it prints the digests of TARGET, one a line, and where it has each: as many digests as there
-may have to be variants, often fewer. It looks at the trees of `--megatron`; without, at what the
-ledger of the package has of TARGET, or else at the installed Megatron-Core.
+Then it prints the digests of TARGET, one a line, and where each was found. Each may need a variant
+of its own; often fewer variants will do. It looks at the trees of `--megatron`; without that, at
+what the ledger of the package has of TARGET, or else at the installed Megatron-Core.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def look(root: Path, target: Target, trees: Sequence[Path]) -> dict[str, list[st
             raise StartError(str(error)) from error
     if found.keys() <= {"none"}:
         where = ", ".join(place for places in found.values() for place in places)
-        raise StartError(f"{target} is not there, in none of: {where}")
+        raise StartError(f"{target} is in none of: {where}")
     return found
 
 
@@ -108,7 +108,7 @@ def write(root: Path, stub: Stub) -> list[Path]:
     files = {root / path: text for path, text in stub.files().items()}
     for path in files:
         if path.exists():
-            raise StartError(f"{path} exists")
+            raise StartError(f"{path} exists: remove it, or choose another id")
     index = root / SERIES_FILE
     try:
         before = index.read_text(encoding="utf-8")

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Make a git repository of a Megatron-Core whose source has the patches in it.",
         epilog="exit status: 0; 1 when a patch is drifted or git fails; 2 when there is no "
-        "Megatron tree, or DIR has something in it",
+        "Megatron tree, or DIR is not empty",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="a new directory")
     parser.add_argument(
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     output: Path = options.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        parser.error(f"{output} has something in it")
+        parser.error(f"--output: expected a new or an empty directory; {output} is not empty")
     try:
         tree = SourceTree.at(options.megatron) if options.megatron else SourceTree.installed()
         print(build(tree, output))

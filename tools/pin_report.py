@@ -54,7 +54,7 @@ class Backport:
 
     @property
     def outcome(self) -> str:
-        """What the move means for it; `drifted` is for a maintainer to look at."""
+        """What the move means for the backport; `drifted` is for a maintainer to look at."""
         old, new = self.old.verdict, self.new.verdict
         if new == "drifted":
             return "drifted"
@@ -122,7 +122,7 @@ def compare(old: SourceTree, new: SourceTree, series: Sequence[Patch]) -> Report
 
 
 def _inspect(patch: Patch, tree: SourceTree, series: Sequence[Patch]) -> Finding:
-    """What `check` finds, with paths below the tree: that of a wheel is there for the moment."""
+    """What `check` finds, with paths relative to the tree: a wheel is unpacked only meanwhile."""
     found = inspection.inspect(patch, tree, series=series)
     drifts = (
         replace(drift, file=drift.file and Path(drift.file).relative_to(tree.root).as_posix())
@@ -132,7 +132,7 @@ def _inspect(patch: Patch, tree: SourceTree, series: Sequence[Patch]) -> Finding
 
 
 def targets(series: Sequence[Patch]) -> list[str]:
-    """The targets that the records look at, sorted; helpers that we add are none."""
+    """The targets that the records look at, sorted; without helpers that we add."""
     return sorted({target for patch in series for target in patch.targets})
 
 
@@ -172,7 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("old", metavar="OLD", help="a released version, or a directory")
     parser.add_argument("new", metavar="NEW", help="a released version, or a directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--cache", metavar="DIR", type=Path, default=pins.default_cache())
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=pins.default_cache(),
+        help="keep wheels there; default: %(default)s",
+    )
     options = parser.parse_args(arguments)
     try:
         with tree_of(options.old, options.cache) as old, tree_of(options.new, options.cache) as new:

@@ -1,8 +1,8 @@
 """The pinned Megatron-Core releases, and the source that is in their wheels.
 
-The pins have one source: the lines `mcoreNNN: megatron-core==VERSION` of `tox.ini`. The wheels are
-platform wheels, but only the Python source in them is read here, so that any Python on any machine
-gets the same ones. Nothing of Megatron is installed, imported or executed.
+The pins are written in one place: the lines `mcoreNNN: megatron-core==VERSION` of `tox.ini`. The
+wheels are platform wheels, but only the Python source in them is read here, so that any Python on
+any machine gets the same ones. Nothing of Megatron is installed, imported or executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron_patch.source_tree import SourceTree  # noqa: E402
 
 PINNED = re.compile(r"^[ \t]*(mcore\d+):[ \t]*megatron-core==(\S+)[ \t]*$", re.MULTILINE)
 VERSION = re.compile(r"(\d+)\.(\d+)\.\d+((a|b|rc)\d+)?(\.(post|dev)\d+)?")
-# What a wheel is asked for, the newest first.
+# The Pythons and the platforms for which pip is asked for a wheel; the newest first.
 PYTHONS = ("3.13", "3.12", "3.11", "3.10")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64")
 
@@ -54,12 +54,12 @@ class Pin:
 
     @property
     def number(self) -> int:
-        """What pins are ordered by."""
+        """The release line as a number, by which pins are ordered: 19 for 0.19.2."""
         return int(self.factor.removeprefix("mcore"))
 
 
 def read_pins(tox_ini: str) -> list[Pin]:
-    """The pins in the text of `tox.ini`, in their order there. Raises `PinError` for none."""
+    """The pins in the text of `tox.ini`, in their order there. Raises `PinError` if it has none."""
     found = [Pin(*match) for match in PINNED.findall(tox_ini)]
     if not found:
         raise PinError("tox.ini has no line like `mcore019: megatron-core==0.19.2` in its deps")
@@ -83,7 +83,7 @@ def wheel(version: str, cache: Path) -> Path:
             for path in Path(directory).glob(pattern):
                 kept.append(path.replace(cache / path.name))
     if not kept:
-        raise PinError(f"pip downloaded no {pattern}; put the wheel into {cache}")
+        raise PinError(f"pip downloaded no {pattern}; put that wheel into {cache} yourself")
     return kept[0]
 
 
@@ -104,7 +104,7 @@ def download(version: str, directory: Path) -> None:
             return
         errors.append(done.stderr.rstrip())
         if "No matching distribution" not in done.stderr:
-            break  # it is not for want of a wheel for this Python
+            break  # it failed for another reason than that there is no wheel for this Python
     raise PinError(
         f"pip cannot get the wheel of megatron-core {version}:\n{errors[0]}\n"
         "Look at pip's configuration, or put the wheel into the directory that --cache names"

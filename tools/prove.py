@@ -3,21 +3,23 @@
     python tools/prove.py --megatron Megatron-LM.git --journal proofs.jsonl --jobs 8
     python tools/prove.py --journal proofs.jsonl --write
 
-Source that the ledger does not know, at a first-parent commit of main, dev or a release branch, or
-at a release's tag, is a question. Few commits are chosen at which all questions come up, and there
-the proofs of the patches (the tests with the marker `proof`) run unpatched and patched, on the
-CPU. What fails unpatched and passes patched is what the variant is for; what passes unpatched has
-the change, or needs none; all else stays unknown. Where another defect of the commit is in the way,
-the proofs run beside the patches that are known there, without and with this one: so with `--again`
-what stayed unknown is asked again when more is known. Answers go to the journal, and a run that was
-stopped goes on where it was. `--write` makes the ledger, `megatron_patch/ledger/proofs.json`, of
-them. With `--anew` the present ledger counts for nothing, and everything is proved.
+A question is source that the ledger does not know, at a first-parent commit of main, dev or a
+release branch, or at a release's tag. Few commits are chosen at which all questions come up, and
+there the proofs of the patches (the tests with the marker `proof`) run unpatched and patched, on
+the CPU. What fails unpatched and passes patched is what the variant is for; what passes unpatched
+has the change, or needs none; all else stays unknown. Where another defect of the commit is in the
+way, the proofs run beside the patches that are known there, without and with this one: so with
+`--again` what stayed unknown is asked again when more is known. Answers go to the journal, and a
+run that was stopped goes on where it was. `--write` makes the ledger of the answers,
+`megatron_patch/ledger/proofs.json`. With `--anew` the present ledger counts for nothing, and
+everything is proved.
 
 With `--tree VERSION=DIR`, releases on disk take the place of the clone, for a record that is new.
-What was proved there says no commit, and `--anew` on a clone replaces it.
+What was proved there names no commit, and `--anew` on a clone replaces it.
 
-What a variant replaces as a whole, or relies on (`Requires`), no proof can judge: it has to be
-known for that patch already, or read by you: `--read DIGEST` says so for what `check` prints.
+What a variant replaces as a whole, or relies on (`Requires`), no proof can judge. Its digest has to
+be known for that patch already, or you have to read the code: `--read DIGEST` says that you have,
+with a digest that `check` prints.
 
 With `--check`, nothing is proved: the digests of each entry have to be those that its commit has.
 
@@ -62,9 +64,9 @@ SINCE = "2025-06-01"
 
 
 def commits_of(clone: Clone, patches: Sequence[Patch], since: str) -> list[Commit]:
-    """The releases, and what touches a target on main, dev and the release branches; once each.
+    """The commits of releases, and those on main, dev and the release branches that touch a target.
 
-    Of the branches those since a day, as YYYY-MM-DD.
+    Each is there once; of the branches, those since the day ``since`` (YYYY-MM-DD).
     """
     found: dict[str, Commit] = {}
     targets = sorted({target for patch in patches for target in patch.targets})
@@ -212,7 +214,7 @@ def proved(
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--megatron", type=Path, metavar="CLONE")
+    made.add_argument("--megatron", type=Path, metavar="CLONE", help="a clone of Megatron-LM")
     made.add_argument(
         "--tree",
         type=tree_of,
@@ -225,29 +227,33 @@ def parser() -> argparse.ArgumentParser:
         "--since",
         default=SINCE,
         metavar="YYYY-MM-DD",
-        help="of the commits of branches; default: %(default)s",
+        help="leave out older commits of branches; default: %(default)s",
     )
-    made.add_argument("--journal", type=Path, metavar="FILE", help="of the answers")
+    made.add_argument("--journal", type=Path, metavar="FILE", help="keep the answers there")
     made.add_argument(
         "--read",
         action="append",
         default=[],
         metavar="DIGEST",
-        help="of what a variant replaces or relies on, and you have read; repeatable",
+        help="of code that a variant replaces or relies on, and that you have read; repeatable",
     )
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help="commits at a time")
-    made.add_argument("--python", default=sys.executable, help="that runs the proofs")
-    made.add_argument("--seconds", type=float, default=900, help="for the proofs of a commit")
+    made.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="prove at so many commits at a time"
+    )
+    made.add_argument("--python", default=sys.executable, help="the Python that runs the proofs")
+    made.add_argument(
+        "--seconds", type=float, default=900, help="limit for the proofs of one commit"
+    )
     made.add_argument("--again", action="store_true", help="ask again what stayed unknown")
-    made.add_argument("--anew", action="store_true", help="take nothing for proved")
+    made.add_argument("--anew", action="store_true", help="take nothing for proved: ask everything")
     made.add_argument("--plan", action="store_true", help="say what there is to do")
     made.add_argument("--check", action="store_true", help="compare the ledger with its commits")
     made.add_argument("--sample", type=int, metavar="N", help="prove N builds again")
     made.add_argument(
-        "--entries", type=int, metavar="N", help="prove N entries of each build; all without it"
+        "--entries", type=int, metavar="N", help="prove N entries of each build; default: all"
     )
-    made.add_argument("--seed", type=int, metavar="S", help="of the sample; any one without it")
-    made.add_argument("--cache", type=Path, metavar="DIR", help="that keeps the wheels of a sample")
+    made.add_argument("--seed", type=int, metavar="S", help="of the sample; default: any")
+    made.add_argument("--cache", type=Path, metavar="DIR", help="keep the wheels of a sample there")
     made.add_argument("--write", action="store_true", help="write the ledger of the answers")
     return made
 

@@ -4,13 +4,13 @@
     python tools/refresh_patches.py --check    # in CI: writes nothing, fails when something is old
 
 `patches/VERSION/` holds `series` and a patch for each backport that is applicable to that release
-and on by default. One that is only on when it is selected by name changes what a model answers:
-it is left out, for `git am patches/VERSION/*.patch` takes all that is there; `megatron-patch export
---only ID` writes it. Where nothing is applicable, `series` is empty.
+and on by default. A patch that is on only when it is selected by name changes what a model answers.
+It is left out, because `git am patches/VERSION/*.patch` takes all that is there; `megatron-patch
+export --only ID` writes it. Where nothing is applicable, `series` is empty.
 
 Also writes `patches/README.md`, the table of backports in `README.md`, `docs/symptoms.md`, and the
-outlines of the pins' files, `megatron_patch/ledger/outlines.json`. What is in `patches/` and not
-written here is removed.
+outlines of the pins' files, `megatron_patch/ledger/outlines.json`. Any other file in `patches/` is
+removed.
 """
 
 from __future__ import annotations
@@ -295,8 +295,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "is not up to date; 2 when the source of a pin cannot be had.",
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--only-pin", metavar="VERSION", help="that directory, and no table")
-    parser.add_argument("--cache", metavar="DIR", type=Path, default=pins.default_cache())
+    parser.add_argument(
+        "--only-pin", metavar="VERSION", help="write the directory of that pin alone, and no table"
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=pins.default_cache(),
+        help="keep wheels there; default: %(default)s",
+    )
     options = parser.parse_args(arguments)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     try:
@@ -313,10 +321,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     paths = outdated(REPOSITORY, files, options.only_pin)
     if options.check and paths:
-        print(f"{len(paths)} patches need update: run tools/refresh_patches.py")
+        print(f"{len(paths)} files are out of date: run tools/refresh_patches.py")
         print(*(f"  {path}" for path in paths), sep="\n")
     elif not paths:
-        print("all patches are up to date")
+        print("all files are up to date")
     else:
         write(REPOSITORY, files, paths)
     for text in drifted:

@@ -187,9 +187,9 @@ class Answer:
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
-    """Of each token after the first: of the prompt, then generated."""
+    """Of each token but the first: of those of the prompt, then of those generated."""
     margin: float
-    """By how much, at the least, a generated token was better than the next."""
+    """The smallest lead, in logits, that a generated token had over the second best one."""
 
 
 @cache
@@ -261,7 +261,7 @@ def stems() -> list[tuple[int, ...]]:
 
 
 def draw_prompt(rng: random.Random) -> tuple[int, ...]:
-    """Part of a stem; every second one ends with a block, or one token before or after that."""
+    """The beginning of a stem; about every second one ends within one token of a block's end."""
     while True:
         length = rng.randint(1, LONGEST_PROMPT)
         if rng.random() < 0.5:
@@ -324,7 +324,7 @@ class Life:
         return testing.EngineSpec(**MODEL, **arguments, options=options)
 
     def run(self, requests: int) -> None:
-        """No more waves than it takes to make so many requests.
+        """Run waves, until there were so many ``requests`` or the life is over.
 
         Raises SoakError, or what the engine raised.
         """
@@ -338,7 +338,7 @@ class Life:
 
     def _wave(self, engine: Any) -> None:
         number = self._rng.randint(1, 40)
-        self.counts["requests"] += number  # also if drawing them fails, when it asks for an answer
+        self.counts["requests"] += number  # before they are drawn, which can fail
         requests = [self._draw_request() for _ in range(number)]
         wave_wide: dict[str, Any] = {}
         if not OWN_PARAMETERS:
@@ -441,7 +441,7 @@ def sampling_of(parameters: Mapping[str, Any]) -> draws.Sampling:
 
 
 def _draw_stops(rng: random.Random, prompt: tuple[int, ...], num_tokens: int) -> dict[str, Any]:
-    """Stop words, or a termination id, of what the prompt is answered with and of other tokens."""
+    """Stop words and a termination id, some from the answer to the prompt, some not."""
     tokens, found = answer(prompt).tokens[:num_tokens], dict[str, Any]()
     if rng.random() < 0.3:
         found["termination_id"] = rng.choice(tokens)
@@ -473,7 +473,7 @@ def decode(
     on_step: Callable[[Any, int], None],
     wave_wide: Mapping[str, Any],
 ) -> tuple[int, list[Any]]:
-    """Run requests until each is answered; how many steps there were, and the answers.
+    """Run requests until each is answered; returns the number of steps, and the answers.
 
     What 0.14 raises when it is given a request is the answer to it.
     """
@@ -495,7 +495,8 @@ def decode(
             make_step()
             steps += 1
         if len(answers) == len(requests) and all(map(_is_answered, answers.values())):
-            if testing.is_suspended(engine):  # with its tensors gone: the last one was refused then
+            # All that was left was refused while the engine was suspended, without its tensors.
+            if testing.is_suspended(engine):
                 testing.resume(engine)
             settle(engine._loop)
             return steps, [_answered(answers[index]) for index in range(len(requests))]
@@ -538,7 +539,7 @@ def check_refused(request: testing.Request, answered: Any, why: str) -> None:
 
 
 def check_answer(request: testing.Request, record: Any, sampling: dict[str, Any]) -> None:
-    """`record` is what the lonely engine would have made of the request."""
+    """`record` has to be what the engine of :func:`answer` would have made of the request."""
     if isinstance(record, BaseException):
         raise SoakError(f"{request} was refused: {record!r}")
     # A request that was evicted or recomputed has a part for each time.
@@ -547,7 +548,7 @@ def check_answer(request: testing.Request, record: Any, sampling: dict[str, Any]
     status = getattr(parts[-1].status, "name", None)
     if status != "COMPLETED":
         raise SoakError(f"{request} ended as {status} with {parts[-1].events}")
-    # From 0.19 on more than there is room for are cut; before, they are refused.
+    # Who asks for more tokens than there is room for gets fewer from 0.19 on; before, an error.
     number = min(request.num_tokens, LONGEST - len(request.prompt))
     if is_greedy(sampling_of(sampling)):
         right = cut(_continuation(request.prompt, number), sampling)
@@ -585,9 +586,9 @@ def cut(tokens: Sequence[int], sampling: Mapping[str, Any]) -> list[int]:
 def check_sampled(
     request: testing.Request, found: list[int], sampling: Mapping[str, Any], number: int
 ) -> None:
-    """By the logits of the model alone each token may be drawn, and it ends where it has to.
+    """The logits of the model alone allow each token, and the answer ends where it has to.
 
-    A stop word may have been taken out of a shorter one, and which it was nobody knows.
+    An answer that is too short may have lost a stop word at its end; which one cannot be known.
     """
     rows = logits_alone([*request.prompt, *found])[len(request.prompt) - 1 :]
     for place, token in enumerate(found):
@@ -711,7 +712,7 @@ def _failure(life: Life, error: Exception) -> Failure:
 class Progress:
     """On stderr, so that stdout has the results only: a line that is written over.
 
-    Where that is no terminal, a line each half minute.
+    Where stderr is no terminal, a new line each half minute.
     """
 
     SECONDS = 30.0
@@ -734,7 +735,9 @@ class Progress:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the lives and report; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=20_000, help="at least so many")
+    parser.add_argument(
+        "--requests", type=int, default=20_000, help="make at least so many (default: 20000)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--scenarios", nargs="+", metavar="SCENARIO", help=", ".join([*SCENARIOS, MIXED])

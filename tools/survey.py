@@ -74,7 +74,7 @@ def make_survey(
         digests = sum(map(len, made.targets.values()))
         print(f"{output}: {digests} digests of {len(made.targets)} targets")
         for target in (target for target, found in made.targets.items() if not found):
-            progress.say(f"{target} has never been there")
+            progress.say(f"{target} is in no source that was surveyed")
         return 0
     lines = list(ledger_file.differences(old, made))
     print("\n".join(lines or [f"{output}: nothing is different"]))
@@ -84,7 +84,7 @@ def make_survey(
 def make_report(
     clone: Clone, branch: str, since: str | None, output: Path | None, progress: Progress
 ) -> int:
-    """Print the report on drift; returns the exit status."""
+    """Print the report on drift, and write it to ``output`` too; returns the exit status."""
     patches = [patch for patch in SERIES if patch.default]
     commits = drift.touching(clone, branch, targets_of(SERIES), since)
     rows = drift.judged(clone, commits, patches, progress)
@@ -109,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="exit status: 0; 1 when --check finds something different; 2 when the clone or the "
         "ledger cannot be used",
     )
-    parser.add_argument("--megatron", metavar="CLONE", type=Path, required=True)
+    parser.add_argument(
+        "--megatron", metavar="CLONE", type=Path, required=True, help="a clone of Megatron-LM"
+    )
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: that of the package")
     parser.add_argument("--check", action="store_true", help="say what is different, write nothing")
     parser.add_argument("--report", action="store_true", help="report where patches are drifted")

@@ -11,8 +11,8 @@ Transformer Engine and causal_conv1d there are stand-ins where they are missing.
 downloaded, and nothing is written to the checkout.
 
 Each test has a limit of time. A test that hangs, or after which a process died, is reported as
-`timeout` or `crashed`, and the session goes on with the next one in new processes; after the second
-one of a file, with the next file. With N ranks a test has passed when it has on all of them.
+`timeout` or `crashed`, and the session goes on with the next test in new processes; after two of
+them in one file, with the next file. With N ranks a test has passed when it has on all of them.
 
 With --together the two runs share the GPUs at the same time; more than two sessions on one GPU run
 out of memory in tests of CUDA graphs.
@@ -133,7 +133,10 @@ def _run(options: argparse.Namespace, work: Path) -> int:
         tree = layout.build(work / "tree", options.megatron, options.installed)
         release = megatron_version(tree.read)
         if release is None:
-            raise layout.LayoutError(f"{options.megatron} does not say its version")
+            raise layout.LayoutError(
+                f"{options.megatron} has no version: expected MAJOR, MINOR and PATCH in "
+                "megatron/core/package_info.py"
+            )
     except (layout.LayoutError, FileExistsError) as error:
         print(f"upstream_tests: {error}", file=sys.stderr)
         return 2

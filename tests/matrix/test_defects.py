@@ -1,4 +1,4 @@
-"""What releases get wrong is recognised by its cause, and only that."""
+"""Known defects of releases are recognised by their causes, and nothing else is."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ SHOWN = [
         ">=0.17,<0.18",
         '{"requests":[{"stem":4,"num_tokens":8}],"only_last":false,"speculative":1}',
     ),
-    ("speculative tokens of who had the row", ">=0.19", ROW),
+    ("speculative tokens of the request that had the row before", ">=0.19", ROW),
     (
         "single tokens in a padded step",
         ">=0.19",
@@ -208,7 +208,7 @@ def test_a_release_is_as_wrong_as_is_known(name, releases, text):
 
 
 def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
-    """A complaint may come from several, each with patches of its own."""
+    """A complaint may come from several defects, each with patches of its own."""
     ids = {patch.id for patch in SERIES}
     for _, releases, text in SHOWN:
         if RELEASE not in SpecifierSet(releases):
@@ -224,7 +224,7 @@ def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
 
 
 def _patches(name: str) -> tuple[str, ...]:
-    """Those that mend a defect."""
+    """The patches that mend a defect."""
     (defect,) = (defect for defect in defects.DEFECTS if defect.name == name)
     return defect.mended_by
 
@@ -303,7 +303,7 @@ def test_each_defect_has_one_name_and_a_reason():
     ids=lambda complaint: complaint.kind,
 )
 def test_what_has_another_cause_is_not_known(device, complaint):
-    """The same complaints, of a run in which nothing of the kind was observed."""
+    """The same complaints, of a run in which the cause was not observed."""
     plan = replace(Configuration().requests[0], log_probs="generated")
     configuration = Configuration(requests=(plan,))
     observation = Planted().runner()(configuration, "none")
@@ -463,7 +463,7 @@ def test_drafts_of_a_row_come_before_the_first_token_of_a_prompt(device, change)
     case, complaint = _seen(ROW)
     defect = defects.recognise(case, complaint)
     assert defect is not None
-    assert defect.name == "speculative tokens of who had the row"
+    assert defect.name == "speculative tokens of the request that had the row before"
     change(case, complaint.facts)
     assert defects.recognise(case, complaint) is None
 

@@ -51,4 +51,4 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         make(tmp_path, tmp_path)
     assert caught.value.code == 2
-    assert "has something in it" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err

@@ -49,7 +49,7 @@ class ToxIni:
         return [name for part in re.split(r", +", found.strip()) for name in expanded(part)]
 
     def pytest_arguments(self, environment: str) -> Iterator[list[str]]:
-        """Of each `pytest` that the environment runs, without arguments of the user's."""
+        """The arguments of each `pytest` that the environment runs, without those of the user."""
         section = f"testenv:{environment}"
         if not self._ini.has_section(section):
             section = "testenv"

@@ -92,7 +92,7 @@ class Upstream:
         return self.git("rev-parse", "HEAD")
 
     def switch(self, branch: str, at: str | None = None) -> None:
-        """Go to a branch, a new one ``at`` some commit."""
+        """Check a branch out; with ``at``, make it at that commit first."""
         self.git("checkout", "--quiet", *(("-b", branch, at) if at else (branch,)))
 
     def do(self, said: str) -> str:

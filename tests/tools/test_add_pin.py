@@ -23,7 +23,7 @@ def add(project, *arguments: str) -> int:
 
 
 def changes(old: str, new: str) -> tuple[list[str], list[str]]:
-    """The lines that are gone, and those that are new."""
+    """The lines of `tox.ini` that are gone, and those that are new."""
     before, after = old.splitlines(), new.splitlines()
     return [x for x in before if x not in after], [x for x in after if x not in before]
 
@@ -99,7 +99,7 @@ def test_a_drifted_backport_stops_it(project, capsys):
     assert project.files() == before
     captured = capsys.readouterr()
     assert "megatron/core/thing.py:2: megatron.core.thing:Thing.count" in captured.out
-    assert "nothing was written, for sample is drifted on 1.3.0" in captured.err
+    assert "nothing was written: drifted on 1.3.0: sample." in captured.err
 
 
 def test_unless_it_is_forced(project):

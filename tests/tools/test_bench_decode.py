@@ -23,7 +23,7 @@ SMALL = [*SIZE.split(), "--rounds=2", "--cuda-graphs=2"]
 
 @pytest.fixture(scope="module", autouse=True)
 def engine(device):
-    """The engine's import wants a real stderr, which it is too late for within a test."""
+    """Import the engine before the test, because the import needs a real stderr."""
     engine_class()
 
 
@@ -42,7 +42,7 @@ def test_selections_alternate_and_their_outputs_are_equal(tmp_path, monkeypatch,
         assert values["equal_outputs"]
         assert 0 < values["getter_us"] < values["step_us"]["median"]
         assert values["step_us"]["p10"] <= values["step_us"]["median"] <= values["step_us"]["p90"]
-        # Nine steps a round, but the first three and the last.
+        # Nine steps a round, without the first three and the last.
         assert values["steps"] == 2 * 5
         if name != "none":
             difference = values["difference_us"]
@@ -140,8 +140,11 @@ def test_the_graphs_of_the_release_are_captured_and_their_cost_is_said(tmp_path,
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--graph-scope=everything", "has no graph scope 'everything'; it has none, layer"),
-        ("--mode=async", "has no mode 'async'; it has sync"),
+        (
+            "--graph-scope=everything",
+            "has no graph scope 'everything'; expected one of: none, layer",
+        ),
+        ("--mode=async", "has no mode 'async'; expected sync"),
     ],
 )
 def test_what_the_release_has_not_is_refused(option, says, capsys):

@@ -18,7 +18,7 @@ SMALL = [*SIZE.split(), *LOAD.split()]
 
 @pytest.fixture(scope="module", autouse=True)
 def engine(device):
-    """The engine's import wants a real stderr, which it is too late for within a test."""
+    """Import the engine before the test, because the import needs a real stderr."""
     engine_class()
 
 

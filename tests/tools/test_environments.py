@@ -40,7 +40,9 @@ def of(environments: list[str], factor: str, *, source: bool) -> list[str]:
 
 @pytest.mark.parametrize("pin", PINS, ids=str)
 def test_each_pin_has_its_tests_at_run_time_and_as_source(pin):
-    each = [file for file in FILES if TOX_INI.runs("py312-mcore999", file)]  # no pin of ours
+    each = [
+        file for file in FILES if TOX_INI.runs("py312-mcore999", file)
+    ]  # a release that is no pin
     assert {*map(folder, each)} > {"backports", "fuzz", "lifecycle", "matrix", "operation", "soak"}
     assert lost(TOX_INI, of(DEFAULT, pin.factor, source=False), each) == []
     source = of(DEFAULT, pin.factor, source=True)
@@ -142,7 +144,7 @@ def test_conditions_and_braces():
 
 
 def test_an_environment_has_one_python_at_most():
-    """Of several, tox-uv takes the first, and skips the environment where that one is missing."""
+    """Of several Pythons, tox-uv takes the first, and skips the environment if that is missing."""
     named = [line for line in TEXT.splitlines() if line.startswith("base_python")]
     assert named != []
     assert [line for line in named if "," in line] == []

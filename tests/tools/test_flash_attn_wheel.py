@@ -17,7 +17,7 @@ SWITCHES = "\n".join(
 
 @pytest.fixture
 def tree(tmp_path):
-    """A source tree with the names of the real one."""
+    """A source tree with the file names of the real one."""
     source = tmp_path / flash_attn_wheel.SOURCE / "src"
     source.mkdir(parents=True)
     for name in flash_attn_wheel.kernels([32, 64, 96, 128, 192, 256]):
@@ -74,4 +74,4 @@ def test_other_source_is_not_touched(tree):
 def test_without_a_source_distribution(capsys):
     with pytest.raises(SystemExit):
         flash_attn_wheel.main([])
-    assert "name the source distribution" in capsys.readouterr().err
+    assert "expected a source distribution" in capsys.readouterr().err

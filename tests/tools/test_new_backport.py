@@ -26,7 +26,7 @@ NEW = OLD.replace("1", "2")
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The part of this repository that there has to be."""
+    """A repository with the files that the tool needs."""
     made = tmp_path / "repository"
     for path in (new_backport.SERIES_FILE, new_backport.SOURCES):
         (made / path).parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +132,8 @@ def test_the_variant_is_named_after_the_oldest_release_that_has_the_target():
         ("../some-thing", TARGET, "is no id"),
         ("some-thing-", TARGET, "is no id"),
         (ID, "megatron.core.thing.Thing.get", "expected 'package.module:Class.method'"),
-        (ID, f"{MODULE}:Thing.set", "is not there, in none of: of unknown version in "),
-        (ID, "megatron.core.other:get", "is not there, in none of: of unknown version in "),
+        (ID, f"{MODULE}:Thing.set", "is in none of: of unknown version in "),
+        (ID, "megatron.core.other:get", "is in none of: of unknown version in "),
     ],
 )
 def test_what_cannot_be_started_leaves_nothing(root, tree, capsys, id, target, complaint):

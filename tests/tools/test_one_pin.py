@@ -19,7 +19,7 @@ def test_the_newest_of_pins_that_are_alike_leaves_out_nothing(patch):
 
 
 def test_a_variant_of_its_own_is_left_to_no_other_pin():
-    """Each variant is the newest pin's somewhere, and so is source that needs none."""
+    """For each variant, and for source that needs none, the newest such pin runs the tests."""
     for patch in SERIES:
         hosts = {max(pins_alike(patch.id, pin), default=pin) for pin in pins()}
         assert max(pins()) in hosts

@@ -42,7 +42,7 @@ SERIES = (
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):  # type: ignore[no-untyped-def]
-    """Writes a tree of that name and returns its path."""
+    """A function that writes a tree with that name and returns its path."""
     monkeypatch.setattr(pin_report, "SERIES", SERIES)
 
     def write(name: str, text: str) -> str:

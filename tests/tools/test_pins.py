@@ -118,7 +118,7 @@ def test_a_download_that_fails_leaves_nothing(index, tmp_path):
 
 def test_pip_that_downloads_something_else(monkeypatch, tmp_path):
     monkeypatch.setattr(pins, "download", lambda version, directory: None)
-    with pytest.raises(PinError, match=r"no megatron_core-1\.0\.0-\*\.whl; put the wheel into"):
+    with pytest.raises(PinError, match=r"no megatron_core-1\.0\.0-\*\.whl; put that wheel into"):
         pins.wheel("1.0.0", tmp_path)
 
 
@@ -147,7 +147,7 @@ def test_the_oldest_python_of_a_release(index, tmp_path, requires, oldest):
 
 
 class Pip:
-    """Stands in for the process: it succeeds for the given Pythons, else it says `error`."""
+    """Stands in for pip: it succeeds for the given Pythons, otherwise it fails with `error`."""
 
     def __init__(self, monkeypatch, *pythons: str, error: str = "ERROR: No matching distribution"):  # type: ignore[no-untyped-def]
         self.pythons = pythons
@@ -171,7 +171,7 @@ def test_pip_is_asked_for_a_wheel_of_any_platform_and_python(monkeypatch, tmp_pa
     assert {"download", "--no-deps", "--only-binary=:all:", "megatron-core==1.0.0"} < set(command)
     assert f"--dest={tmp_path}" in command
     assert "--platform=manylinux_2_28_x86_64" in command
-    # Where pip looks is what its configuration says.
+    # Where pip looks depends on its configuration.
     assert not any("index" in word or "://" in word for word in command)
 
 

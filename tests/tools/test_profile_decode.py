@@ -14,7 +14,7 @@ SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=12 --prompt=
 
 @pytest.fixture(scope="module", autouse=True)
 def engine(device):
-    """The engine's import wants a real stderr, which it is too late for within a test."""
+    """Import the engine before the test, because the import needs a real stderr."""
     engine_class()
 
 

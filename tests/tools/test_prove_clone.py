@@ -31,7 +31,7 @@ def clone(upstream: Upstream) -> Iterator[Clone]:
 
 
 def unproved(told_by: str = GET) -> Patch:
-    """A record that nothing is known of: the judge need not look at any source for it."""
+    """A record without known source, for which the judge reads no source."""
     made = make_patch(Substitute(RESET, "return 1", "return 9"), known=lambda _: "0" * 16)
     return made._replace(sources=(), told_by=(told_by,))
 
@@ -48,7 +48,7 @@ def test_source_that_the_judge_has_not_looked_at_is_told_apart(upstream, clone):
 
 @pytest.fixture
 def ledger(clone, tmp_path, monkeypatch):
-    """Writes a ledger of one entry, that is said to be proved at the head of main."""
+    """A function that writes a ledger of one entry, as if it was proved at the head of main."""
 
     def write(of_get: str, commit: str | None = None) -> str:
         (head,) = clone.first_parent("main")

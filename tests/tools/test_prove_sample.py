@@ -43,7 +43,7 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Puts a copy of the ledger with other entries of one patch in the place of the package's."""
+    """A function that replaces the package's ledger by one with other entries of one patch."""
 
     def plant(patch: str, *entries: dict[str, Any]) -> None:
         content = json.loads(ledger.FILE.read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def test_an_entry_is_what_the_proofs_say(tree, plant, monkeypatch, proved, outco
 
 
 def test_each_of_several_entries_that_match_is_proved(tree, plant, monkeypatch):
-    """Two variants with the same edits: what proves the one says nothing of the other."""
+    """Two variants have the same edits, but a proof of one says nothing of the other."""
     patch = sample()
     other = patch.variants[0]._replace(name="other")
     patch = patch._replace(variants=(*patch.variants, other))
@@ -217,7 +217,7 @@ def test_the_command_tells_the_seed_and_what_is_wrong(tree, plant, monkeypatch, 
 @pytest.mark.skipif(core_version() != "0.16.1", reason="the same on each release")
 @pytest.mark.parametrize("planted", [False, True])
 def test_an_entry_by_hand_is_found_on_the_release(plant, planted):
-    """With Megatron itself, and the proofs of a backport."""
+    """Runs the proofs of a backport on the installed Megatron."""
     (patch,) = (patch for patch in SERIES if patch.id == "input-position-view-cache")
     tree = Tree(core_version(), SourceTree.installed().root)
     before, *_ = sampling.matching([patch], SourceTree.at(tree.root).read)

@@ -70,7 +70,7 @@ def test_the_record_says_which_version_has_the_change(version, has_it):
 
 
 class Bench:
-    """In the place of the real one: what the proofs come to, by what is selected."""
+    """In place of the real bench: the outcome of the proofs, by the selection."""
 
     def __init__(self, *outcomes: Outcome, works: bool = True) -> None:
         self.outcomes = list(outcomes)
@@ -138,7 +138,7 @@ def test_what_stays_has_the_releases_of_a_newer_survey(commit):
     kept["commit"] = commit
     newer = Ledger({}, {TARGET: {"1" * 16: {"releases": ["1.0", "1.1"], "main": ["a" * 12]}}})
     assert entries.entries_of(patch, [], newer, [kept]) == [{**kept, "releases": "1.0 and 1.1"}]
-    # What that does not know of stays as it was.
+    # Entries whose source the survey does not know stay as they were.
     assert entries.entries_of(patch, [], Ledger({}, {}), [kept]) == [kept]
 
 
@@ -219,7 +219,7 @@ def test_each_entry_of_the_ledger_names_what_it_was_proved_on():
 
 @pytest.mark.parametrize(
     ("name", "next_step"),
-    [("sources.json", "write it with tools/survey.py"), ("proofs.json", "git checkout it")],
+    [("sources.json", "write it with tools/survey.py"), ("proofs.json", "restore it with git")],
 )
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"format": 1}'])
 @pytest.mark.parametrize("mode", [["--write"], ["--plan", "--tree", "1.0={tree}"]])
@@ -246,7 +246,7 @@ def test_a_ledger_that_cannot_be_read_is_told(
     [
         # Unpatched, alone, beside the other, and the other without it.
         ([Outcome.FAILS, Outcome.FAILS, Outcome.PASSES, Outcome.FAILS], "the sample"),
-        # What it fails for is what the other mends.
+        # The proof fails for the defect that the other patch mends.
         ([Outcome.FAILS, Outcome.FAILS, Outcome.PASSES, Outcome.PASSES, Outcome.PASSES], "none"),
         ([Outcome.FAILS, Outcome.FAILS, Outcome.FAILS, Outcome.FAILS], "unknown"),
     ],

@@ -234,7 +234,7 @@ def test_a_second_run_changes_nothing(project, capsys):
     times = [path.stat().st_mtime_ns for path in project.root.rglob("*")]
     capsys.readouterr()
     assert project.refresh() == 0
-    assert capsys.readouterr().out == "all patches are up to date\n"
+    assert capsys.readouterr().out == "all files are up to date\n"
     assert project.files() == before
     assert [path.stat().st_mtime_ns for path in project.root.rglob("*")] == times
     assert project.refresh("--check") == 0
@@ -265,7 +265,7 @@ def test_check_names_what_is_missing_changed_or_stale_and_writes_nothing(project
     capsys.readouterr()
     assert project.refresh("--check") == 1
     assert capsys.readouterr().out == (
-        "4 patches need update: run tools/refresh_patches.py\n"
+        "4 files are out of date: run tools/refresh_patches.py\n"
         "  README.md\n"
         "  patches/1.0.0/0001-sample.patch\n"
         "  patches/1.0.0/0009-gone.patch\n"

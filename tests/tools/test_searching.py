@@ -1,4 +1,4 @@
-"""The search of the matrix shrinks what it finds. That is the tool's doing, not the release's."""
+"""The search of the matrix shrinks what it finds, whatever the release is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("unpatched")
 
 @pytest.fixture
 def hurried(mocker):
-    """What is found is shrunk for a short time: each try is a run of the engine."""
+    """Limit the time of shrinking, in which each try is a run of the engine."""
     mocker.patch.object(searching, "SHRINKING", 3.0)
 
 
@@ -40,7 +40,7 @@ def test_a_search_shrinks_what_it_finds_and_tells_how_to_repeat_it(hurried):
 
 
 def test_a_search_shrinks_what_shows_something(mocker):
-    """With a judge that takes no time, so that shrinking has enough of it."""
+    """The judge takes no time, so that the limit leaves enough for shrinking."""
     shown = []
     finding = judging.Finding("performance", ("none", "performance"))
 

@@ -29,7 +29,7 @@ def model(device):
 
 @pytest.fixture
 def context():
-    """With two requests of three blocks each."""
+    """A context with two requests of three blocks each."""
     made = testing.build_context(testing.EngineSpec(**soak.MODEL))
     table(made)[:2, :3] = torch.arange(6).reshape(2, 3)
     made.total_request_count = 2
@@ -267,7 +267,7 @@ def test_what_repeats_a_failure_makes_no_more_requests_than_it_took(monkeypatch)
     waves = []
 
     def decode(engine, requests, *_):
-        """Every second wave fails, and so each life in its second."""
+        """Every second wave fails, and so each life in its second wave."""
         waves.append(requests)
         if len(waves) % 2 == 0:
             raise RuntimeError("what a pity")
@@ -297,7 +297,7 @@ def test_a_scenario_that_is_not_there(capsys):
 
 
 def test_an_engine_that_refuses_its_last_request_while_suspended_is_resumed():
-    """Its tensors may be gone then, and cannot be counted."""
+    """The engine's tensors may be gone then, and its blocks could not be counted."""
     if "suspend" not in soak.scenarios():
         pytest.skip(f"megatron-core {core_version()} suspends otherwise")
     engine = testing.build_engine(testing.EngineSpec(**soak.MODEL))

@@ -37,7 +37,7 @@ from tools.history.commits import Clone, Commit
 from tools.history.digests import History, targets_of
 from tools.history.git import CloneError
 
-#: What takes the line of progress away.
+#: What erases the line of progress.
 ERASED = "\r\x1b[K"
 
 
@@ -248,7 +248,7 @@ def test_not_a_clone(made: Made, output: Path, tmp_path: Path) -> None:
 
 
 def refused(clone: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that ends a survey of ``clone``, which leaves nothing behind."""
+    """The one line with which a survey of ``clone`` fails; checks that it writes nothing."""
     output.parent.mkdir(exist_ok=True)
     output.write_text("as before")
     assert run(clone, output) == 2
@@ -296,7 +296,7 @@ def test_no_releases(
     clone = made.upstream.clone(tmp_path / "bare", "--bare")
     for tag in ("core_v0.1.0", "core_v0.1.1"):  # there is a release candidate still
         made.upstream.git("tag", "--delete", tag, cwd=clone)
-    assert "has no release" in refused(clone, output, capsys)
+    assert "has no tag of a release" in refused(clone, output, capsys)
 
 
 def test_ledger_of_another_format(
@@ -341,7 +341,7 @@ def test_a_terminal_has_one_line_of_progress(
     assert run(made.upstream.root, output) == 0
     shown = capsys.readouterr().err
     assert f"{ERASED}main 2025-08-03, " in shown
-    assert shown.count("\n") == 1  # that of what does not parse
+    assert shown.count("\n") == 1  # the line on the file that does not parse
     assert shown.endswith(ERASED)
 
 

@@ -24,7 +24,7 @@ A = "tests/unit_tests/inference/test_a.py"
 B = "tests/unit_tests/inference/test_b.py"
 PACKAGE_INFO = "MAJOR = 0\nMINOR = 18\nPATCH = 2\nPRE_RELEASE = ''\n"
 
-#: They take minutes, and no Megatron is in the checkouts that they make up.
+#: These tests take minutes, and the checkouts that they make up have no Megatron in them.
 pytestmark = pytest.mark.skipif(core_version() != "0.16.1", reason="the same on each release")
 
 
@@ -367,7 +367,7 @@ def test_nothing_that_a_test_started_is_left(checkout, run, tmp_path):
     run()
     pid = int((tmp_path / "pid").read_text())
     state = Path(f"/proc/{pid}/stat")
-    # A child of nobody may be left as a zombie where nobody waits for it.
+    # An orphan may be left as a zombie, if no process waits for it.
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 

@@ -4,7 +4,7 @@
 configuration, in the order of the modules:
 
     configuration   what a run is: engine, requests, what happens between steps, who else is there
-    drawing         hypothesis strategies of configurations that the installed release can have
+    drawing         Hypothesis strategies of configurations that the installed release can have
     serving         which requests can never be served
     selections      put a selection of patches in force, and take it back
     company         what else is in the process
@@ -15,7 +15,7 @@ configuration, in the order of the modules:
     oracles         what is wrong with a record, whoever made it
     defects         what is known to be wrong with a release, recognised by its cause
     intended        what patches change although the release was right, recognised by its cause
-    judging         none, performance and all: what may differ, and which patch it is
+    judging         which runs to compare, what may differ, and which patch is to blame
     searching       draw, judge and shrink
     report          how much was run
 """

@@ -21,9 +21,10 @@ def free(context: Any) -> int:
 
 
 def limits(context: Any) -> dict[str, int]:
-    """What a request that is alone can have: tokens in a step, blocks for its prompt, and to grow.
+    """What a request that is alone can have: tokens in a step, blocks for its prompt and to grow.
 
-    Before 0.16 what is set aside lets one request always go on, and a prompt gets none of it.
+    Before 0.16 some blocks are set aside, so that one request can always go on; a prompt gets none
+    of these.
     """
     blocks, found = allocator(context), {"tokens of a step": int(context.max_tokens)}
     if hasattr(blocks, "active_count"):
@@ -50,7 +51,8 @@ def held(context: Any) -> list[list[int]]:
     rows = table[: context.total_request_count].tolist()
     chunked = getattr(context, "chunked_prefill_request_id", -1)
     if chunked != -1:
-        # From 0.17 on a request whose prompt is not complete is not counted between steps.
+        # From 0.17 on such a request, whose prompt is not complete, is not in total_request_count
+        # between steps.
         (found,) = (context.request_ids == chunked).nonzero(as_tuple=True)
         rows += [table[index].tolist() for index in found[:1] if index >= len(rows)]
     return [[block for block in row if block != -1] for row in rows]
@@ -86,7 +88,7 @@ def astray(context: Any, size: int) -> list[tuple[int, int, int]]:
 
 
 def inconsistencies(context: Any) -> list[str]:
-    """Requests that hold a block twice, or the same one although it is no common prefix."""
+    """A line for each block that a request holds twice, or two without a common prefix hold."""
     found = []
     rows = held(context)
     for row in rows:

@@ -14,7 +14,7 @@ LAYERS, HIDDEN, HEADS = 2, 32, 2
 
 
 def model_fields(configuration: Configuration) -> dict[str, Any]:
-    """The fields of the spec that the model depends on, and its prompts' answers with it."""
+    """The fields of the spec that the model depends on, and so what it answers."""
     return {
         "num_layers": LAYERS,
         "hidden_size": HIDDEN,
@@ -59,7 +59,7 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         if "paused_buffer_size_gb" in known:
             aside = configuration.paused_blocks
             options["paused_buffer_size_gb"] = (aside + 0.5) * block_gb(configuration)
-        # One is for padding.
+        # One block is for padding.
         fields["buffer_size_gb"] = (blocks + aside + 1.5) * block_gb(configuration)
     return testing.EngineSpec(
         **model_fields(configuration),

@@ -40,9 +40,9 @@ class Guest:
 
     why: str
     before: Callable[[], AbstractContextManager[None]] = _nothing
-    """Put in place for the length of a ``with`` block, before the patches."""
+    """A context manager that puts the code in place, before the patches."""
     on_target: bool = False
-    """It stands on a target of a patch: patches are judged with it in place."""
+    """The code changes a target of a patch: patches are judged with it in place."""
     built: Callable[[Any], None] = lambda engine: None
     """Does something to each engine that is built."""
     observe: Callable[[], Any] = lambda: None
@@ -66,7 +66,7 @@ def _module(name: str) -> Any:
 
 
 def _sampler() -> tuple[Any, str] | None:
-    """The class and the name of what samples rows of logits, where it has one of its own."""
+    """The class and the name of its method that sample rows of logits; None if there is none."""
     controller = _module(CONTROLLER).TextGenerationController
     if hasattr(controller, "_torch_sampling_func"):
         return controller, "_torch_sampling_func"
@@ -75,7 +75,7 @@ def _sampler() -> tuple[Any, str] | None:
 
 
 def _banning(function: Callable[..., Any], takes_self: bool) -> Callable[..., Any]:
-    """``function`` that bans a token first, in the logits that it is given."""
+    """``function``, which first bans a token in the logits that it is given."""
 
     def bans_in_place(*args: Any, **kwargs: Any) -> Any:
         args[1 if takes_self else 0][:, BANNED] = float("-inf")
@@ -113,7 +113,7 @@ def _samples_in_controller() -> bool:
 
 
 def _forget_groups(engine: Any) -> None:
-    """Make layers what they are when they were built before `init_process_group()`."""
+    """Make layers as they are when they are built before `init_process_group()`."""
     layers = _module(LAYERS)
     kinds = (layers.ColumnParallelLinear, layers.RowParallelLinear)
     for module in engine.controller.inference_wrapped_model.model.modules():
@@ -167,7 +167,7 @@ def _setup_context() -> Iterator[None]:
 
 @cache
 def _targets() -> tuple[tuple[Any, str], ...]:
-    """Owner and name of the plain functions that the default patches change."""
+    """The plain functions that the default patches change: the owner and the name of each."""
     found: dict[tuple[int, str], tuple[Any, str]] = {}
     edits = [edit for patch in SERIES if patch.default for v in patch.variants for edit in v.edits]
     for edit in edits:
@@ -233,9 +233,9 @@ def _seen_calls() -> list[str]:
 
 
 def unpicklable() -> list[str]:
-    """Names of Megatron's modules whose function another one of that name has taken the place of.
+    """Functions in Megatron's modules whose own name leads to another function: module and name.
 
-    `pickle` looks a function up by its own name, and refuses it then.
+    `pickle` looks a function up by its own name, and refuses such a one.
     """
     found = []
     for module_name, module in sorted(sys.modules.items()):

@@ -46,7 +46,7 @@ class Plan:
     """``generated``, or ``all``, which has those of the prompt too."""
     top_n: int = 0
     sampling: tuple[float, int, float] = GREEDY
-    """Temperature, top-k and top-p. Not all mean something."""
+    """Temperature, top-k and top-p. Some values mean nothing, and have to be refused."""
     stop: tuple[int, int] | None = None
     """A stop word: so many tokens from that place on of what the model alone generates."""
     end: int | None = None
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def prompt(self) -> tuple[int, ...]:
-        """A longer one than a stem goes on with its beginning."""
+        """The tokens; a prompt longer than its stem goes on with the stem's beginning."""
         return (stems()[self.stem] * (1 + self.length // LONGEST_PROMPT))[: self.length]
 
     @property
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def meant(self) -> bool:
-        """Whether the sampling parameters mean something."""
+        """Whether a request with these sampling parameters can be served."""
         return means_something(self.sampling)
 
     def is_too_long(self, longest: int) -> bool:
@@ -94,7 +94,7 @@ class Configuration:
     """Who else is in the process: a key of :data:`tools.differential.company.COMPANY`."""
 
     spare_blocks: int | None = None
-    """KV blocks beyond those of the longest request. None: enough for all. Fewer than none: too few
+    """KV blocks beyond those of the longest request. None: enough for all. Below 0: too few even
     for that one."""
     paused_blocks: int = 0
     """Blocks set aside for paused requests, where the pool is not enough for all."""
@@ -106,9 +106,10 @@ class Configuration:
     graphs: int | None = None
     """At most so many CUDA graphs, or sizes that batches are padded to."""
     mixed: bool = False
-    """For steps with prompts too."""
+    """CUDA graphs, or padding, for steps with prompts too."""
     scope: str | None = None
-    """What is captured in one: ``layer`` or ``block``. None: nothing, batches are only padded."""
+    """What is captured in one CUDA graph: ``layer`` or ``block``. None: nothing, batches are only
+    padded."""
     only_last: bool = True
     chunked: bool = False
     prefix: str | None = None
@@ -177,7 +178,7 @@ def _sparse(value: Any) -> dict[str, Any]:
 
 
 def encode(configuration: Configuration) -> str:
-    """JSON in which what is as by default is left out. :func:`decode` reads it."""
+    """JSON without the fields that are at their defaults. :func:`decode` reads it."""
     found = _sparse(configuration)
     for name in ("requests", "happenings"):
         if name in found:
@@ -189,7 +190,7 @@ def decode(text: str) -> Configuration:
     """Read what :func:`encode` wrote.
 
     Raises:
-        ValueError: it is no configuration; the message says why.
+        ValueError: ``text`` is no configuration; the message says why.
     """
     try:
         found = json.loads(text, parse_constant={"NaN": NAN}.get)
@@ -199,7 +200,7 @@ def decode(text: str) -> Configuration:
         found = _tuples(found)
         return Configuration(**found)
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"no configuration: {error}") from error
+        raise ValueError(f"not a configuration, such as matrix.py prints: {error}") from error
 
 
 def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:

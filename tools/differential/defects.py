@@ -29,18 +29,18 @@ NEEDED = {patch.id: SpecifierSet(patch.releases) for patch in SERIES}
 
 @dataclass(frozen=True)
 class Defect:
-    """Something that is wrong with releases, and that a patch of this package mends, or none."""
+    """Something that is wrong with releases, whether a patch of this package mends it or not."""
 
     name: str
     releases: str
     why: str
     explains: Callable[[Case, Complaint], bool]
-    """Whether a complaint of a run comes from it, by what was observed."""
+    """Whether a complaint of a run comes from this defect, by what was observed."""
     mended_by: tuple[str, ...] = ()
-    """Ids of the patches that mend it, each on its releases; none if no patch does."""
+    """Ids of the patches that mend the defect, each on its releases; empty if no patch does."""
 
     def is_mended(self, applied: Collection[str]) -> bool:
-        """Whether a run with these patches has to be without it."""
+        """Whether a run with the patches ``applied`` has to be without the defect."""
         return bool(self.mended_by) and all(
             name in applied for name in self.mended_by if RELEASE in NEEDED[name]
         )
@@ -73,7 +73,7 @@ def _plan(case: Case, complaint: Complaint) -> Plan | None:
 
 
 def _of_prompt_log_probs(case: Case, complaint: Complaint) -> int | None:
-    """The request, if it wants the log probs of its prompt and the complaint is of log probs."""
+    """The request's index, if it wants its prompt's log probs and the complaint is of log probs."""
     plan = _plan(case, complaint)
     if plan is None or plan.log_probs != "all" or complaint.kind not in ("count", "log prob"):
         return None
@@ -103,7 +103,7 @@ def _prompt_that_begins_again(case: Case, complaint: Complaint) -> bool:
 
 
 def _first_of_the_prompt(case: Case, complaint: Complaint) -> bool:
-    """The list of the prompt has one too many, which that of the generated tokens lacks."""
+    """The list of the prompt has one log prob too many, which the generated tokens' list lacks."""
     index = complaint.request
     if index is None or not _is_list(complaint, *LOG_PROBS):
         return False
@@ -116,7 +116,7 @@ def _first_of_the_prompt(case: Case, complaint: Complaint) -> bool:
 
 
 def _top_n_of_a_chunk(case: Case, complaint: Complaint) -> bool:
-    """There are as many too many as steps had a chunk of the prompt and gave no token."""
+    """There is one too many for each step that had a chunk of the prompt and gave no token."""
     plan, index = _plan(case, complaint), complaint.request
     if index is None or plan is None or plan.log_probs != "generated":
         return False
@@ -132,7 +132,7 @@ def _top_n_of_a_chunk(case: Case, complaint: Complaint) -> bool:
 
 
 def _is_chunk(case: Case, index: int, filed: Filed) -> bool:
-    """Whether a forward pass had tokens of a request's prompt, and not the last of them."""
+    """Whether a forward pass had tokens of a request's prompt, but not the last one."""
     length = len(case.parts(index)[filed.part]["prompt_tokens"])
     return not filed.tokens and any(
         (of, part) == (index, filed.part) and offset + count < length
@@ -141,7 +141,7 @@ def _is_chunk(case: Case, index: int, filed: Filed) -> bool:
 
 
 def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
-    """They are too many since a word was found: in the last step, or the one before and in it."""
+    """All log probs that are too many came with the last two steps, no more than the word has."""
     plan, index = _plan(case, complaint), complaint.request
     if index is None or plan is None or plan.stop is None:
         return False
@@ -157,7 +157,7 @@ def _trimmed_stop_word(case: Case, complaint: Complaint) -> bool:
 
 
 def _stopped_at_once(case: Case, complaint: Complaint) -> bool:
-    """A request that had no token yet was in the step, or has got none of it."""
+    """A request that had no token yet was in the step, or has got none from it."""
     if complaint.kind != "exception" or complaint.facts["type"] != "IndexError":
         return False
     if not str(complaint.facts["place"]).endswith(":post_process_requests"):
@@ -183,7 +183,7 @@ def _begins_with(case: Case, plan: Plan, word: list[int]) -> bool:
 
 
 def _stale_prefix(case: Case, complaint: Complaint) -> bool:
-    """When it came it found keys and values that other weights had made."""
+    """When the request came, it found keys and values that other weights had made."""
     index = complaint.request
     if index is None or complaint.kind not in VALUES:
         return False
@@ -205,14 +205,14 @@ def _unequal_parts(case: Case, complaint: Complaint) -> bool:
 def _stop_word_of_two_parts(case: Case, complaint: Complaint) -> bool:
     if complaint.kind != "goes on" or "stop" not in complaint.facts:
         return False
-    # A request that comes back has its stop words no more.
+    # A request that comes back has lost its stop words.
     return int(complaint.facts["at"]) > len(
         case.parts(complaint.request or 0)[0]["generated_tokens"]
     )
 
 
 def _accepted_termination_id(case: Case, complaint: Complaint) -> bool:
-    """The id came with a step that added tokens behind it: drafts that were accepted."""
+    """The termination id came with a step that added tokens behind it: accepted drafts."""
     if complaint.kind != "goes on" or "place" not in complaint.facts:
         return False
     index, place = complaint.request, int(complaint.facts["place"])
@@ -233,7 +233,7 @@ def _nothing_generated(case: Case, complaint: Complaint) -> bool:
 
 
 def _accepted_twice(case: Case, complaint: Complaint) -> bool:
-    """It ended with a step that accepted at least as many tokens as are missing."""
+    """The request ended with a step that accepted at least as many tokens as are missing."""
     index = complaint.request
     if complaint.kind != "ends early" or index is None or not case.configuration.speculative:
         return False
@@ -292,7 +292,7 @@ def _recorded_without_gradients(case: Case, complaint: Complaint) -> bool:
 
 
 def _captured_again(case: Case, complaint: Complaint) -> bool:
-    """Graphs are captured when an engine is resumed, in a context that still has requests."""
+    """Graphs were being captured as an engine was resumed, in a context that still has requests."""
     return (
         complaint.kind == "exception"
         and complaint.facts["type"] == "RequestOverflowError"
@@ -319,7 +319,7 @@ def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
 
 
 def _refused_again(case: Case, complaint: Complaint) -> bool:
-    """An engine is resumed that was suspended with a refused request, before the next step."""
+    """The engine was suspended with a refused request, and resumed before the next step."""
     return (
         complaint.kind == "exception"
         and complaint.facts["type"] == "InvalidStateError"
@@ -333,7 +333,7 @@ def _refused_again(case: Case, complaint: Complaint) -> bool:
 
 
 def _empty_stop_word(case: Case, complaint: Complaint) -> bool:
-    """It ends with a step that accepted a speculative token, or could have."""
+    """The request ended with a step that accepted a speculative token, or could have."""
     plan = _plan(case, complaint)
     if plan is None or plan.odd_stop != "empty" or not case.configuration.speculative:
         return False
@@ -350,7 +350,7 @@ def _is_taken(plan: Plan) -> bool:
 
 
 def _cannot_be_sampled(case: Case, complaint: Complaint) -> bool:
-    """A request is served that means nothing, or one in the last forward pass is not taken."""
+    """A request is served whose sampling parameters mean nothing, or the sampler refuses one's."""
     plan = _plan(case, complaint)
     if complaint.kind == "not refused":
         return plan is not None and not plan.meant
@@ -372,7 +372,7 @@ def _meaningless_for_all(case: Case, complaint: Complaint) -> bool:
 
 
 def _never_ends(complaint: Complaint) -> bool:
-    """The engine goes on without an end, or ends because nobody can go on."""
+    """The engine goes on without an end, or ends because no request can go on."""
     if complaint.kind != "exception":
         return False
     text = str(complaint.facts["text"])
@@ -415,7 +415,7 @@ def _outgrown_a_step(case: Case, complaint: Complaint) -> bool:
 
 
 def _empty_prompt(case: Case, complaint: Complaint) -> bool:
-    """There is one, and the step or the call that raised was given a prompt without tokens."""
+    """There is an empty prompt, and it was given to the step or the call that raised."""
     if complaint.kind == "not refused":
         return str(complaint.facts["why"]) == "there is no prompt"
     if complaint.kind != "exception" or all(plan.length for plan in case.configuration.requests):
@@ -453,7 +453,7 @@ def _padded_single_tokens(case: Case, complaint: Complaint) -> bool:
 
 
 def _wishes_of_another(case: Case, complaint: Complaint) -> bool:
-    """What is missing was lost in steps that took the wishes of other requests for this one's."""
+    """What is missing was lost in steps that asked other requests whether to keep log probs."""
     index, plan = complaint.request, _plan(case, complaint)
     if index is None or plan is None or not _is_list(complaint, LOG_PROBS[0], TOP_N[0]):
         return False
@@ -472,10 +472,10 @@ def _wishes_of_another(case: Case, complaint: Complaint) -> bool:
 
 
 def _not_wanted(case: Case, index: int, name: str, filed: Filed) -> bool:
-    """Whether a step asked others than a request whether to keep log probs.
+    """Whether a step took another request's choice of log probs for that of this one.
 
     After a step that launches the next forward pass before it knows which requests go on, the rows
-    of those that have ended are filled with others, and what each wants stays in its old row.
+    of those that have ended are filled with others, whose choices stay in their old rows.
     """
     configuration, forwards = case.configuration, case.observation.forwards
     if filed.consumed < 0 or not forwards[filed.consumed].ahead:
@@ -533,9 +533,9 @@ def _decodes(case: Case, number: int, index: int) -> bool:
 
 
 def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
-    """The tokens of some prompt's step begin with drafts that were another's, and it shows there.
+    """The tokens of a prompt's step begin with another request's drafts, and it shows there.
 
-    They have no log probs, and what comes after them in the same part has the wrong position.
+    Those have no log probs, and what comes after them in the same part has the wrong position.
     """
     index, configuration = complaint.request, case.configuration
     if index is None or configuration.scheduling != "async" or not configuration.speculative:
@@ -560,9 +560,10 @@ def _drafts_of_the_row(case: Case, complaint: Complaint) -> bool:
 
 
 def spoilt_by_drafts(case: Case) -> dict[tuple[int, int], int]:
-    """Requests and parts that read what drafts wrote to the block of another, or did not write.
+    """(request, part) -> number of the first forward pass in which it reads misplaced drafts.
 
-    With the number of the forward pass from which on they do. Empty if anything else goes astray.
+    That is: what drafts wrote to the block of another request, or did not write to their own. Empty
+    if anything else goes astray.
     """
     if not only_drafts_go_astray(case):
         return {}
@@ -585,7 +586,7 @@ def only_drafts_go_astray(case: Case) -> bool:
 
 
 def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
-    """The token comes from keys or values in whose place those of a draft are, or should be."""
+    """The token comes from keys or values that a draft has overwritten, or failed to write."""
     if complaint.kind == "astray":
         return only_drafts_go_astray(case)
     index = complaint.request
@@ -600,10 +601,7 @@ def _drafts_in_the_block_of_another(case: Case, complaint: Complaint) -> bool:
 
 
 def explain(case: Case, difference: Difference) -> bool:
-    """Whether a token, or a log prob of one, is another one because of a known defect.
-
-    ``case`` is the run that has it.
-    """
+    """Whether a token, or its log prob, differs because of a known defect in the run ``case``."""
     place = re.match(
         r"requests\[(\d+)\]\.merged\.generated_(tokens|log_probs|top_n_logprobs)\[(\d+)\]",
         difference.path,
@@ -619,16 +617,16 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "log probs of a cached prompt",
         ">=0.17",
-        "what is cached is not put to the model again, so its log probs cannot be told, and those "
-        "of generated tokens are filed in their places",
+        "what is cached is not given to the model again, so its log probs cannot be computed, and "
+        "those of generated tokens are filed in their places",
         _cached_prompt,
         ("cached-prompt-logprobs",),
     ),
     Defect(
         "log probs of a prompt that begins again",
         ">=0.17",
-        "the log probs that the chunks of a prompt have left stay when a suspension lets it "
-        "begin again, and come again",
+        "the log probs of a prompt's chunks stay when a suspension lets the prompt begin again, "
+        "and are then added once more",
         _prompt_that_begins_again,
         ("recomputed-prompt-logprobs",),
     ),
@@ -741,7 +739,7 @@ DEFECTS: tuple[Defect, ...] = (
         _wishes_of_another,
     ),
     Defect(
-        "speculative tokens of who had the row",
+        "speculative tokens of the request that had the row before",
         ">=0.19",
         "with asynchronous scheduling nothing clears the speculative tokens that were accepted in "
         "a row: a prompt that is computed in that row, beside requests that generate, gets them in "
@@ -753,7 +751,8 @@ DEFECTS: tuple[Defect, ...] = (
         ">=0.17",
         "update_requests() notes the last block of each row and then moves requests to other rows, "
         "as when it evicts one: where the speculative tokens of such a request begin in its last "
-        "block and end in a new one, the first of them go to the block of who had the row",
+        "block and end in a new one, the first of them go to the block of the request "
+        "that had the row before",
         _drafts_in_the_block_of_another,
         ("moved-draft-blocks",),
     ),
@@ -766,8 +765,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "sampling parameters that no sampler takes",
         ">=0.14",
-        "the sampler takes top-k or top-p, no temperature of 0, and what means nothing is not "
-        "refused: an assertion, or multinomial(), ends the engine in the step",
+        "the sampler takes top-k or top-p but not both, and no temperature of 0, and meaningless "
+        "parameters are not refused: an assertion, or multinomial(), ends the engine in the step",
         _cannot_be_sampled,
         ("sampling-parameters",),
     ),
@@ -811,8 +810,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "recomputed activations of layers that draft",
         ">=0.18,<0.19",
-        "a layer of multi-token prediction passes a padding mask to what recomputes it, which "
-        "takes none: a training step raises",
+        "a layer of multi-token prediction passes a padding mask to the function that recomputes "
+        "it, which takes none: a training step raises",
         _drafting_layer_recomputed,
     ),
     Defect(
@@ -825,8 +824,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "a model with CUDA graphs alone",
         "<0.16",
-        "the model of an engine with CUDA graphs, called without its context, raises from what "
-        "compares the arguments with those of the graphs",
+        "the model of an engine with CUDA graphs, called without its context, raises where "
+        "its arguments are compared with those of the graphs",
         _graphs_without_context,
     ),
     Defect(
@@ -840,8 +839,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "graphs captured again",
         ">=0.17",
-        "an engine that is resumed captures its graphs again with requests that are not real ones, "
-        "for which there is no room beside those that it has kept",
+        "an engine that is resumed captures its graphs again with dummy requests, for which there "
+        "is no room beside the requests that it has kept",
         _captured_again,
     ),
 )

@@ -59,7 +59,7 @@ class Abilities:
     per_request: bool
     """A request has sampling parameters of its own."""
     skips: bool
-    """A request can have the log probs of its answer alone."""
+    """A request can have the log probs of its answer without those of its prompt."""
     top_n: bool
     stops: bool
     chunked: bool
@@ -72,7 +72,7 @@ class Abilities:
     epochs: bool
     zero_tokens: bool
     experts: bool
-    """Without Transformer Engine."""
+    """Mixture-of-experts layers run without Transformer Engine."""
     blocks: bool
     """CUDA graphs of all layers."""
     mixed: bool
@@ -128,7 +128,7 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
         found["sampling"] = draw(st.sampled_from(SAMPLINGS))
     if able.stops and num_tokens:
         if draw(st.integers(0, 4)) == 4:
-            # Not so often the first token: that ends the engine of some releases.
+            # Seldom at the first token: that ends the engine of some releases.
             first = draw(st.sampled_from([1, 2, 4, 7, 1, 2, 4, 0]))
             found["stop"] = (min(first, num_tokens - 1), draw(st.integers(1, 3)))
         if draw(st.integers(0, 5)) == 5:
@@ -145,7 +145,7 @@ def plans(able: Abilities, draw: Any, *, all_log_probs: bool, wave_wide: Mapping
 
 
 def _with_odd_sampling(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
-    """Have sampling parameters that some samplers cannot take, or that mean nothing."""
+    """Give requests sampling parameters that some samplers cannot take, or that mean nothing."""
     odd = ODD_SAMPLINGS + MEANINGLESS * draw(st.booleans())
     if not able.per_request:
         sampling = draw(st.sampled_from(odd))
@@ -158,13 +158,13 @@ def _with_odd_sampling(able: Abilities, draw: Any, found: dict[str, Any]) -> Non
 
 
 def _with_never_served(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
-    """Have requests among the others that cannot be served."""
+    """Put requests that can never be served among the others."""
     plans = list(found["requests"])
     if found.get("spare_blocks") is not None and draw(st.booleans()):
         found["spare_blocks"] = -draw(st.integers(1, 3))
     for _ in range(draw(st.integers(1, 2))):
         plan = draw(st.sampled_from(plans))
-        # Not so often the empty prompt, which ends the engine of all releases.
+        # Seldom the empty prompt, which ends the engine of all releases.
         kinds = ["prompt", "whole", "step", "step"] * 3 + ["less"] * 3 * able.per_request
         kind = draw(st.sampled_from([*kinds, "empty"]))
         if kind == "prompt":
@@ -174,7 +174,7 @@ def _with_never_served(able: Abilities, draw: Any, found: dict[str, Any]) -> Non
         elif kind == "step":
             found["max_tokens"], found["longest"] = 64, 96
             plan = replace(plan, length=draw(st.integers(65, 80)))
-            # One that fits, and does not fit any more when it comes back.
+            # A request that fits, and no longer does when it comes back after an eviction.
             plans[0] = replace(plans[0], length=draw(st.integers(52, 64)), num_tokens=14)
         elif kind == "less":
             plan = replace(plan, num_tokens=-1, stop=None, end=None)
@@ -203,7 +203,7 @@ def happenings(able: Abilities, draw: Any) -> tuple[Happening, ...]:
 
 
 def _crowd(draw: Any, found: dict[str, Any]) -> None:
-    """Have requests come back: many at a time want more blocks than there are.
+    """Have requests evicted and come back: many at a time want more blocks than there are.
 
     That is where releases, and patches, go wrong most often; left to chance it is rare.
     """

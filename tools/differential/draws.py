@@ -1,4 +1,4 @@
-"""What sampling draws, and from what it has to: top-k, then top-p, of the model's own logits.
+"""What sampling draws, and what it has to draw from: the model's logits by top-k, then top-p.
 
 Megatron draws with ``torch.multinomial()``. Each of its calls is noted while the engine is in a
 step: the probabilities that it was given, and the tokens that it drew. What a request has to be
@@ -37,14 +37,15 @@ class Draw:
     """(rows, vocabulary)"""
     tokens: Sequence[int]
     state: bytes
-    """Of the generator, before it."""
+    """State of the generator before the call."""
 
 
 @contextmanager
 def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]:
-    """Add each draw of the ``with`` block to ``draws``. ``passes``: see there; None: note nothing.
+    """Add each draw of the ``with`` block to ``draws``.
 
-    The draws are what they are without this.
+    ``passes`` gives :attr:`Draw.passes`, or None where a draw is not to be noted. The draws
+    themselves are what they would be anyway.
     """
     import torch
 
@@ -66,18 +67,18 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What is drawn from with these parameters, by the definition of the filters.
+    """The distribution to draw from with these parameters, by the definition of the filters.
 
-    ``logits``: of one place, in float32. Of the filters top-k comes first, and top-p gets what is
-    left of the probability, as one whole. It keeps the most likely tokens until they have a
-    probability of ``top_p`` together, the one with which they reach it included.
+    ``logits``: (vocabulary,), float32. Top-k comes first; what it leaves is normalised to 1 before
+    top-p, which keeps the most likely tokens until together they have a probability of ``top_p``,
+    the token with which they reach it included.
     """
     import torch
 
     temperature, top_k, top_p = sampling
     if temperature == 0 or top_k == 1:
         return torch.nn.functional.one_hot(logits.argmax(), len(logits)).to(logits.dtype)
-    # Shifted by the greatest, which changes nothing, so that none becomes infinite.
+    # Less the greatest logit, which changes no probability, so that none becomes infinite.
     scaled = (logits.double() - logits.double().max()) / temperature
     if 0 < top_k < len(scaled):
         scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[-1], float("-inf"))

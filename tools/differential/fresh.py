@@ -1,6 +1,6 @@
-"""Configurations in processes in which the patches were there before Megatron.
+"""Configurations in processes that import the patches before Megatron.
 
-Everywhere else Megatron is imported as it was released, and patched then. Here each selection has
+Elsewhere Megatron is imported as it was released, and patched afterwards. Here each selection has
 a process of its own, which imports `megatron_patch` first. The records of the processes are
 compared.
 """

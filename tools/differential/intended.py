@@ -1,4 +1,4 @@
-"""What correctness patches change on purpose although the released run is right, by its cause."""
+"""What correctness patches change on purpose although the released run is right, by the cause."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ LISTS = (
 
 @dataclass(frozen=True)
 class Intended:
-    """A difference that a patch cannot do without."""
+    """A difference that a patch makes on purpose, or cannot avoid."""
 
     patch: str
     why: str
     covers: Callable[[Case, Sequence[Difference]], bool]
-    """Whether the differences of the released run to the patched one are of this kind."""
+    """Whether all differences between the released and the patched run are of this kind."""
     single: bool = False
-    """Each difference of this kind is one by itself, whatever others there are."""
+    """Each difference can be judged by itself, whatever others there are."""
 
 
 def _single(patch: str, why: str, is_one: Callable[[Case, Difference], bool]) -> Intended:
-    """Differences that each are of this kind by themselves."""
+    """An entry whose differences are judged one by one, with ``is_one``."""
 
     def covers(case: Case, differences: Sequence[Difference]) -> bool:
         return all(is_one(case, difference) for difference in differences)
@@ -45,9 +45,9 @@ def _single(patch: str, why: str, is_one: Callable[[Case, Difference], bool]) ->
 
 
 def recognise(case: Case, differences: Sequence[Difference]) -> Intended | None:
-    """The intended difference that explains all of them, if there is one. ``case`` is released.
+    """The entry that explains all ``differences``, if there is one. ``case`` is the released run.
 
-    Those that are single ones may come along with it, or with each other.
+    Differences of entries that are ``single`` may come along with it, or with each other.
     """
     single = [item for item in INTENDED if item.single]
     rest = [
@@ -79,14 +79,14 @@ def _one_token_at_a_time(case: Case, differences: Sequence[Difference]) -> bool:
 
 
 def _is_unasked(case: Case, difference: Difference) -> bool:
-    """Requests that want no log probs have got some, as others do, and now have other ones."""
+    """Requests that want no log probs got some, as others want them, and now get other ones."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.(merged|parts\[\d+\])\.(prompt|generated)_log_probs", difference.path
     )
     left, right = difference.left, difference.right
     if place is None or not isinstance(left, list):
         return False
-    right = right or []  # a part for which no step has filed any
+    right = right or []  # None: a part for which no step has filed any
     plan = case.configuration.requests[int(place[1])]
     if plan.log_probs is not None or not isinstance(right, list):
         return False
@@ -94,8 +94,8 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
         # Of a prompt's first answer, the released run keeps as many as there are tokens to
         # generate, from the front: the last ones are missing.
         return len(left) <= plan.num_tokens and right[: len(left)] == left
-    # As many fewer as the last step accepted more than was wanted, or as a stop word has tokens,
-    # and one for the step that ends the request.
+    # The patched run has fewer: by the tokens that the last step accepted beyond those wanted, by
+    # the tokens of a stop word, and by one for the step that ends the request.
     word, _ = stop_words(case.configuration, plan)
     excess = len(left) - len(right)
     return (
@@ -122,7 +122,7 @@ def _is_where_a_chunk_ends(case: Case, difference: Difference) -> bool:
 
 
 def _is_first_generated(case: Case, difference: Difference) -> bool:
-    """The first generated token's log prob goes from the end of one list to the head of another."""
+    """The first generated token's log prob moves from the end of a list to the head of another."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.parts\[0\]\.(prompt|generated)_log_probs", difference.path
     )
@@ -137,7 +137,7 @@ def _is_first_generated(case: Case, difference: Difference) -> bool:
 
 
 def _has_begun_again(case: Case, difference: Difference) -> bool:
-    """Lists of requests that want no log probs, and whose prompts a suspension lets begin again."""
+    """Lists of a request without wanted log probs, whose prompt begins again after a suspension."""
     place = re.match(
         r"requests\[(\d+)\]\.(?:merged|parts\[0\])\.(?:prompt|generated)_log_probs",
         difference.path,
@@ -151,7 +151,7 @@ def _has_begun_again(case: Case, difference: Difference) -> bool:
 
 
 def _is_kept(case: Case, difference: Difference) -> bool:
-    """A request that came back has its stop words and its status still."""
+    """A request that came back still has its stop words and its status."""
     place = re.fullmatch(
         r"requests\[(\d+)\]\.(?:parts\[(\d+)\]|merged(?=\.status))\.(status|stop_word_ids)",
         difference.path,
@@ -162,7 +162,7 @@ def _is_kept(case: Case, difference: Difference) -> bool:
 
 
 def _is_put_together(case: Case, difference: Difference) -> bool:
-    """A merged request has what a part has that is not the first."""
+    """A merged request has what a later part than the first has."""
     place = re.match(r"requests\[(\d+)\]\.merged\.(\w+)", difference.path)
     if place is None or "requests" not in case.record:
         return False
@@ -171,7 +171,7 @@ def _is_put_together(case: Case, difference: Difference) -> bool:
     if "merged" not in request:
         return False
     if request["merged"].get("type") == "TypeError":
-        # It raised. Where the engine has ended, too, that is not complained of.
+        # merge() raised. Where the engine has ended, too, no oracle complains of that.
         return case.record["error"] is not None
     first, *others = request["parts"]
     if name not in LISTS or difference.left is not None:
@@ -187,10 +187,10 @@ def _is_put_together(case: Case, difference: Difference) -> bool:
 
 
 def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
-    """Before the first forward pass that differs a request was paused or evicted for its blocks.
+    """Before the first forward pass that differs, a request was paused or evicted for its blocks.
 
-    Either others were cached and nobody's, or some of its own were not to be had: others hold them.
-    Greedy answers are as they were.
+    Either there were cached blocks that nobody held, or others held some blocks of the evicted
+    request, which its eviction did not free. Greedy answers are as they were.
     """
     configuration, apart = case.configuration, first_apart(case, differences)
     return any(
@@ -204,7 +204,7 @@ def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
 
 
 def first_apart(case: Case, differences: Sequence[Difference]) -> int:
-    """The number of the first forward pass that is another one; how many there are if none is."""
+    """The number of the first forward pass that differs; how many passes there are if none does."""
     found = [len(case.observation.forwards)]
     for item in differences:
         place = re.match(r"outputs(?:\[(\d+)\])?", item.path)
@@ -218,7 +218,7 @@ def first_apart(case: Case, differences: Sequence[Difference]) -> int:
 
 
 def _follows_from_evictions(case: Case, difference: Difference) -> bool:
-    """When the model runs, for whom, and what it draws then; no answer without chance."""
+    """When the model runs, for whom, and what is drawn may differ; a greedy answer may not."""
     path = difference.path
     if path == "end.evicted" or path.startswith(("outputs", "steps")):
         return True

@@ -1,4 +1,4 @@
-"""What may differ between the runs of one configuration, and which patch it is that does more.
+"""What may differ between the runs of one configuration, and which patch changes more than it may.
 
 A performance patch may change nothing, whatever it is put on: the released engine, or the engine
 with the correctness patches. A correctness patch may change something only where the released
@@ -40,7 +40,7 @@ class Finding:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        """Alike for findings that are probably the same."""
+        """Equal for findings that are probably the same one."""
         if self.complaints:
             first = self.complaints[0]
             facts = first.facts
@@ -66,12 +66,12 @@ class Judgement:
     known: list[str] = field(default_factory=list)
     """Names of the known defects that were seen."""
     unstable: bool = False
-    """The released engine does not do the same twice, as when it reads memory that nobody wrote:
-    then nothing can be said of the patches."""
+    """The released engine does not do the same twice, such as where it reads memory that nobody
+    wrote: then nothing can be said of the patches."""
 
 
 def runner(selections: Selections) -> Runner:
-    """Runs a configuration with a selection in force, and with its company."""
+    """A function that runs a configuration with its company and with a selection in force."""
 
     def run_with(configuration: Configuration, selection: str) -> Observation:
         guest = COMPANY.get(configuration.company or "")
@@ -99,10 +99,10 @@ def judge(
 ) -> Judgement:
     """Run a configuration with the selections, and compare.
 
-    The performance patches alone are run where they are what differs, and for every fourth
-    configuration: it would take a correctness patch that hides what they do to make the run with
-    all patches no different. ``everything``: all are run, whatever they show, as ranks have to do
-    that run together.
+    The run with the performance patches alone is left out for three of four configurations where
+    the run with all patches shows nothing: only a correctness patch that hides what they do could
+    then make it differ. ``everything``: make all runs, whatever they show, as ranks that run
+    together have to.
     """
     none, performance, correctness, both = selections
     judgement = Judgement()
@@ -184,7 +184,7 @@ def _compare(
 
 
 def _on_target(configuration: Configuration) -> bool:
-    """Whether others stand in the place of patches, which then mend nothing."""
+    """Whether other code stands on the targets of patches, which then mend nothing."""
     guest = COMPANY.get(configuration.company or "")
     return guest is not None and guest.on_target
 
@@ -207,7 +207,7 @@ def _unknown(
 def attribute(
     configuration: Configuration, finding: Finding, run_with: Runner, applied: Sequence[str]
 ) -> list[str]:
-    """Ids of patches without each of which the finding is gone, or that alone bring it about."""
+    """Ids of the patches without which the finding is gone, or which alone bring it about."""
     left, right = finding.between
     base = run_with(configuration, left).record
     whole = comparing.differences(base, run_with(configuration, right).record)

@@ -44,31 +44,31 @@ class Forward:
     """One forward pass of the model in the engine."""
 
     version: int
-    """Of the weights: how often they had changed."""
+    """How often the weights had changed before."""
     rows: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Of each request with tokens in it: its index, the part of its record, the position of its
-    first token and the number of its tokens."""
+    """For each request with tokens in the pass: its index, the part of its record, the position of
+    its first token there and the number of its tokens."""
     tables: list[list[int]] = field(default_factory=list)
-    """Of each of them, its KV blocks; -1 where there is none."""
+    """The KV blocks of each of ``rows``; -1 where there is none."""
     astray: list[tuple[int, int, int]] = field(default_factory=list)
-    """Tokens whose keys and values go elsewhere: which of them, the position and the block."""
+    """Tokens whose keys and values go elsewhere: the index in ``rows``, the position, the block."""
     ahead: bool = False
-    """It was launched before it was known which requests go on, as with asynchronous scheduling."""
+    """The pass was launched before it was known which requests go on (asynchronous scheduling)."""
     stayed: list[int] = field(default_factory=list)
     """The requests that were not paused when its step was over, in the engine's order."""
     logits: Tensor | None = None
-    """Of the tokens of its rows, or of the last token of each: (logits, vocabulary)."""
+    """(tokens, vocabulary): of all tokens of ``rows`` in order, or of the last token of each."""
 
 
 @dataclass
 class Filed:
-    """What a step added to what a part of a request has."""
+    """What a step added to one part of a request."""
 
     part: int
     consumed: int
-    """The number of the forward pass that the tokens came from. -1: there is none."""
+    """The number of the forward pass that the tokens came from; -1 if there was none."""
     launched: int | None
-    """That of the step's own one, if it is another."""
+    """The number of the forward pass that the step itself launched, if that is another one."""
     grown: dict[str, int]
     """By how much each of :data:`LISTS` grew."""
     tokens: list[int] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Shortage:
     cached: int
     """How many blocks were cached that nobody held."""
     shared: int
-    """Blocks of those requests that others held too in the last forward pass."""
+    """How many blocks of the paused and evicted requests others held too."""
 
 
 @dataclass
@@ -106,22 +106,22 @@ class Observation:
     """What was inconsistent in the context between steps."""
     error: BaseException | None = None
     weights: list[dict[str, Tensor]] = field(default_factory=list)
-    """Of each version, copies."""
+    """Copies of the weights, for each :attr:`Forward.version`."""
     free_at_start: int = 0
     limits: dict[str, int] = field(default_factory=dict)
-    """Of a request that is alone: see :func:`tools.differential.blocks.limits`."""
+    """What a request that is alone can have: see :func:`tools.differential.blocks.limits`."""
     draws: list[Draw] = field(default_factory=list)
-    """Of sampling, in all steps."""
+    """What sampling drew, in all steps."""
     alone: bool = True
-    """The model runs without other ranks, so that the oracles can ask it."""
+    """The model runs without other ranks, so that the oracles can call it."""
     references: dict[Any, Tensor] = field(default_factory=dict)
-    """What the oracles have asked the model alone for."""
+    """A cache of logits of the model alone, for the oracles."""
     patches: frozenset[str] = frozenset()
-    """Ids of those that were applied."""
+    """Ids of the patches that were applied."""
 
 
 def plain(value: Any) -> Any:
-    """``value`` of lists, dictionaries, strings and numbers, which compare by value."""
+    """``value`` as lists, dictionaries, strings and numbers, which compare by value."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -171,7 +171,7 @@ def failure(error: BaseException, during: str) -> Record:
 
 
 def where(error: BaseException) -> str:
-    """File and line of an exception, for people."""
+    """File and line that an exception came from, for people."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 

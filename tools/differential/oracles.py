@@ -1,4 +1,4 @@
-"""What is wrong with a run, whoever made it.
+"""What is wrong with a run, with or without patches.
 
 The measure is the model alone: the whole sequence of a request, given to it at once, has to have
 the tokens that were generated, and the log probs, at every place. Beyond that, counts have to agree
@@ -35,7 +35,7 @@ class Complaint:
 
     kind: str
     request: int | None
-    """Its index, or None for the engine."""
+    """The index of the request, or None for the engine."""
     text: str
     facts: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def told(self) -> bool:
-        """Whether the model alone can tell which tokens are right: in this precision it can."""
+        """Whether the model alone can tell which tokens are right: it takes float32, for one."""
         guest = COMPANY.get(self.configuration.company or "")
         others = guest is not None and guest.changes_tokens
         return self.observation.alone and not others and self.configuration.dtype == "float32"
@@ -69,7 +69,7 @@ class Case:
         return parts
 
     def rows(self, index: int, part: int, until: int | None = None) -> list[tuple[int, int, int]]:
-        """Position, number and version of the tokens of a part, until a forward pass."""
+        """(position, count, weights' version) of a part's tokens in each pass up to ``until``."""
         return [
             (offset, count, forward.version)
             for number, forward in enumerate(self.observation.forwards)
@@ -95,13 +95,13 @@ class Case:
         return None
 
     def logits(self, index: int, place: int) -> Tensor | None:
-        """What the model returned in the engine for a generated token, if it did."""
+        """The logits that the model returned in the engine for a generated token, if known."""
         origin = self.origin(index, place)
         if origin is None or not 0 <= origin[1] < len(self.observation.forwards):
             return None
         part, number = origin
         forward = self.observation.forwards[number]
-        # A part that comes back has what was generated before in its prompt.
+        # A part that comes back has in its prompt what was generated before.
         position, at = len(self.configuration.requests[index].prompt) + place - 1, 0
         for row, (of, of_part, offset, count) in enumerate(forward.rows):
             if (of, of_part) == (index, part) and offset <= position < offset + count:
@@ -197,7 +197,7 @@ def _room(case: Case) -> Room:
 
 
 def _refused(case: Case, index: int, why: str) -> Iterator[Complaint]:
-    """Whether a request that cannot be served was answered with a status and an error."""
+    """Complain unless a request that cannot be served was answered with a status and an error."""
     if str(index) in case.record["refused"]:
         return
     parts = case.parts(index)
@@ -296,7 +296,7 @@ def _counts(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 
 
 def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
-    """Tokens and log probs against the model alone."""
+    """Compare tokens, logits and log probs with those of the model alone."""
     if not case.told:
         return
     parts, tokens = case.parts(index), generated(case, index)
@@ -311,7 +311,7 @@ def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
             text = f"token {place} is {token}, the model alone has {right}: {tokens}"
             facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
             yield Complaint("token", index, text, facts)
-            return  # what follows is no wonder
+            return  # what comes after it depends on it
         logits = case.logits(index, place)
         off = 0.0 if logits is None else float((logits - row).abs().max())
         if not off <= TOLERANCE:
@@ -324,7 +324,7 @@ def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
 
 
 def _drawn(case: Case, index: int, plan: Plan, tokens: list[int]) -> Iterator[Complaint]:
-    """Whether each token was drawn with the request's own parameters, from its own logits."""
+    """Complain of a token that was not drawn with its request's parameters from its own logits."""
     if plan.greedy or not plan.meant:
         return
     for place, token in enumerate(tokens):
@@ -377,7 +377,7 @@ def _places(parts: list[Record]) -> Iterator[tuple[int, int]]:
 
 
 def _version(case: Case, index: int, part: int, place: int, parts: list[Record]) -> int | None:
-    """The version of the weights that a generated token comes from; None if of several."""
+    """The version of the weights that a generated token comes from; None if it is several."""
     if not case.configuration.updates:
         return 0
     before = sum(len(item["generated_tokens"]) for item in parts[:part])

@@ -36,11 +36,11 @@ class Result:
 
     configuration: Configuration
     findings: list[str]
-    """Of all ranks."""
+    """Those of all ranks."""
 
 
 def suited(configuration: Configuration, kind: str) -> Configuration:
-    """What ranks can share of a configuration. Company and trainers are for one rank."""
+    """The configuration without what ranks cannot share, such as company and trainers."""
     found = replace(
         configuration,
         company=None,
@@ -57,7 +57,7 @@ def suited(configuration: Configuration, kind: str) -> Configuration:
     )
     if kind == "expert":
         # A rank that is suspended, or whose engine has ended, cannot take part in the steps of the
-        # other, which would wait for it: nothing that ends the engine of a release.
+        # other, which would wait for it: so nothing that ends the engine of a release is left in.
         plans = tuple(
             replace(
                 plan,
@@ -78,7 +78,7 @@ def suited(configuration: Configuration, kind: str) -> Configuration:
 
 
 def share(configuration: Configuration, kind: str, rank: int) -> Configuration:
-    """The part of a rank."""
+    """The part of the configuration that one rank runs."""
     if kind == "tensor":
         return configuration
     return replace(configuration, requests=configuration.requests[rank::WORLD])
@@ -109,7 +109,7 @@ def judge_all(
     """Run configurations on all ranks.
 
     Raises:
-        RuntimeError: a rank ended otherwise than it should; the message has what it printed.
+        RuntimeError: a rank failed; the message has what it printed.
         subprocess.TimeoutExpired: the ranks took longer than ``seconds``.
     """
     with tempfile.TemporaryDirectory() as folder:

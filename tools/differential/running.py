@@ -25,14 +25,14 @@ class Peers:
     """The other ranks, of which there are none."""
 
     share_experts = False
-    """The model does not run without them."""
+    """Whether the model runs only with all ranks, because they share its experts."""
 
     def any(self, one: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether ``one`` is true on any rank."""
         return one
 
     def all(self, one: bool) -> bool:
-        """Whether it is so on all ranks."""
+        """Whether ``one`` is true on all ranks."""
         return one
 
 
@@ -69,7 +69,7 @@ def stop_words(configuration: Configuration, plan: Plan) -> tuple[list[int], int
 
 
 def _odd_words(configuration: Configuration, plan: Plan, word: list[int]) -> list[list[int]]:
-    """The stop words beside the one that there is, if any."""
+    """Further stop words, beside ``word``, that the plan asks for."""
     if plan.odd_stop == "empty":
         return [[]]
     if plan.odd_stop == "absent":
@@ -174,7 +174,7 @@ class Run:
             + [item.step + item.steps for item in self.configuration.happenings]
         )
         with self._watched(engine), draws.noted(self.seen.draws, self._passes):
-            # Others may have more to do.
+            # Other ranks may have more to do.
             most = 500 if self.peers.share_experts else last + 2 * work + 16
             for step in range(most):
                 for index, request in enumerate(self.requests):
@@ -260,7 +260,9 @@ class Run:
                     index = indices[number]
                     part = len(observing.parts_of(self.records[index])) - 1
                     forward.rows.append((index, part, offset, count))
-            if len(forward.rows) == end - first:  # else they are nobody's, as when warming up
+            if (
+                len(forward.rows) == end - first
+            ):  # otherwise the tokens are nobody's, as in a warm-up
                 forward.tables = blocks.tables(context)
                 forward.astray = blocks.astray(context, self.configuration.block_size)
                 known = context.request_ids[:end].tolist()
@@ -285,7 +287,7 @@ class Run:
                 handle.remove()
 
     def _note_progress(self, before: int) -> None:
-        """Which forward pass each new token came from, and whether the context is in order.
+        """Note which forward pass each new token came from, and what is wrong with the context.
 
         ``before``: how many forward passes there had been when the step began.
         """
@@ -315,7 +317,7 @@ class Run:
         self._note_shortage()
 
     def _note_shortage(self) -> None:
-        """Who is paused, who was evicted in the step, and which blocks they had."""
+        """Note who is paused, who was evicted in the step, and which blocks they had."""
         context, engine = self.engine.context, self.engine
         there = context.request_ids[: context.total_request_count].tolist()
         left = set(there[: context.paused_request_count])

@@ -26,7 +26,7 @@ SHRINKING = 45.0
 
 
 class FoundError(AssertionError):
-    """A configuration that shows something, for Hypothesis."""
+    """Tells Hypothesis that a configuration shows something."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Found:
     configuration: Configuration
     finding: Finding
     examples: int
-    """Configurations that were run until the first one that shows it."""
+    """How many configurations were run up to the first one that shows it."""
     patches: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
-        """What repeats it."""
+        """The command that repeats it."""
         import shlex
 
         return f"python tools/matrix.py --repeat {shlex.quote(encode(self.configuration))}"
@@ -54,7 +54,7 @@ class Found:
 
 
 def sample(able: Abilities, number: int, seed: int) -> list[Configuration]:
-    """So many configurations, the same ones for the same seed."""
+    """``number`` configurations, the same ones for the same seed."""
     drawn: list[Configuration] = []
 
     def keep(configuration: Configuration) -> None:
@@ -102,7 +102,7 @@ class Search:
         progress: Callable[[Search], None] = lambda search: None,
         most: int = 20,
     ) -> None:
-        """So many examples, or for so long, or until so much was found."""
+        """Run ``examples`` configurations, or for ``seconds``, or until ``most`` were found."""
         end = None if seconds is None else time.monotonic() + seconds
         number = first_seed
         while len(self.found) < most:
@@ -121,7 +121,7 @@ class Search:
         since = [0.0, 0.0]
 
         def judge(configuration: Configuration) -> None:
-            # In one place: by where it comes from Hypothesis knows a failure again.
+            # Raised in one place only: to Hypothesis another place is another failure.
             if shows_something(configuration):
                 raise FoundError
 

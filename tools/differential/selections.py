@@ -66,7 +66,7 @@ class Selections:
     Uninstalls what is installed; :meth:`close` installs it again.
 
     Args:
-        patches: those of each selection that are in this one too are put in force, no others.
+        patches: a selection; of the others, only the patches that are in this one too are applied.
     """
 
     def __init__(self, patches: str = ALL) -> None:
@@ -96,9 +96,9 @@ class Selections:
 
     @contextmanager
     def anew(self, selection: str) -> Iterator[None]:
-        """Have the selection in force as it comes out with what is in the process now."""
+        """Have the selection in force as it is installed with what is in the process now."""
         with warnings.catch_warnings():
-            # Some are shadowed then, as it should be.
+            # Some patches are shadowed then, as they should be.
             warnings.simplefilter("ignore", megatron_patch.MegatronPatchWarning)
             with installed(self._narrowed(selection)):
                 yield
@@ -133,7 +133,7 @@ class Selections:
 
 
 def _difference(change: Change) -> Difference:
-    """What a change that is made comes to, with those of other patches on top of it."""
+    """The difference that a change makes, with the changes of other patches on top of it."""
     if isinstance(change, CodeChange):
         function = change.function
         return Difference(function, "__code__", change.released, function.__code__)

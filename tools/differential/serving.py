@@ -11,14 +11,14 @@ from megatron_patch.testing.version import core_release
 
 RELEASE = core_release()
 
-#: More tokens than a sequence has room for are cut to what there is.
+#: A request for more tokens than a sequence has room for gets as many as there is room for.
 CLAMPS = RELEASE >= Version("0.19")
 
 #: A request has sampling parameters of its own, with which it can be refused.
 OWN_PARAMETERS = RELEASE >= Version("0.16")
 
-#: A request that grows may come to where there are no blocks for it. Before, enough of them are set
-#: aside for one request.
+#: A request that grows may find no block left. In older releases enough are set aside for one
+#: request.
 MEASURES_GROWTH = RELEASE >= Version("0.16")
 
 
@@ -27,16 +27,16 @@ class Room:
     """What an engine has for a request that is alone in it."""
 
     limits: Mapping[str, int]
-    """Of :func:`tools.differential.blocks.limits`."""
+    """As :func:`tools.differential.blocks.limits` returns them."""
     longest: int
     """Tokens of a sequence."""
     block_size: int
     chunked: bool = False
     drafts: int = 0
-    """Tokens that are drafted in a step."""
+    """Tokens that are drafted for a request in a step."""
 
     def tokens(self, length: int, num_tokens: int) -> int:
-        """How many tokens a request gets after a prompt of so many, unless something ends it."""
+        """How many tokens a request gets after a prompt of ``length``, unless something ends it."""
         return min(num_tokens, self.longest - length) if CLAMPS else num_tokens
 
     def refusal(
@@ -74,7 +74,7 @@ def is_greedy(sampling: tuple[float, int, float]) -> bool:
 
 
 def refusals() -> tuple[type[BaseException], ...]:
-    """What ``add_request()`` answers with that cannot say so otherwise."""
+    """Exceptions by which ``add_request()`` refuses a request where it has no other way."""
     from megatron.core.inference.contexts import dynamic_context
 
     if hasattr(dynamic_context, "ChunkOverflowError"):  # 0.14

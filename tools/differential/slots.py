@@ -20,11 +20,11 @@ def _slots(forward: Forward, row: int, first: int, size: int) -> Iterator[tuple[
 
 
 def spoilt(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
-    """Of parts of requests: the first forward pass in which they read what is not theirs.
+    """(request, part) -> number of the first forward pass in which it reads what is not its own.
 
     Keys and values of a token that went astray are missing where they belong, until the position
-    is written again, and are in the way of those that own the slot where they went. What is
-    computed from them is as wrong as they are. ``size``: tokens of a block.
+    is written again, and overwrite those of the request that owns the slot where they went. What
+    is computed from wrong ones is wrong too. ``size``: tokens of a block.
     """
     found: dict[tuple[int, int], int] = {}
     bad: set[Slot] = set()
@@ -64,9 +64,9 @@ def older(forwards: list[Forward], size: int) -> set[tuple[int, int]]:
 
 
 def went_to_another(forwards: list[Forward], number: int) -> bool:
-    """Whether all that went astray in a forward pass went to a block of another request.
+    """Whether all tokens that went astray in a forward pass went to blocks of other requests.
 
-    That is one that had the block when it was last in a forward pass, and has been evicted.
+    Such a request had the block when it was last in a forward pass, and has been evicted since.
     """
     forward = forwards[number]
     present = {(index, part) for index, part, *_ in forward.rows}

@@ -25,7 +25,7 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 
 def next_epoch(engine: Any, epoch: int) -> None:
-    """What the engine does when its coordinator announces the next epoch of the policy."""
+    """Do what the engine does when its coordinator announces the next epoch of the policy."""
     engine._generation_epoch = epoch
     for entry in engine.requests.values():
         request = entry.record[-1]
@@ -53,9 +53,9 @@ def between(what: str, model: Any, configuration: Configuration, version: int) -
 
 
 def lessons(configuration: Configuration, during: list[str]) -> list[Any]:
-    """A trainer and a model of its own; returns what it sees of each lesson.
+    """Train a model that is not the engine's; returns what the trainer sees of each lesson.
 
-    ``during`` has what is being done, for failures.
+    What is being done is noted in ``during``, for the report of a failure.
     """
     during[0] = "building the trainer's model"
     rng = random.Random(configuration.seed)
@@ -135,7 +135,7 @@ def _step(model: Any) -> Any:
 
 
 def _evaluate(model: Any, length: int = LENGTH) -> Any:
-    """The model alone without gradients: what it returns, and what can be done with that."""
+    """Call the model alone without gradients: what it returns, and what can be done with that."""
     import torch
 
     before = set_inference_mode(False)

@@ -38,17 +38,18 @@ class Clone(Git):
     def branches(self) -> dict[str, str]:
         """The names of upstream's branches, and the full ids of their heads.
 
-        In a bare clone these are its own branches, else those of ``origin``: what is checked out
-        may be old, or the user's. Where there are none of these, it is the other ones.
+        In a bare clone these are its own branches, otherwise those of ``origin``, because a branch
+        that is checked out may be old, or the user's. A branch that is not there is looked for
+        in the other place.
         """
         found: dict[str, str] = {}
-        for place in self.places():  # the last one has its way
+        for place in self.places():  # the last one wins
             found.update(self._refs(place))
         found.pop("HEAD", None)
         return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
     def release_branches(self) -> tuple[str, ...]:
-        """The branches that releases are made from, ``core_r...``, of dev ``core_dev_r...``."""
+        """The branches that releases are made from: ``core_r...``, for dev ``core_dev_r...``."""
         return tuple(name for name in self.branches() if RELEASE_BRANCH.match(name))
 
     def releases(self) -> dict[str, str]:
@@ -68,10 +69,10 @@ class Clone(Git):
         return found
 
     def first_parent(self, branch: str, since: str | None = None) -> list[Commit]:
-        """The commits of ``branch``, oldest first: from its head, each one's first parent.
+        """The first-parent history of ``branch``, oldest commit first.
 
-        With ``since`` (``YYYY-MM-DD``) from the first one on that was committed on that day or
-        later. Raises ``CloneError`` when there is no such branch.
+        With ``since`` (``YYYY-MM-DD``) it begins with the first one that was committed on that day
+        or later. Raises ``CloneError`` when there is no such branch.
         """
         printed = self.run(
             "rev-list", "--first-parent", "--parents", "--timestamp", self.head(branch), "--"
@@ -131,13 +132,13 @@ class Clone(Git):
     def read(self, commit: str, path: str) -> str | None:
         """The source text of the file ``path`` at ``commit``, ``None`` if there is no such file.
 
-        Raises ``SyntaxError`` or ``UnicodeError`` when it is no text.
+        Raises ``SyntaxError`` or ``UnicodeError`` when the file is no Python text.
         """
         blob = self.tree(commit).get(path)
         return None if blob is None else self.text(blob)
 
     def text(self, blob: str) -> str:
-        """The source text that a blob is. Raises as :meth:`read`."""
+        """The content of a blob as source text. Raises as :meth:`read`."""
         return importlib.util.decode_source(self.blob(blob))
 
     def module_blob(self, commit: str, module: str) -> str | None:
@@ -183,7 +184,7 @@ class Clone(Git):
 
 
 def paths_of(module: str) -> tuple[str, str]:
-    """The files that may be the source of ``module``; the first that is there is."""
+    """The files that may be the source of ``module``: the first of them that exists is."""
     base = module.replace(".", "/")
     return f"{base}.py", f"{base}/__init__.py"
 

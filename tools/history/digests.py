@@ -22,7 +22,7 @@ def targets_of(series: Iterable[Patch]) -> tuple[str, ...]:
 
 
 class Found(NamedTuple):
-    """What the source of one module has of its targets, and what could not be read of it."""
+    """The digests of the targets in one module's source, and what could not be read of it."""
 
     digests: Digests
     problems: tuple[str, ...]
@@ -44,7 +44,7 @@ class State(NamedTuple):
 
 
 class History:
-    """The digests of ``targets`` at the commits of ``clone``. A blob is read once, ever."""
+    """The digests of ``targets`` at the commits of ``clone``. A blob is read only once."""
 
     def __init__(self, clone: Clone, targets: Sequence[str]) -> None:
         self.clone = clone
@@ -128,7 +128,7 @@ class History:
         return Found(digests, tuple(problems))
 
     def _digest(self, definition: Definition) -> str:
-        """Its digest, which versions of a file that have the same text for it share."""
+        """The digest of the definition, computed once for the same text in all its versions."""
         found = self._digests.get(definition.segment)
         if found is None:
             found = self._digests[definition.segment] = definition.digest

@@ -1,4 +1,4 @@
-"""What the patches are at each commit of a branch that touches their targets."""
+"""The verdicts on the patches at each commit of a branch that touches their targets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Missed(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What the patches are at one commit."""
+    """The judgements of the patches at one commit."""
 
     commit: Commit
     judgements: dict[str, Judgement]
@@ -56,14 +56,14 @@ Answer = TypeVar("Answer")
 
 
 class BySource(Generic[Answer]):
-    """What is found out from the source of commits, each once for the same source.
+    """Answers found out from the source of commits, each once for the same source.
 
-    The same source is: all modules that were read for an answer, as they were then.
+    Source is the same if all modules that were read for the answer are the same.
     """
 
     def __init__(self, clone: Clone) -> None:
         self.clone = clone
-        self.number = 0  #: of answers that were found out
+        self.number = 0  #: how many answers had to be found out
         # By name, the newest first: the blobs that were asked for, and the answer.
         self._known: dict[str, list[tuple[dict[str, str | None], Answer]]] = {}
 
@@ -103,7 +103,7 @@ class Judgements:
         return self._known.number
 
     def at(self, commit: Commit) -> Judged:
-        """What the patches are at ``commit``."""
+        """The judgements of the patches at ``commit``."""
         with trees_kept():
             return Judged(
                 commit,
@@ -132,7 +132,7 @@ def judged(
     patches: Sequence[Patch],
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Judged]:
-    """What ``patches`` are at each of ``commits``. Raises ``CloneError``."""
+    """The judgements of ``patches`` at each of ``commits``. Raises ``CloneError``."""
     judgements = Judgements(clone, patches)
     found = []
     for number, commit in enumerate(commits, 1):

@@ -74,7 +74,7 @@ def as_text(branch: str, rows: Sequence[Judged], drifts: Iterable[Drift]) -> str
 
 
 def _sorted(drift: Drift) -> list[Any]:
-    """The missed sources, target by target, those of the most commits first."""
+    """The sources that are not known, by target, those of the most commits first."""
     return sorted(
         drift.missed.items(), key=lambda item: (item[0].target, -item[1], item[0].digest or "")
     )

@@ -1,4 +1,4 @@
-"""Run git on a clone of somebody else's, without its network and without its user's settings."""
+"""Run git on a clone, without the network and without the user's environment variables for git."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Git:
             stdin.write(f"{name}\n".encode())
             stdin.flush()
         except BrokenPipeError:
-            pass  # which the next line sees
+            pass  # the next line finds that there is no answer
         header = stdout.readline().split()
         if len(header) != 3 or header[1] != b"blob":
             self.close()
@@ -98,13 +98,13 @@ class Git:
         )
 
     def places(self) -> tuple[str, str]:
-        """Where branches are; the last one is where upstream's are, as they were fetched."""
+        """The namespaces of branches; upstream's own, as they were fetched, are in the last one."""
         bare = self.run("rev-parse", "--is-bare-repository").strip() == "true"
         heads, remotes = "refs/heads/", "refs/remotes/origin/"
         return (remotes, heads) if bare else (heads, remotes)
 
     def refspec(self, branch: str) -> str:
-        """What to name to ``git fetch`` for ``branch``, or for all of them (``*``)."""
+        """The refspec that ``git fetch`` needs for ``branch``, or for all of them (``*``)."""
         return f"+refs/heads/{branch}:{self.places()[-1]}{branch}"
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
@@ -124,7 +124,7 @@ class Git:
         return ["git", "-C", str(self.path), *arguments]
 
     def _environment(self) -> dict[str, str]:
-        """That of git here: this repository and no other one, as it is, and no network."""
+        """The environment of git: it reads this repository and no other, and uses no network."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
         return environment | {
             # A directory inside of another repository is no clone.

@@ -103,7 +103,7 @@ class _Survey:
     def _heads(self) -> dict[str, str]:
         lines = self.clone.release_branches()
         heads = {branch: self.clone.head(branch) for branch in (MAIN, DEV, *lines)}
-        missing = "branch core_r..." if not lines else "release, which are tags core_v..."
+        missing = "branch core_r..." if not lines else "tag of a release, core_v..."
         if not lines or not self.clone.releases():
             raise CloneError(
                 f"{self.clone.path} has no {missing}: "
@@ -123,7 +123,7 @@ class _Survey:
                 self._entry(target, before)[branch][1:] = [state.commit.parent[:12]]
             after = state.digests[target]
             if after is not None:
-                # One that comes back has been there from its first commit on.
+                # A digest that comes back counts as there from its first commit on.
                 del self._entry(target, after).setdefault(branch, [state.commit.short])[1:]
 
     def _entry(self, target: str, digest: str | None) -> dict[str, list[str]]:

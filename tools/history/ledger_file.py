@@ -64,7 +64,7 @@ def replace(path: Path, text: str) -> None:
 
 
 def load(path: Path) -> Ledger:
-    """Read the file. Raises ``LedgerError`` when it is none, or of another format than ours."""
+    """Read the file. Raises ``LedgerError`` when it is no ledger, or has another format."""
     again = "write it with tools/survey.py, without --check"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def load(path: Path) -> Ledger:
     if found["format"] != FORMAT:
         raise LedgerError(
             f"{path} has format {found['format']}, and this version of megatron_patch has format "
-            f"{FORMAT}: use the version that it is of, or {again}"
+            f"{FORMAT}: use the version of megatron_patch that wrote the file, or {again}"
         )
     try:
         return Ledger(dict(found["surveyed"]), dict(found["targets"]))

@@ -1,4 +1,4 @@
-"""Releases on disk, as they are installed or unpacked: what a clone has no tag of."""
+"""Releases on disk, installed or unpacked, for those that a clone has no tag of."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What ``tools/prove.py`` is made of: which source has to be proved, the runs, and the ledger."""
+"""The parts of ``tools/prove.py``: which source has to be proved, the runs, and the ledger."""

@@ -1,4 +1,4 @@
-"""What was proved, kept in a file of one JSON object a line: a run that ends can be resumed."""
+"""What was proved, kept in a file of one JSON list a line, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Entry = Mapping[str, object]
 
 
 class Answer(NamedTuple):
-    """What ``question`` came to at ``commit``: the name of a variant, has it, needs none, unknown.
+    """What ``question`` came to at ``commit``.
 
-    ``digests`` are those that tell. ``unpatched`` and ``patched`` are the outcomes of the proofs;
-    the latter is ``None`` where nothing was patched.
+    ``proved`` is the name of a variant, ``HAS_IT``, ``NEEDS_NONE`` or ``UNKNOWN``; ``digests`` are
+    those by which such source is recognised. ``unpatched`` and ``patched`` are the outcomes of the
+    proofs; the latter is ``None`` where nothing was patched.
     """
 
     question: Question
@@ -39,11 +40,11 @@ def answer(
     has_change: frozenset[str],
     series: Sequence[Patch],
 ) -> list[Answer]:
-    """Run what ``questions``, one a patch, ask at one commit.
+    """Answer ``questions``, one a patch, at one commit.
 
-    ``has_change`` are the patches whose change upstream had made before it. ``series`` are all
-    patches, with what is known of them so far: where the proofs of one fail with it alone, they are
-    run beside the others.
+    ``has_change`` are the ids of the patches whose change upstream had made by that commit.
+    ``series`` are all patches, with what is known of them so far: where the proofs of one fail with
+    it alone, they are run beside the others.
     """
     unpatched = bench.run((question.patch for question in questions), "none")
     found: list[Answer] = []
@@ -58,7 +59,7 @@ def answer(
             needy[question.patch] = question
         else:
             found.append(Answer(question, commit, UNKNOWN, (), outcome.value, None))
-    # Where edits of several variants fit, one after the other is tried.
+    # Where the edits of several variants fit, they are tried one after the other.
     for number in range(max((len(question.fitting) for question in needy.values()), default=0)):
         tried = {p: q.fitting[number] for p, q in needy.items() if number < len(q.fitting)}
         if not tried:
@@ -81,9 +82,9 @@ def answer(
 
 
 def _patched(bench: Bench, patches: list[str]) -> dict[str, Outcome]:
-    """The outcomes with the patches: together, and alone where something is amiss.
+    """The outcomes with the patches: all together, and each alone that does not pass then.
 
-    One that is not right for this source may well break what the others are shown by.
+    A patch that is not right for this source may break the proofs of the others.
     """
     found = bench.run(patches, ",".join(patches))
     for patch in patches if len(patches) > 1 else ():
@@ -95,8 +96,9 @@ def _patched(bench: Bench, patches: list[str]) -> dict[str, Outcome]:
 def _beside_others(bench: Bench, patch: str, known: Mapping[str, Sequence[Entry]]) -> Outcome:
     """The outcome with all patches that are known there, if it fails with all but this one.
 
-    Another defect of the source can end what shows this one. Where it has its patch, the proofs
-    fail for want of this one alone, and pass with it: so the two runs differ in nothing else.
+    Another defect of the source can break the proofs of this patch. With that defect patched, they
+    have to fail for want of this patch alone, and to pass with it: the two runs differ in nothing
+    else.
     """
     bench.know(known)
     found = bench.run([patch], "")[patch]
@@ -106,7 +108,7 @@ def _beside_others(bench: Bench, patch: str, known: Mapping[str, Sequence[Entry]
 
 
 def _without(bench: Bench, made: Answer, known: Mapping[str, Sequence[Entry]]) -> Answer:
-    """``made``, or that nothing is needed: what fails is another defect, which has its patch."""
+    """``made``, or ``NEEDS_NONE`` if the proofs fail only for a defect that another patch mends."""
     patch = made.question.patch
     others = {other: entries for other, entries in known.items() if other != patch}
     if made.proved != UNKNOWN or made.unpatched != Outcome.FAILS.value or not any(others.values()):
@@ -143,11 +145,11 @@ class Journal:
 
     @property
     def unknown(self) -> set[Question]:
-        """The questions that have been asked, and not answered."""
+        """The questions whose answer is ``UNKNOWN``."""
         return {answer.question for answer in self.answers if answer.proved == UNKNOWN}
 
     def add(self, answers: Sequence[Answer]) -> None:
-        """Append what one commit has answered; on the disk when this returns."""
+        """Append the answers of one commit to the file."""
         self.answers += answers
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answers) + "\n")

@@ -1,4 +1,4 @@
-"""Whether the entries of the ledger are of source that there has been."""
+"""Check the entries of the ledger against the commits that they name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Entry = Mapping[str, object]
 
 
 def complaints(clone: Clone, patches: Mapping[str, Sequence[Entry]]) -> Iterator[str]:
-    """A line for each entry that says another digest than the commit that it names has.
+    """A line for each target whose digest in an entry is not the one at the entry's commit.
 
-    ``patches`` are the entries of the ledger by the id of their patch. Those that name no commit
-    were proved on a release.
+    ``patches`` are the entries of the ledger by the id of their patch. Entries that name no commit
+    were proved on a release, and are not checked.
     """
     by_commit: dict[str, list[tuple[str, Entry]]] = {}
     for patch, entries in patches.items():

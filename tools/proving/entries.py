@@ -31,7 +31,7 @@ def entries_of(
     ``kept`` are entries that stay, with the releases of a newer survey.
     """
     known = {_key(entry): _surveyed_again(entry, surveyed) for entry in kept}
-    # What has the change on one branch may look as if it never needed it on another.
+    # `has it` first: the same source may look on another branch as if it had never needed it.
     for answer in sorted(answers, key=lambda answer: answer.proved == NEEDS_NONE):
         if answer.question.patch != patch.id or answer.proved == UNKNOWN:
             continue
@@ -50,10 +50,10 @@ def entries_of(
         ]
         variants = {variant.name for variant in patch.variants}
         if any(known[k]["commit"] or {k[0], answer.proved} <= variants for k in rivals):
-            continue  # what was known first stays: the edits of several variants may do
-        for key in rivals:  # what no commit is said of gives way to a proof
+            continue  # what was known first stays: the edits of several variants may be right
+        for key in rivals:  # an entry without a commit gives way to a proof
             del known[key]
-        # What was proved on a commit stays so; what no commit is said of is proved now.
+        # An entry that was proved on a commit stays; one without a commit is replaced.
         if not known.get(_key(entry), {}).get("commit"):
             known[_key(entry)] = entry
     names = [HAS_IT, NEEDS_NONE, *(variant.name for variant in patch.variants)]
@@ -67,7 +67,7 @@ def entries_of(
 
 
 def _surveyed_again(entry: Entry, surveyed: Ledger) -> Entry:
-    """The entry, with the releases that have its source by the survey, if that knows all of it."""
+    """The entry, with the releases that have its source by the survey, if all of it is there."""
     digests: Mapping[str, str] = entry["digests"]  # type: ignore[assignment]
     if not all(digest in surveyed.targets.get(t, {}) for t, digest in digests.items()):
         return entry
@@ -76,7 +76,7 @@ def _surveyed_again(entry: Entry, surveyed: Ledger) -> Entry:
 
 
 def _agree(patch: Patch, one: str, other: str) -> bool:
-    """Whether source can be known by both names."""
+    """Whether the same source may be entered under both names."""
     variants = {variant.name: variant for variant in patch.variants}
     both = one in variants and other in variants
     return one == other or (both and are_alike(variants[one], variants[other]))
@@ -89,8 +89,8 @@ def _key(entry: Entry) -> tuple[str, str]:
 def where(digests: Mapping[str, str], commit: str, surveyed: Ledger) -> str:
     """In words, the releases that have all of ``digests``; or else the branch of ``commit``.
 
-    ``commit`` may also be the version of a tree. Its targets need not have been surveyed yet; that
-    version is then all there is to say.
+    ``commit`` may also be the version of a tree, whose targets need not have been surveyed yet:
+    then that version is returned.
     """
     if is_commit(commit):
         spans = [surveyed.targets[target][digest] for target, digest in digests.items()]
@@ -114,7 +114,7 @@ def is_commit(text: str) -> bool:
 
 
 def in_words(releases: Sequence[str], surveyed: Ledger) -> str:
-    """Releases, oldest first, with those that follow each other as a span."""
+    """``releases``, which are sorted, in words; those that follow each other as a span."""
     every = {
         release
         for digests in surveyed.targets.values()
@@ -148,14 +148,14 @@ def _present(file: Path) -> dict[str, list[Entry]]:
         found: dict[str, list[Entry]] = json.loads(file.read_text(encoding="utf-8"))["patches"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LedgerError(
-            f"{file} cannot be read ({type(error).__name__}: {error}): git checkout it, or prove "
-            "anew, with --anew"
+            f"{file} cannot be read ({type(error).__name__}: {error}): restore it with git, or "
+            "prove everything again with --anew"
         ) from error
     return found
 
 
 def write(answers: Sequence[Answer], *, keep: bool) -> Path:
-    """Write the ledger of ``answers``, and with ``keep`` of the present one; returns its path."""
+    """Write the ledger from ``answers``, with ``keep`` also from the present one; its path."""
     ledger_file.replace(ledger.FILE, as_text(of_series(answers, keep=keep)))
     return ledger.FILE
 

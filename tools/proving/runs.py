@@ -34,8 +34,8 @@ class Outcome(str, Enum):
 
     PASSES = "passes"
     FAILS = "fails"
-    LACKS = "has no such feature"  #: all are skipped
-    BROKEN = "does not run"  #: they could not be collected, or took too long
+    LACKS = "has no such feature"  #: all tests are skipped
+    BROKEN = "does not run"  #: the tests could not be collected, or took too long
 
     def __str__(self) -> str:
         return self.value
@@ -50,7 +50,7 @@ class Bench:
     """A copy of this repository and of Megatron at one commit, in a folder of its own.
 
     ``megatron`` is what ``git archive`` gives for ``megatron``, or the folder that holds it, which
-    is used where it is. Use the bench in a ``with`` statement; its folder goes with it.
+    is used where it lies. Use the bench in a ``with`` statement; its folder goes with it.
     """
 
     def __init__(

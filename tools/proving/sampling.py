@@ -1,4 +1,4 @@
-"""Prove again what the ledger says of a sample of builds: what was put there by hand is found."""
+"""Prove again what the ledger says of a sample of builds, to find entries that no proof backs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .entries import SOURCES, is_commit, where
 from .runs import Bench
 from .wanted import Question, question_at
 
-#: Builds that do not run here, after which no more are drawn.
+#: After so many builds that do not run here, no more are drawn.
 MOST_LEFT = 10
 
 
@@ -47,9 +47,10 @@ class Entry(NamedTuple):
 
 
 def draw(builds: Sequence[str], number: int, seed: int) -> list[str]:
-    """So many of ``builds``, each of another release where that can be.
+    """``number`` of ``builds``, each of another release where possible.
 
-    A release can have hundreds of development builds: drawn from all, nothing else would come up.
+    A release can have hundreds of development builds: drawn from all builds alike, hardly any other
+    release would come up.
     """
     chance = random.Random(seed)
     by_release: dict[str, list[str]] = {}
@@ -67,7 +68,7 @@ def matching(patches: Sequence[Patch], read: Reader) -> list[Entry]:
     found = []
     for patch in patches:
         if find(patch.target) is None:
-            continue  # whatever else is there: nothing is patched
+            continue  # such source is not patched at all
         for source in sources_of(patch):
             if source.proved in TOLD:
                 matches = not differences(source, find)
@@ -79,9 +80,9 @@ def matching(patches: Sequence[Patch], read: Reader) -> list[Entry]:
 
 
 def question_of(entry: Entry, read: Reader) -> Question | None:
-    """What has to be asked where the ledger has no such entry; its own variant is tried first.
+    """What would have to be asked without the entry; the entry's own variant is tried first.
 
-    The edits of several variants may do, and the one that was proved first is in the ledger.
+    The edits of several variants may be right, and the one that was proved first is in the ledger.
     """
     question = question_at(entry.patch, read)
     if question is None:
@@ -93,7 +94,7 @@ def question_of(entry: Entry, read: Reader) -> Question | None:
 def is_as_recorded(entry: Entry, proved: str) -> bool:
     """Whether the proofs say what the entry says.
 
-    Only upstream's history tells source that has the change from source that never needed it.
+    `has it` and `needs none` count as the same: only upstream's history tells them apart.
     """
     return proved == entry.source.proved or {proved, entry.source.proved} <= TOLD.keys()
 
@@ -157,7 +158,7 @@ def check(
 
 
 def unsurveyed(patches: Sequence[Patch], surveyed: Ledger) -> Iterator[str]:
-    """What is wrong with entries that no survey of upstream's history can have led to."""
+    """A line for each entry whose source is in no survey of upstream's history."""
     for patch in patches:
         for source in sources_of(patch):
             entry = Entry(patch, source)
@@ -197,7 +198,7 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
                         tree, series, options.python, options.seconds, options.entries, seed
                     )
                 except CannotRunError:
-                    print(f"{version}: does not run here: another one is drawn", flush=True)
+                    print(f"{version}: does not run here; another build is drawn", flush=True)
                     left += 1
                     if left == MOST_LEFT:
                         break
@@ -211,7 +212,7 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
             return 2
     print(*wrong, sep="\n", end="\n" * bool(wrong))
     if wrong:
-        print("take such an entry out of the ledger, and prove its source with --megatron")
+        print("remove such an entry from the ledger, and prove its source with --megatron")
     if proved < min(options.sample, len(builds)):
         print(f"prove: only {proved} of {options.sample} builds run here", file=sys.stderr)
         return 2
@@ -219,7 +220,7 @@ def run(series: Sequence[Patch], options: argparse.Namespace) -> int:
 
 
 def candidates() -> list[str]:
-    """The builds since the oldest pin, without the pins: on those all tests run anyway."""
+    """The builds since the oldest pin, without the pins, on which all tests run anyway."""
     pinned = pins.read_pins((pins.REPOSITORY / "tox.ini").read_text(encoding="utf-8"))
     tested = {Version(pin.version) for pin in pinned}
     oldest = min(tested).release

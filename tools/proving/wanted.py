@@ -21,11 +21,11 @@ Digests = tuple[tuple[str, str], ...]
 
 
 class Question(NamedTuple):
-    """Source of one patch that is not known: is it what a variant is for, or needs it nothing?
+    """Source of one patch that is not known: is a variant right for it, or does it need none?
 
     ``fitting`` are the variants whose edits fit, and the digests of the targets that have to be
     known for each: first the one with the fewest edits, among equals the newest. ``told`` are the
-    digests of the targets that tell source which needs no edits.
+    digests of the targets by which source that needs no edits is recognised.
     """
 
     patch: str
@@ -61,11 +61,11 @@ def question_at(patch: Patch, read: Reader, reviewed: Collection[str] = ()) -> Q
 
 
 def is_read(patch: Patch, variant: Variant, find: Finder, reviewed: Collection[str] = ()) -> bool:
-    """Whether what the variant replaces as a whole, or relies on, is what it is known to.
+    """Whether the code that the variant replaces as a whole, or relies on, is known or was read.
 
-    Other edits look for the code that they change, and the proofs show what comes of it. A
-    replacement fits all that is called alike, and what a condition is for no proof has to show: a
-    person has to have read it.
+    Other edits look for the code that they change, and the proofs show whether they are right. A
+    `Replace` fits any method of that name, and no proof need show what a `Requires` is for: a
+    person has to have read that code.
     """
     read = [edit.target for edit in variant.edits if isinstance(edit, (Replace, Requires))]
     there = {target: definition.digest for target in read if (definition := find(target))}
@@ -75,7 +75,7 @@ def is_read(patch: Patch, variant: Variant, find: Finder, reviewed: Collection[s
 
 
 def digests_of(patch: Patch, variant: Variant, target: str) -> set[str | None]:
-    """Those that the package knows of ``target``, where ``variant`` or one like it is needed."""
+    """The known digests of ``target`` in source that needs ``variant`` or one like it."""
     alike = {other.name for other in patch.variants if are_alike(variant, other)}
     sources = sources_of(patch._replace(sources=None))
     return {dict(source.digests).get(target) for source in sources if source.proved in alike}
@@ -117,7 +117,7 @@ def ask(
     """The questions that the ledger leaves open, and the commits at which each comes up."""
     judgements = Judgements(clone, patches)
     by_id = {patch.id: patch for patch in patches}
-    # The judge need not have read what a question is about.
+    # A question may be about modules that the judge has not read: so it is cached by itself.
     known = BySource[Optional[Question]](clone)
     found: dict[Question, list[Commit]] = {}
     for number, commit in enumerate(commits, 1):
@@ -141,8 +141,8 @@ def cover(
 ) -> list[tuple[Commit, tuple[Question, ...]]]:
     """Few commits at which all questions come up; each question at one of them.
 
-    The next is the one whose answers, of the questions that are left, are those of most commits;
-    the newest among equals. So a run that is stopped has answered what most people have.
+    Next comes the commit whose open questions come up at the most commits altogether; among equals
+    the newest. So a run that is stopped has answered what matters to most people.
     """
     left = {question: set(commits) for question, commits in questions.items()}
     chosen: list[tuple[Commit, tuple[Question, ...]]] = []

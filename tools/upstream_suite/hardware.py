@@ -1,8 +1,8 @@
-"""What upstream's tests need and a machine perhaps lacks, stood in for alike with and without us.
+"""Stand-ins for what upstream's tests need and a machine may lack, alike with and without patches.
 
-Flash-attn is stood in for by `megatron_patch.testing`. Of Transformer Engine there is only the
-question whether FP8 is supported, which test modules ask when they are imported; Megatron itself
-finds no Transformer Engine. Where there is no GPU, parts of `torch.cuda` are stood in for too, and
+Flash-attn is stood in for by `megatron_patch.testing`. Of Transformer Engine only the check whether
+FP8 is supported is there, which test modules call when they are imported; Megatron itself finds no
+Transformer Engine. Where there is no GPU, parts of `torch.cuda` are stood in for too, and
 NCCL by gloo: enough to try things out.
 """
 
@@ -20,7 +20,7 @@ from unittest import mock
 
 
 def stand_in(stack: ExitStack) -> list[str]:
-    """Stand in for what is missing until `stack` is closed; returns the names of it.
+    """Stand in for what is missing until `stack` is closed; returns the names of what is missing.
 
     To be called before Megatron is imported. Imports Megatron.
     """
@@ -48,7 +48,7 @@ def stand_in(stack: ExitStack) -> list[str]:
         stack.enter_context(runtime._without_triton())
     utils: Any = importlib.import_module("megatron.core.utils")
     if utils.get_te_version() is None:
-        # In 0.16 the question whether it is at least some version raises where there is none.
+        # In 0.16 the check for a minimum version raises where the package is missing.
         stack.enter_context(mock.patch.object(utils, "_te_version", utils.PkgVersion("0.0.0")))
     return missing
 

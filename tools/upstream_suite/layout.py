@@ -2,7 +2,7 @@
 
 Nothing is written to the checkout: compiled files go elsewhere (`PYTHONPYCACHEPREFIX`), and the
 tests, beside which pytest and some tests write, are copied. Their top `conftest.py` is left out: it
-downloads data. The plugin has what else is in it.
+downloads data. The plugin provides what else tests need of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ markers =
 
 
 class LayoutError(Exception):
-    """There is nothing to run; the message says what was expected."""
+    """The tests cannot be laid out to run; the message says what was expected."""
 
 
 def build(folder: Path, checkout: Path, installed: bool = False) -> SourceTree:

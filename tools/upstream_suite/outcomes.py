@@ -1,4 +1,4 @@
-"""What became of each test, and in which it differs with patches."""
+"""What became of each test, and which tests end otherwise with patches."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def incomplete(self) -> bool:
-        """Whether a test that ran on one side did not run on the other."""
+        """Whether a test ran without patches only, or with patches only."""
         return any(difference.change == NOT_RUN for difference in self.differences)
 
 

@@ -111,9 +111,9 @@ class Rank:
         items[:] = [item for item in items if item.nodeid not in done]
 
     def pytest_collection_finish(self) -> None:
-        """Make the default process group where earlier tests, in other processes, had made it.
+        """Make the default process group if an earlier attempt, in other processes, had one.
 
-        Some tests skip where there is none, and rely on those before them.
+        Some tests skip without it, and rely on earlier tests to make it.
         """
         utilities: Any = sys.modules.get("tests.unit_tests.test_utilities")
         if self.settings.done and utilities is not None:
@@ -167,10 +167,10 @@ class Rank:
         return "1" in flags
 
     def start_afresh(self, item: pytest.Item) -> None:
-        """Undo what a test left that failed, and the fixtures of its class and module too.
+        """After a failed test, undo what it left, and the fixtures of its class and module too.
 
-        Those after it would find no process groups, for example: a test that wants more ranks than
-        there are takes those of its class down before it fails.
+        Otherwise later tests would find no process groups, for example: a test that wants more
+        ranks than there are destroys those of its class before it fails.
         """
         settings = self.settings
         _arm(settings.limit + settings.grace)
@@ -247,7 +247,7 @@ class Rank:
         self.write("finished", status=int(exitstatus))
 
     def write_states(self) -> None:
-        """Write the states of the patches, if they are others than before."""
+        """Write the states of the patches, if they have changed."""
         package: Any = sys.modules.get("megatron_patch")
         states = {} if package is None else {p.id: str(p.state) for p in package.status()}
         if states != self.states:
@@ -256,7 +256,7 @@ class Rank:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        # Process groups are not destroyed: NCCL would wait for CUDA graphs with its operations.
+        # Process groups are left as they are: to destroy them NCCL would wait for CUDA graphs.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -292,7 +292,7 @@ def tmp_path_dist_ckpt() -> Path:
 
 
 def _arm(seconds: float) -> None:
-    """End the process after that, with the stacks of all threads."""
+    """End the process after ``seconds``, and print the stacks of all threads."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
 

@@ -44,7 +44,7 @@ class Rank:
     process: subprocess.Popen[bytes]
     record: Path
     read: int = 0
-    """Bytes of the record that have been taken in."""
+    """How many bytes of the record have been read."""
     running: str | None = None
     last: str | None = None
     """The test that started last."""
@@ -116,7 +116,7 @@ class Session:
         return self.ended
 
     def stop(self, why: str) -> None:
-        """End the session as it is."""
+        """End the session with the results that there are."""
         if not self.ended:
             self._take_in()
             self.notes.append(why)
@@ -180,7 +180,7 @@ class Session:
         }
 
     def _patience(self) -> float:
-        """Seconds without any word from a rank, after which it will not come."""
+        """Seconds without a new line from a rank after which it counts as hung."""
         if any(rank.last is None for rank in self._live):
             return self.limits.start
         return self.limits.test + 2 * self.limits.grace
@@ -279,7 +279,7 @@ class Session:
 def run(sessions: Iterable[Session], at_once: int, save: Callable[[], object]) -> None:
     """Run the sessions, `at_once` at a time. Whatever ends this ends their processes.
 
-    `save` is called now and then, so that results are there if nothing else is called any more.
+    `save` is called now and then, so that results are kept if this process is killed.
     """
     waiting = list(sessions)
     running: list[Session] = []
@@ -304,7 +304,7 @@ def _file(test: str) -> str:
 
 
 def _new_lines(rank: Rank) -> list[dict[str, Any]]:
-    """What the rank wrote since the last time, as far as its lines are complete."""
+    """The complete lines that the rank has written since the last call."""
     if not rank.record.exists():
         return []
     with rank.record.open("rb") as file:
