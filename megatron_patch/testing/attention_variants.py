@@ -13,7 +13,7 @@ SOFTMAX_TYPES = ("vanilla", "off-by-one", "learnable")
 
 
 def attention_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """Arguments of the ``TransformerConfig``: those that ``spec`` has otherwise than by default.
+    """Arguments of the ``TransformerConfig``: fields of ``spec`` that are not at their defaults.
 
     Raises:
         UnsupportedError: the release has no such argument.
@@ -25,7 +25,7 @@ def attention_arguments(spec: EngineSpec) -> dict[str, Any]:
     frequency: Any = spec.window_attn_skip_freq
     values = {
         "window_size": spec.window_size,
-        # Megatron knows a list only.
+        # Megatron takes only a list.
         "window_attn_skip_freq": list(frequency) if isinstance(frequency, tuple) else frequency,
         "softmax_type": None if spec.softmax_type == "vanilla" else spec.softmax_type,
         "softmax_scale": spec.softmax_scale,
@@ -45,7 +45,9 @@ def set_yarn(config: Any, spec: EngineSpec) -> None:
     """
     if spec.position_embedding_type != "yarn":
         if spec.yarn:
-            raise ValueError("yarn needs position_embedding_type 'yarn'")
+            raise ValueError(
+                f"yarn needs position_embedding_type 'yarn', not {spec.position_embedding_type!r}"
+            )
         return
     from megatron.core.models.common.embeddings import yarn_rotary_pos_embedding
 
@@ -64,8 +66,8 @@ def set_yarn(config: Any, spec: EngineSpec) -> None:
 def prepare_layers(layer_spec: Any, spec: EngineSpec) -> None:
     """Put stand-ins into ``layer_spec`` where the release's layers refuse a window.
 
-    Those of 0.14 leave it to Transformer Engine. Only the model alone and training use them: an
-    engine calls flash-attn itself.
+    The layers of 0.14 leave windows to Transformer Engine. Only the model alone and training use
+    the stand-ins: an engine calls flash-attn itself.
     """
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -80,7 +82,7 @@ def _windowed_attention() -> Any:
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     class WindowedDotProductAttention(DotProductAttention):  # type: ignore[misc]
-        """Megatron's attention, whose mask has the window in it."""
+        """Megatron's attention, with the window put into its mask."""
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             without = copy.copy(config)
@@ -106,9 +108,9 @@ def _windowed_attention() -> Any:
 
 
 def initialise_sinks(model: Any) -> None:
-    """Draw those of all heads, which some releases leave as the memory was.
+    """Draw the sinks of all heads, which some releases leave as uninitialised memory.
 
-    Wide enough that they decide what comes next.
+    They are drawn widely enough to decide which token comes next.
     """
     import torch
 

@@ -25,7 +25,8 @@ class Request:
     num_tokens: int
     arrival_step: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """As that of :func:`decode`, for this request alone. From 0.16 on."""
+    """Fields of ``SamplingParams``, as ``sampling`` of :func:`decode`, for this request alone. From
+    0.16 on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Decoded:
     steps: int
     """Steps that the engine made."""
     step_seconds: tuple[float, ...]
-    """Wall-clock time of each of them, on a CPU that of the stand-ins included."""
+    """Wall-clock time of each step; on a CPU it includes the stand-ins."""
     records: tuple[Any, ...]
     """The engine's own account of each request: a ``DynamicInferenceRequest``, or from 0.16 on a
     ``DynamicInferenceRequestRecord``."""
@@ -55,10 +56,12 @@ def decode(
     max_steps: int | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Decoded:
-    """Run ``requests`` through ``engine``, an idle one, until each has its tokens. Greedy.
+    """Run ``requests`` through ``engine``, which is idle, until each has its tokens.
+
+    Decoding is greedy, unless ``sampling`` says otherwise.
 
     Args:
-        engine: of :func:`~megatron_patch.testing.build_engine`. Can be used again afterwards.
+        engine: built by :func:`~megatron_patch.testing.build_engine`. Can be used again afterwards.
         on_step: called with the engine and the number of the step before each step, after the
             requests of that step were added. It may suspend and resume the engine. While the
             engine is suspended or has nothing to do, steps are counted but not made.
@@ -143,7 +146,7 @@ def _check(engine: Any, request: Request) -> None:
     if length > context.max_sequence_length:
         raise ValueError(
             f"a request of {length} tokens is over max_sequence_length "
-            f"{context.max_sequence_length}: {request}"
+            f"{context.max_sequence_length} of the engine: {request}"
         )
     chunked = getattr(engine, "enable_chunked_prefill", False)
     if len(request.prompt) > context.max_tokens and not chunked:
@@ -167,17 +170,20 @@ def _sampling_params(request: Request, sampling: Mapping[str, Any]) -> Any:
 
 
 def add_request(engine: Any, request: Request, sampling: Mapping[str, Any]) -> Any:
-    """Add ``request`` to the engine now, whenever it is to arrive; returns its record's future.
+    """Add ``request`` to the engine now, whatever its ``arrival_step``; returns the future of its
+    record. ``sampling`` are fields of ``SamplingParams``, as for :func:`decode`.
 
     Raises:
-        UnsupportedError: the release lacks a sampling parameter, or those of one request.
+        UnsupportedError: the release lacks a sampling parameter, or has none for a single request.
     """
     request_id = int(next(engine.request_counter))
     if "sampling_params" in parameters_of(engine.add_request):
         own = {**sampling, **request.sampling}
         arguments = {"sampling_params": _sampling_params(request, own)}
     elif request.sampling:
-        raise UnsupportedError(f"{release()} has no sampling parameters of one request")
+        raise UnsupportedError(
+            f"{release()} has no sampling parameters for a single request; give them to all"
+        )
     else:
         arguments = {"num_tokens_to_generate": request.num_tokens}
 
@@ -190,11 +196,11 @@ def add_request(engine: Any, request: Request, sampling: Mapping[str, Any]) -> A
 
 
 def stepper(engine: Any, sampling: Mapping[str, Any]) -> Callable[[], object]:
-    """What makes one step, with as little beside it as can be: steps are timed."""
+    """A function that makes one step, and as little as possible beside it: steps are timed."""
     step: Callable[..., object] = getattr(engine, "step_modern", None) or engine.step
     if "sampling_params" not in parameters_of(step):
         return step
-    # One for all requests; how many tokens each gets is not read from it.
+    # The same for all requests; the engine does not read the number of tokens from it.
     parameters = _sampling_params(Request(prompt=(), num_tokens=0), sampling)
     return functools.partial(step, parameters)
 
@@ -209,7 +215,7 @@ def _is_done(future: Any) -> bool:
 
 
 def _segments(record: Any) -> Sequence[Any]:
-    """The request, or its parts if the engine was suspended meanwhile and recomputed it."""
+    """The request, or its parts if it was evicted, or suspended and recomputed."""
     segments: Sequence[Any] = getattr(record, "requests", None) or (record,)
     return segments
 

@@ -22,7 +22,7 @@ from .spec import EngineSpec, UnsupportedError
 
 
 class NumberTokenizer:
-    """A tokenizer whose text is token ids in decimal, with blanks between them."""
+    """A tokenizer whose text is token ids in decimal, separated by spaces."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -39,7 +39,7 @@ class NumberTokenizer:
 def build_context(spec: EngineSpec) -> Any:
     """A ``DynamicInferenceContext``, without model and engine.
 
-    Cheap: it costs little more than to allocate its tensors.
+    Cheap: building it is little more than allocating its tensors.
 
     Raises:
         RuntimeError: :func:`~megatron_patch.testing.start` was not called.
@@ -74,14 +74,14 @@ def build_engine(spec: EngineSpec) -> Any:
     runtime = running()
     if runtime.real_flash_attention and (spec.dtype == "float32" or spec.block_size_tokens % 256):
         raise UnsupportedError(
-            "the installed flash-attn takes neither dtype float32 nor a block_size_tokens that is "
-            f"no multiple of 256: {spec}"
+            "the installed flash-attn takes dtype bfloat16 or float16, and a block_size_tokens "
+            f"that is a multiple of 256: {spec}"
         )
     if captures_cuda_graphs(spec):
         allow_more_cuda_graphs()
     model = build_model(spec)
     context = build_context(spec)
-    # Releases differ in what they call for, and the annotations of the arguments say it.
+    # Releases differ in the class of the controller; the engine's annotations name it.
     parameters = inspect.signature(engine_class(), eval_str=True).parameters
     controller_class = parameters["controller"].annotation
     controller = controller_class(
@@ -127,7 +127,8 @@ def _wrap(model: Any, context: Any, spec: EngineSpec) -> Any:
 
 
 def suspend(engine: Any) -> None:
-    """Suspend ``engine`` between two steps; what it keeps depends on the release and the spec.
+    """Suspend ``engine`` between two steps. Whether it keeps its KV cache depends on the release,
+    and on ``kv_cache_management_mode`` of the spec.
 
     Raises:
         UnsupportedError: the release's engine cannot be suspended.
@@ -154,5 +155,5 @@ def is_suspended(engine: Any) -> bool:
 def _call(engine: Any, name: str) -> None:
     method = getattr(engine, name, None)
     if method is None:
-        raise UnsupportedError(f"{release()} has no {name}() of the dynamic engine")
+        raise UnsupportedError(f"the dynamic engine of {release()} has no {name}()")
     method()

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from . import attention, module_standins, rotary
 
-# High enough for Megatron's minimum (2.7.3); the local part tells whoever logs it what it is.
+# High enough for Megatron's minimum (2.7.3); the local part shows in logs that it is a stand-in.
 VERSION = "2.7.4+megatron.patch.testing"
 
 # Other generations of flash-attn, which Megatron prefers to the one stood in for.
@@ -17,7 +17,7 @@ OTHER_GENERATIONS = ("flash_attn_3", "flashattn_hopper")
 
 @contextmanager
 def installed() -> Iterator[ModuleType]:
-    """Have ``import flash_attn`` find the stand-ins, and the other generations nothing.
+    """Have ``import flash_attn`` find the stand-ins, and imports of other generations fail.
 
     See :func:`.module_standins.importable`.
     """

@@ -15,7 +15,7 @@ from . import attention, module_standins
 def get_mla_metadata(
     cache_seqlens: Tensor, num_heads_per_head_k: int, num_heads_k: int
 ) -> tuple[None, None]:
-    """How a kernel is to share its work; there is none."""
+    """In place of the metadata by which a kernel shares its work; the stand-in has no kernel."""
     return None, None
 
 
@@ -40,7 +40,8 @@ def flash_mla_with_kvcache(
             :func:`.attention.flash_attn_with_kvcache`.
 
     Returns:
-        (batch, tokens_per_sequence, heads, head_dim_v), and no log-sum-exp.
+        (batch, tokens_per_sequence, heads, head_dim_v), dtype of ``q``, and None in place of the
+        log-sum-exp.
     """
     return (
         attention.flash_attn_with_kvcache(

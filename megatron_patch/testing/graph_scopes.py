@@ -1,4 +1,4 @@
-"""What Megatron captures in one CUDA graph, and what the installed release calls it."""
+"""What Megatron captures in one CUDA graph, and how the installed release names that."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .version import core_version
 
 CUDA_GRAPH_SCOPES = ("layer", "block")
 
-# What 0.17, and 0.16, where that of training is for both, call the graph of all layers.
+# Names for the graph of all layers: that of 0.17, and that of 0.16, where training has the same.
 _OF_ALL_LAYERS = ("full_iteration_inference", "full_iteration")
 
 
 def captures_cuda_graphs(spec: EngineSpec) -> bool:
-    """Whether a model of ``spec`` is one that Megatron captures in CUDA graphs."""
+    """Whether Megatron captures a model of ``spec`` in CUDA graphs."""
     if spec.cuda_graph_scope is not None:
         return True
     return spec.num_cuda_graphs is not None and not running().on_cpu
 
 
 def known_scopes() -> dict[str, str]:
-    """The release's own names of what inference can capture in one graph.
+    """The release's own name of each scope of inference -> :attr:`EngineSpec.cuda_graph_scope`.
 
-    The value of each is that of :attr:`EngineSpec.cuda_graph_scope`. Releases differ in the name
+    Releases differ in the name
     for all layers at once, or have no such graph.
     """
     if "inference_cuda_graph_scope" in _model_options():

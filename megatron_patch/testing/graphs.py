@@ -7,7 +7,7 @@ refused as on a GPU. What differs from a GPU:
 - Operators run during a capture, so that the outputs of a capture are not garbage.
 - Graphs that share a memory pool do not share memory, so none writes over the outputs of another.
 - Memory that a graph uses stays alive. If it was moved or freed by hand, the replay raises.
-- A tensor that was on the host all along may not be read either: all are alike here.
+- A tensor of the host may not be read during a capture either: here it cannot be told apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _pools = itertools.count(1)
 
 
 def current() -> CUDAGraph | None:
-    """The graph that is being captured in this thread."""
+    """The graph that is being captured in this thread, or None."""
     graph: CUDAGraph | None = getattr(_thread, "graph", None)
     return graph
 
@@ -58,7 +58,7 @@ def forbid_while_capturing(what: str) -> None:
 
 
 def on_host(function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-    """Call ``function``, now and at this place of each replay of what is captured.
+    """Call ``function`` now, and at the same place in each replay of the graph being captured.
 
     For checks of what a kernel would trust, and for kernels that are none of PyTorch's operators.
     The function may read and write the memory of tensors among its arguments as it likes.
@@ -109,7 +109,7 @@ class CUDAGraph:
         return self._recorder.tape
 
     def register_generator_state(self, generator: Any) -> None:
-        """Note ``generator``. Operators use it in a replay whether it is registered or not."""
+        """Accept ``generator``; in a replay, operators use it whether it is registered or not."""
         self.generators.append(generator)
 
     def capture_begin(self, pool: Pool | None = None, capture_error_mode: str = "global") -> None:
@@ -159,7 +159,7 @@ class CUDAGraph:
             self._recorder.invalidated = True
 
     def replay(self) -> None:
-        """Run what was captured again. Within another capture, that one gets it too.
+        """Run what was captured again. Another capture that is going on records it.
 
         Raises:
             RuntimeError: there is nothing to replay.
@@ -204,7 +204,7 @@ class graph:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
-            # Let that error be seen, and not that the capture is spoilt.
+            # Let that error be raised, and not one on the spoilt capture.
             self.cuda_graph.invalidate()
             try:
                 self.cuda_graph.capture_end()

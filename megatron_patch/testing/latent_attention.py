@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .spec import EngineSpec
 
 LAYERS = "megatron.core.transformer.multi_latent_attention"
-#: Decides which layers have norms, since 0.19.
+#: Since 0.19 it decides which layers have norms.
 NORMS = "megatron.core.transformer.mla_qk_norm_config"
 
 
 def layer_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """Arguments of the ``MLATransformerConfig``."""
+    """Arguments of the ``MLATransformerConfig`` for ``spec``, beside those of all models."""
     size = spec.hidden_size // spec.num_attention_heads
     return {
         "multi_latent_attention": True,
@@ -41,7 +41,7 @@ def layer_arguments(spec: EngineSpec) -> dict[str, Any]:
 
 
 def context_arguments(spec: EngineSpec) -> dict[str, Any]:
-    """Arguments of a ``DynamicInferenceContext`` that is not told by the model's configuration."""
+    """Arguments of a ``DynamicInferenceContext`` that does not read the model's configuration."""
     if spec.kv_lora_rank is None:
         return {}
     layer = layer_arguments(spec)
@@ -94,7 +94,7 @@ def keep_norms(model: Any) -> None:
     """Have the projections of ``model`` keep the norms that stand beside them."""
     for layer in model.modules():
         if hasattr(layer, "kv_layernorm") and hasattr(layer, "linear_kv_up_proj"):
-            # In a tuple, for the projection is not to have its parameters.
+            # In a tuple, so that the norm's parameters do not become the projection's.
             layer.linear_kv_up_proj.norms_before = (layer.kv_layernorm,)
 
 

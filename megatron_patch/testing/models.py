@@ -31,6 +31,7 @@ def transformer_config(spec: EngineSpec) -> Any:
 
     Raises:
         UnsupportedError: the release has no such feature, or ``spec.dtype`` is not known.
+        ValueError: ``spec`` has a value that no release knows.
     """
     from megatron.core import parallel_state
     from megatron.core.transformer.transformer_config import (
@@ -79,7 +80,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         arguments["add_bias_linear"] = False
         name = "inference_moe_token_dispatcher_type"
         if running().on_cpu and name in parameters_of(TransformerConfig):
-            arguments[name] = "nccl"  # which is to say, by the process group
+            arguments[name] = "nccl"  # through the process group, also on a CPU
     if spec.activation_recomputation:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"
@@ -90,7 +91,7 @@ def transformer_config(spec: EngineSpec) -> Any:
         arguments.update(latent_attention.layer_arguments(spec))
     for name in spec.model_options:
         if name not in parameters_of(kind):
-            raise UnsupportedError(f"{release()} has no model option {name!r}")
+            raise UnsupportedError(f"{release()} has no model option {name!r} ({kind.__name__})")
     config = kind(**{**arguments, **spec.model_options})
     set_yarn(config, spec)
     return config
@@ -114,9 +115,9 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
     default random number generators.
 
     Args:
-        training: whether it is in training mode, for
+        training: whether the model is in training mode, for
             :func:`~megatron_patch.testing.train_step`. With ``spec.cuda_graph_scope`` it is then
-            the one model whose training Megatron captures: it does so once in a process, so one
+            the only model whose training Megatron captures, which it does once in a process: one
             that was built before goes on without its CUDA graphs.
 
     Raises:
@@ -159,12 +160,12 @@ def build_model(spec: EngineSpec, training: bool = False) -> Any:
         )
         initialise_sinks(model)
     latent_attention.keep_norms(model)
-    # PyTorch's own layers in it have not heard of `params_dtype`.
+    # PyTorch's own layers in the model do not follow `params_dtype`.
     return model.to(device, torch_dtype(spec)).train(training)
 
 
 def _layer_arguments(config: Any) -> dict[str, Any]:
-    """What the local layers have otherwise than by default, as ``config`` says."""
+    """Arguments of the local layers for the fields of ``config`` that are not at their defaults."""
     arguments: dict[str, Any] = {}
     if config.normalization != "LayerNorm":
         arguments["normalization"] = config.normalization

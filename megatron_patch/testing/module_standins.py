@@ -13,7 +13,7 @@ from typing import Any
 def module(name: str, doc: str | None, contents: Mapping[str, Any]) -> ModuleType:
     """A module that holds ``contents``."""
     made = ModuleType(name, doc)
-    # `importlib.util.find_spec` raises for a module without one, and other packages ask it.
+    # `importlib.util.find_spec`, which other packages call, raises for a module without a spec.
     made.__spec__ = ModuleSpec(name, loader=None)
     made.__dict__.update(contents)
     return made
@@ -21,7 +21,7 @@ def module(name: str, doc: str | None, contents: Mapping[str, Any]) -> ModuleTyp
 
 @contextmanager
 def importable(modules: Mapping[str, ModuleType | None]) -> Iterator[None]:
-    """Have imports find these modules by name, and nothing where one is ``None``.
+    """Have imports find these modules by name; the import of one that is ``None`` fails.
 
     What was importable before is importable again afterwards. Modules that took something from them
     by name keep it.

@@ -29,7 +29,7 @@ def visible(
     key = torch.arange(k.shape[1], device=q.device)
     present = key < k_lengths[:, None]
     visible = present[:, None, :] & (query < q_lengths[:, None])[:, :, None]
-    # The last query of a sequence stands at its last key, however long either is.
+    # The last query of a sequence is at the position of its last key, however long either is.
     own_key = (k_lengths - q_lengths)[:, None, None] + query[:, None]
     left, right = window_size
     if causal:
@@ -47,7 +47,7 @@ def attend(
     """Attention over padded batches.
 
     ``q`` is (batch, queries, heads, head_dim), ``k`` and ``v`` (batch, keys, kv_heads, head_dim),
-    the lengths (batch,). Returns the shape of ``q``.
+    the lengths (batch,) integers. Returns the shape and dtype of ``q``.
     """
     sees_nothing = ~visible.any(dim=-1, keepdim=True)
     # What lies behind the last key was perhaps never written. A weight of zero does not keep a

@@ -1,4 +1,4 @@
-"""What the installed release of Megatron calls things, found by looking at its signatures."""
+"""The names that the installed release of Megatron uses, found by looking at its signatures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ ALIASES = {
     "max_tokens": ("max_tokens_override",),
 }
 
-# Fields of EngineSpec that are arguments of the context, or of the engine where releases have
-# them there.
+# Fields of EngineSpec that are arguments of the context or, in some releases, of the engine.
 INFERENCE_FIELDS = (
     "max_sequence_length",
     "block_size_tokens",
@@ -39,7 +38,7 @@ INFERENCE_FIELDS = (
 
 
 def release() -> str:
-    """The name and version that the installed Megatron-Core gives itself, for messages."""
+    """Name and version of the installed Megatron-Core, for messages."""
     return f"Megatron-Core {core_version()}"
 
 
@@ -74,7 +73,7 @@ def inference_config_class() -> Any:
 
 
 def set_inference_mode(active: bool) -> bool:
-    """Set Megatron's process-wide inference mode, in releases that have it; returns what it was.
+    """Set Megatron's process-wide inference mode, where the release has one; returns the old mode.
 
     Engines from 0.18 on switch it on when they are made or resumed, and off when suspended, each
     for all others too.
@@ -95,9 +94,8 @@ def set_inference_mode(active: bool) -> bool:
 def allow_more_cuda_graphs() -> None:
     """Let another engine capture CUDA graphs; those of earlier engines stay as they are.
 
-    0.14 notes in a process-wide flag that graphs were captured, and then takes a model without any
-    for an error. And it goes on with a memory pool that is gone with the graphs of an engine that
-    is gone.
+    0.14 notes in a process-wide flag that graphs were captured, and then raises for a model without
+    any. It also keeps using a memory pool that has gone together with an earlier engine.
     """
     from megatron.core.transformer import cuda_graphs
 
@@ -113,9 +111,9 @@ def allow_more_cuda_graphs() -> None:
 def drop_cuda_graphs() -> None:
     """Have Megatron forget the CUDA graphs of all engines and models of this process.
 
-    Those that are there then capture others, or, in a release that cannot drop graphs (0.14 and
-    0.15), are of no use any more. Before an engine with another ``cuda_graph_scope`` is made: 0.16
-    takes the layers of the earlier one for its own.
+    Engines and models that exist then capture new graphs or, in releases that cannot drop graphs
+    (0.14 and 0.15), cannot be used any more. Call this before an engine with another
+    ``cuda_graph_scope`` is made: 0.16 takes the layers of the earlier engine for those of the new.
     """
     from megatron.core.transformer import cuda_graphs
 
@@ -133,7 +131,7 @@ def parameters_of(function: Any) -> Collection[str]:
 
 
 def check(spec: EngineSpec) -> None:
-    """Raise UnsupportedError for a field that the release or this machine has no such thing for."""
+    """Raise UnsupportedError for a field of ``spec`` that the release or this machine lacks."""
     known = {*context_parameters(), *parameters_of(engine_class())}
     for name, value in _inference_values(spec).items():
         default = _default(name)
@@ -141,7 +139,7 @@ def check(spec: EngineSpec) -> None:
             raise UnsupportedError(f"{release()} has no {name}; leave it at {default!r}")
     for name in spec.options:
         if name not in context_parameters():
-            raise UnsupportedError(f"{release()} has no inference option {name!r}")
+            raise UnsupportedError(f"{release()} has no inference option {name!r}; leave it out")
     if spec.unified_memory_level and running().on_cpu:
         raise UnsupportedError(
             f"unified_memory_level {spec.unified_memory_level} needs a CUDA device ({release()} "

@@ -1,6 +1,6 @@
-"""What flash-attn does with new tokens before it attends: rotate them, and append to the cache.
+"""What flash-attn does with new tokens before attention: rotate them, and append to the cache.
 
-In plain PyTorch, as :mod:`.attention`, where flash-attn cannot run.
+In plain PyTorch, like :mod:`.attention`, for where flash-attn cannot run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def apply_rotary_emb(
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
-    """``x``, rotated by what ``cos`` and ``sin`` have for ``positions``, (batch, tokens) integers.
+    """``x``, rotated by ``cos`` and ``sin`` at ``positions``, (batch, tokens) integers.
 
     The other arguments, and what is returned, are as in :func:`apply_rotary_emb`.
     """
@@ -63,8 +63,8 @@ def rotated_behind(
         q, k: (batch, tokens, heads, head_dim), of any number of tokens and heads each.
         lengths: (batch,) integers, tokens that each sequence has already.
         tables: ``cos`` and ``sin``, as in :func:`apply_rotary_emb`.
-        in_order: each query stands behind the one before it; otherwise all stand where the first
-            does, as flash-attn has it without mask and window.
+        in_order: each query is at the position after the one before; otherwise all are at the
+            position of the first, as in flash-attn without mask and window.
     """
     rotated_keys = rotated(k, *tables, _positions(lengths, k.shape[1]), interleaved)
     positions = _positions(lengths, q.shape[1])
@@ -93,5 +93,5 @@ def append(cache: Tensor, new: Tensor, lengths: Tensor) -> None:
 
 
 def _positions(lengths: Tensor, tokens: int) -> Tensor:
-    """(batch, tokens): where the next tokens of sequences of these ``lengths`` stand."""
+    """(batch, tokens): the positions of the next tokens of sequences of these ``lengths``."""
     return lengths[:, None] + torch.arange(tokens, device=lengths.device)

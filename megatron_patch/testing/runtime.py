@@ -30,7 +30,7 @@ class Runtime:
 
     device: torch.device
     loop: asyncio.AbstractEventLoop
-    """Every engine's event loop. Megatron would make a new one per engine, and close none."""
+    """The event loop of all engines. Megatron would make one for each engine, and close none."""
     real_flash_attention: bool
     undo: ExitStack
 
@@ -59,10 +59,10 @@ def start(
     and random seed, unless they are initialised. Does nothing if called again.
 
     Args:
-        tensor_model_parallel_size: ranks that share a model. Needs a process group of a multiple
-            of as many ranks, initialised before, and the same calls on all of them.
+        tensor_model_parallel_size: ranks that share a model. Needs a default process group,
+            initialised before, whose size is a multiple of it, and the same calls on all ranks.
         pipeline_model_parallel_size: stages of a model, each on a rank of its own, likewise. All
-            of them return the tokens; only the last one's model returns logits.
+            of them return the tokens; only the model of the last stage returns logits.
 
     Raises:
         RuntimeError: Megatron's attention was imported before, without what it needs.
@@ -228,7 +228,7 @@ def _without_triton() -> Iterator[None]:
 
 @contextmanager
 def _stages_on_host() -> Iterator[None]:
-    """Have the stages of a pipeline hand over what is not on a CUDA device."""
+    """Let the stages of a pipeline pass tensors that are not on a CUDA device."""
     from importlib import import_module
 
     module = import_module(COMMUNICATION)
@@ -243,8 +243,8 @@ def _stages_on_host() -> Iterator[None]:
 
 @contextmanager
 def _counts_on_host() -> Iterator[None]:
-    """Have experts' ranks exchange as many tokens as they say, also where those numbers are on a
-    CPU: Megatron hands over what is on a CUDA device as an array, and what is not as it is."""
+    """Let ranks that share experts exchange tokens where the numbers of tokens are on a CPU:
+    Megatron makes an array of such numbers only if they are on a CUDA device."""
     from importlib import import_module
 
     module = import_module(DISPATCHER)

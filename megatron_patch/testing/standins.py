@@ -1,9 +1,9 @@
 """Stand-ins that let code written for a CUDA device run on a CPU.
 
-Only what Megatron's dynamic engine uses of :mod:`torch.cuda` is stood in for; CUDA graphs by those
-of :mod:`.graphs`. Nothing is
-asynchronous: an operation has ended when the call returns, so streams are no-ops, and events only
-take the time. A missing synchronisation is not found here. Triton's kernels run in its interpreter.
+Only what Megatron's dynamic engine uses of :mod:`torch.cuda` is stood in for; CUDA graphs are those
+of :mod:`.graphs`. Nothing is asynchronous: an operation has ended when the call returns, so streams
+are no-ops, and events only take the time. So a missing synchronisation does not show here. Triton's
+kernels run in its interpreter.
 
 Every call of a PyTorch function passes through :class:`CudaOnCpu` first, which costs it about a
 microsecond and otherwise changes nothing, unless it names a CUDA device or pinned memory. So times
@@ -89,7 +89,7 @@ class Stream:
 
 
 class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
-    """Makes PyTorch functions create on the CPU, unpinned, what they were to create elsewhere."""
+    """Has PyTorch create on the CPU, unpinned, the tensors that were to be on a CUDA device."""
 
     def __torch_function__(
         self,
@@ -173,7 +173,7 @@ def installed() -> Iterator[torch.device]:
         return defaultdict(int)
 
     cuda: dict[str, Any] = {
-        # The device itself, and no index: everything that takes a device takes it.
+        # The device itself, not an index: everything that takes a device takes it.
         "current_device": lambda: CPU,
         "set_device": _no_op(),
         "set_stream": _no_op(),
@@ -186,7 +186,7 @@ def installed() -> Iterator[torch.device]:
         "stream": lambda other: stream if other is None else other,
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,
-        # Of the GPU that most tests of Megatron's are for; it is only asked about in CUDA graphs.
+        # The GPU that most tests of Megatron are for; only code for CUDA graphs asks.
         "get_device_capability": lambda device=None: (9, 0),
     }
     nvtx: dict[str, Any] = {name: _no_op() for name in ("range_push", "range_pop", "mark")}

@@ -30,7 +30,7 @@ HOST_READS = frozenset(
 
 
 class HostReadError(RuntimeError):
-    """The host was to wait for the device while operators were recorded."""
+    """The host would have to wait for the device while operators are recorded."""
 
 
 class Tape:
@@ -47,7 +47,7 @@ class Tape:
         return len(self._calls)
 
     def append(self, call: Callable[[], object]) -> None:
-        """Run ``call`` too, at this place, each time."""
+        """Record ``call``, which each run repeats at this place."""
         self._calls.append(call)
 
     def alias(self, tensor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class Tape:
 
 
 class paused:
-    """No mode of PyTorch's sees what runs within: neither this module's nor another one's."""
+    """Within the block no dispatch mode of PyTorch sees operators, be it ours or not."""
 
     def __enter__(self) -> None:
         self._guards = (torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch())
@@ -136,7 +136,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             if isinstance(leaf, Tensor) and _storage_id(leaf) not in known
         ]
         if name in ("lift_fresh", "lift", "lift_fresh_copy"):
-            # A tensor that was made of Python's numbers.
+            # A tensor that was made from Python numbers.
             for alias in _tensors(self.tape.alias(result)):
                 self.tape.append(_Copy(alias, alias.clone()))
         elif func.namespace == "c10d":

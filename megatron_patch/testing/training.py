@@ -20,25 +20,25 @@ class Trained:
     """What :func:`train_step` got from the model."""
 
     losses: tuple[Tensor, ...]
-    """Of each microbatch, scalar, float32, detached."""
+    """Loss of each microbatch: scalar, float32, detached."""
     gradients: dict[str, Tensor]
-    """Of each parameter, by name: a copy of its ``main_grad``, of its shape."""
+    """By the name of each parameter, a copy of its ``main_grad``, of the parameter's shape."""
 
 
 def train_step(model: Any, microbatches: Sequence[Batch], in_flight: int = 1) -> Trained:
     """Forward and backward passes of ``model`` over ``microbatches``.
 
-    Within Megatron's ``DistributedDataParallel``, as its training loop does it: the gradients of
-    all microbatches add up in ``main_grad`` of the parameters, which is zeroed before, and which is
-    their ``grad`` at the end, for an optimiser of PyTorch's. The weights stay as they are. Last,
-    CUDA graphs are created, as Megatron's schedules do: a model that captures any runs its first
-    step without them, and replays in the others.
+    The model is wrapped in Megatron's ``DistributedDataParallel``, as in its training loop: the
+    gradients of all microbatches add up in ``main_grad`` of the parameters, which is zeroed before,
+    and which is their ``grad`` at the end, for an optimiser of PyTorch. The weights stay as they
+    are. Last, CUDA graphs are created, as Megatron's schedules do: a model that captures any runs
+    its first step without them, and replays them in later steps.
 
     Args:
-        model: of ``build_model(spec, training=True)``.
+        model: made by ``build_model(spec, training=True)``.
         microbatches: token ids, (batch, sequence) each, all of one shape. The sequence is at least
             two tokens, of which each is predicted from those before it.
-        in_flight: so many forward passes are made before the backward passes of the same
+        in_flight: how many forward passes are made before the backward passes of the same
             microbatches, in their order. Megatron captures graphs for each of them.
     """
     before = set_inference_mode(False)  # an engine may have switched it on
@@ -64,8 +64,9 @@ def train_step(model: Any, microbatches: Sequence[Batch], in_flight: int = 1) ->
 
 
 def _in_parallel(model: Any) -> Any:
-    """``model`` in Megatron's data parallelism, once. It stays in it, and in memory: Megatron hangs
-    a hook that refers to the model on autograd's nodes, where no search for garbage looks."""
+    """``model`` wrapped in Megatron's data parallelism, once. It stays wrapped, and in memory:
+    Megatron puts a hook that refers to the model on autograd's nodes, which no search for garbage
+    sees."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     name = "_in_data_parallel_of_tests"
@@ -111,14 +112,14 @@ def _logits(model: Any, batch: Batch) -> Tensor:
 
 
 def overwritten_inputs(model: Any) -> list[int]:
-    """Layers, from 0, whose input another gradient is written over before their backward graph.
+    """Numbers of the layers whose input a gradient overwrites before their backward graph runs.
 
-    A defect of 0.16 and 0.17: they give the input buffer of a forward graph back as soon as it is
-    captured, and take the same one for the gradient of an output. Replays then compute gradients of
+    A defect of 0.16 and 0.17: they free the input buffer of a forward graph as soon as it is
+    captured, and reuse it for the gradient of an output. Replays then compute gradients of
     the layer's own first operator, and of all before it, from that gradient.
 
     Args:
-        model: that :func:`train_step` made CUDA graphs of.
+        model: one that :func:`train_step` made CUDA graphs of.
     """
     runners = [
         (index, runner)

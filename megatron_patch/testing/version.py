@@ -1,7 +1,7 @@
 """Which Megatron-Core this process has, as its source says.
 
-A checkout on ``PYTHONPATH`` has no metadata of a distribution, and where there is some besides, it
-may be another's. So nothing here asks for it, and nothing imports Megatron.
+A checkout on ``PYTHONPATH`` has no metadata of a distribution, and metadata that is found may be of
+another one. So nothing here asks for it, and nothing imports Megatron.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def core_version() -> str:
     """The whole version, such as ``0.18.0rc0``: for people, and for reports.
 
     Raises:
-        RuntimeError: there is no Megatron-Core, or its ``package_info`` says no version.
+        RuntimeError: there is no Megatron-Core, or its ``package_info`` has no version.
     """
     # Not before: this package also works by itself, in a process that is not to be patched yet.
     from megatron_patch import sources
@@ -37,11 +37,10 @@ def core_version() -> str:
 
 
 def core_release() -> Version:
-    """The release that the source is of, or on its way to: 0.18.0 of ``0.18.0rc0``.
+    """The release that the source is of, or on its way to: 0.18.0 for ``0.18.0rc0``.
 
-    For comparisons. By the order of ``packaging`` 0.18.0rc0 is before 0.18, but upstream's main
-    calls itself so from the day on which 0.17 was cut, and has what 0.18 has rather than what 0.17
-    has.
+    For comparisons. In ``packaging`` 0.18.0rc0 is before 0.18, but upstream's main has that version
+    from the day on which 0.17 was cut, and is closer to 0.18 than to 0.17.
 
     Raises:
         RuntimeError: see :func:`core_version`.
