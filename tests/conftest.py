@@ -19,7 +19,7 @@ from megatron_patch.testing.version import core_release
 # For `tools`. Last, so that the package itself is the installed one where there is one.
 sys.path.append(str(Path(__file__).parents[1]))
 
-#: What the tests compare: of 0.18.0rc0, 0.18.0.
+#: The release that tests compare with: 0.18.0 also where the version is 0.18.0rc0.
 RELEASE = core_release()
 # For children that must not import the package to ask it: see `tests/lifecycle/suite.py`.
 os.environ["TESTED_MEGATRON_CORE"] = str(RELEASE)
@@ -77,15 +77,15 @@ def no_line_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
 def device() -> Iterator[Any]:
     """The device that Megatron runs on: CUDA where there is one, else the CPU with stand-ins."""
     found = testing.start()
-    # Half a million objects of PyTorch and Megatron, which are no garbage, and among which a third
-    # of a second goes to each search for some. Tests and Megatron make many.
+    # PyTorch and Megatron keep half a million objects that are no garbage, and each search for some
+    # among them takes a third of a second. Tests, and Megatron, search often.
     testing.context_class()
     gc.freeze()
     yield found
     testing.stop()
 
 
-#: The file of the tests that have left Megatron as it was released, for others in it.
+#: The file whose tests have left Megatron as it was released, for further tests in it.
 LEFT_UNPATCHED = pytest.StashKey[Path | None]()
 
 
@@ -93,8 +93,8 @@ LEFT_UNPATCHED = pytest.StashKey[Path | None]()
 def unpatched(device: Any, request: pytest.FixtureRequest) -> Iterator[None]:
     """Megatron as it was released, for the length of one test.
 
-    To put the patches in takes longer than most tests. So they stay out for the next test of the
-    file if that has this fixture too; any other one gets them back before anything of it runs.
+    Installing the patches takes longer than most tests. So they stay uninstalled for the next test
+    of the file if that has this fixture too; for any other test they are installed again first.
     """
     if SOURCE:
         pytest.skip("the source itself is patched")
@@ -114,7 +114,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def opted_in_by_default(request: pytest.FixtureRequest) -> None:
-    """The patch that ``opted_in`` selects is on, unless MEGATRON_PATCH says which are."""
+    """Have the patch that ``opted_in`` selects on, unless MEGATRON_PATCH says which are on."""
     if "MEGATRON_PATCH" not in os.environ:
         request.getfixturevalue("opted_in")
 

@@ -1,7 +1,7 @@
-"""Tests that say the same on a newer pin, which then has them alone: ``--one-pin-a-variant``.
+"""``--one-pin-a-variant``: leave tests to a newer pin on which they ask the same.
 
-What a backport's tests ask beside its proofs (each corner, each way to come to the code, parity
-over random lives) is a matter of the variant that is applied, and of the source that it is applied
+What a backport's tests ask beside its proofs (each corner case, each way to reach the code, parity
+over random lives) depends only on the variant that is applied, and on the source that it is applied
 to. Where a newer pin gets the same variant, or needs none for the same reason, they run there. So
 do the mutants of that source, and what shows a defect that a newer pin has as well. The proofs run
 on each pin, and so does the matrix, which draws from all of the engine.
@@ -29,7 +29,7 @@ TOX_INI = Path(__file__).parents[1] / "tox.ini"
 
 
 def is_left(item: pytest.Item) -> bool:
-    """Whether a newer pin has the test, and it says the same there."""
+    """Whether the test is left to a newer pin, because it asks the same there."""
     if item.get_closest_marker("proof") is not None:
         return False
     here = Version(core_version())
@@ -37,7 +37,7 @@ def is_left(item: pytest.Item) -> bool:
 
 
 def _pins_of(item: pytest.Item, here: Version) -> set[Version]:
-    """The pins on which the test says the same; none where it is not about one thing."""
+    """The pins on which the test asks the same; empty if it is not about one patch or defect."""
     callspec = getattr(item, "callspec", None)
     parameters = callspec.params if callspec else {}
     folder = item.path.parent.name
@@ -53,10 +53,9 @@ def _pins_of(item: pytest.Item, here: Version) -> set[Version]:
 
 @cache
 def pins_alike(id: str, pin: Version) -> set[Version]:
-    """The pins whose source the patch knows to be for the same as that of ``pin``.
+    """The pins whose source is, to the patch, the same case as that of ``pin``.
 
-    For one variant, or for none because they have the change, or because they need none. None
-    where no patch has that id.
+    They need the same variant, or have the change, or need none. Empty if there is no such patch.
     """
     known = (source for patch in SERIES if patch.id == id for source in sources_of(patch))
     spans = {source: {*_pins_that_have(source)} for source in known}
@@ -76,7 +75,7 @@ def _pins_that_have(source: Source) -> Iterator[Version]:
 
 @cache
 def pins() -> tuple[Version, ...]:
-    """Those of `tox.ini`."""
+    """The pins of `tox.ini`."""
     return tuple(Version(pin.version) for pin in read_pins(TOX_INI.read_text(encoding="utf-8")))
 
 

@@ -6,6 +6,6 @@ import resource
 
 
 def of_children() -> float:
-    """Seconds that the processes which this one has started, and which have ended, have taken."""
+    """Seconds of processor time of the child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

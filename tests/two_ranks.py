@@ -17,7 +17,7 @@ from megatron_patch import testing
 def run(folder: Path, program: str, arguments: Sequence[Any], *, cpu: bool = True) -> None:
     """Run ``program`` with torchrun; ``json.loads(sys.argv[1])`` are its arguments there.
 
-    Its file is put into ``folder``. With ``cpu`` the ranks see no CUDA device.
+    The file of the program is put into ``folder``. With ``cpu`` the ranks see no CUDA device.
     """
     script = folder / "rank.py"
     script.write_text(program)
@@ -41,5 +41,5 @@ def run(folder: Path, program: str, arguments: Sequence[Any], *, cpu: bool = Tru
 
 
 def as_arguments(requests: Sequence[testing.Request]) -> list[tuple[Any, ...]]:
-    """What makes these requests again, of which none has sampling parameters."""
+    """``requests`` as JSON arguments of ``Request``; none may have sampling parameters."""
     return [(r.prompt, r.num_tokens, r.arrival_step) for r in requests]

@@ -33,7 +33,7 @@ REQUESTS = (
     testing.Request(prompt=(9, 10), num_tokens=12, arrival_step=3),
 )
 
-#: The second and the third one begin as the first does, which is in the cache by then.
+#: The second and the third prompt begin as the first does, which is cached by then.
 SAME_BEGINNING = (
     testing.Request(prompt=tuple(range(1, 40)), num_tokens=6),
     testing.Request(prompt=tuple(range(1, 40)), num_tokens=12, arrival_step=2),
@@ -65,9 +65,10 @@ ENGINES: dict[str, tuple[dict[str, Any], Sequence[testing.Request]]] = {
 
 
 def check(fields: dict[str, Any], engine: str = "eager", **alone: Any) -> None:
-    """What an engine with ``fields`` decodes is what its model does alone.
+    """Check that an engine with ``fields`` decodes the tokens of its model alone.
 
-    ``alone`` is what the model has otherwise where Megatron's own attention does not take it.
+    ``alone`` are other fields for the model alone, where its attention cannot take those of the
+    engine.
     """
     others, requests = ENGINES[engine]
     spec = testing.EngineSpec(**{**others, **fields})
@@ -76,7 +77,7 @@ def check(fields: dict[str, Any], engine: str = "eager", **alone: Any) -> None:
     except testing.UnsupportedError as error:
         pytest.skip(f"has no such feature: {error}")
     except TypeError as error:
-        # Some commits of main look for a class of Transformer Engine's, which need not be there.
+        # Some commits of main look for a class of Transformer Engine, which need not be installed.
         if "isinstance()" not in str(error):
             raise
         pytest.skip("has no such feature: speculative tokens without Transformer Engine")
@@ -133,7 +134,7 @@ def flash_attn3_with_window(
     window_size: tuple[int, int] = (-1, -1),
     **others: Any,
 ) -> tuple[Tensor, ...]:
-    """flash-attn 3 as it was first."""
+    """flash-attn 3 in its first form."""
     named = {**locals()}
     named.pop("others")
     return flash_attn3_forward(**named)
@@ -160,7 +161,7 @@ def flash_attn3_with_two_sides(
 
 
 def flash_attn3_with_kvcache(*, page_table: Tensor, **arguments: Any) -> Any:
-    """As that of flash-attn 2, but for a name."""
+    """The function of flash-attn 2, with another name for one argument."""
     return flash_attn_with_kvcache(block_table=page_table, **arguments)
 
 
@@ -176,7 +177,7 @@ def flash_attn4_varlen_func(
     return_lse: bool = False,
     **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """flash-attn 4, which returns two values, and for the second one None unless it is asked."""
+    """flash-attn 4, which returns two values; the second is None unless it is asked for."""
     left, right = (-1 if side is None else side for side in window_size)
     output, sums, _ = flash_attn_varlen_func(
         q,
@@ -236,8 +237,9 @@ def assert_called_as_before(monkeypatch: pytest.MonkeyPatch, patch: Patch, **fie
 def calls_of(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> list[dict[str, Any]]:
     """The arguments of all calls of flash-attn by an engine with ``fields``.
 
-    Of queries, those of padding mean nothing, nor do keys and values behind the last ones. What was
-    put into the cache is in the queries of the next layer.
+    Queries are noted without those of padding, which mean nothing; keys and values by their shapes
+    alone, for what lies behind the last ones means nothing. What was written to the cache shows in
+    the queries of the next layer.
     """
     calls: list[dict[str, Any]] = []
     module = attention()

@@ -1,4 +1,4 @@
-"""What the tests of several backports ask."""
+"""Checks that the tests of several backports share."""
 
 from __future__ import annotations
 
@@ -57,33 +57,33 @@ proof = pytest.mark.proof
 
 
 def needs(found: object, feature: str) -> None:
-    """Skip a proof on source that lacks what its patch is about: there is nothing to patch."""
+    """Skip a proof on source that lacks ``feature``, which its patch is about."""
     if not found:
         pytest.skip(f"has no such feature: {feature}")
 
 
 def state_of(patch: Patch) -> State:
-    """What has become of ``patch`` in this process."""
+    """The state of ``patch`` in this process."""
     (entry,) = (entry for entry in megatron_patch.status() if entry.id == patch.id)
     return entry.state
 
 
 def assert_state_of_record(patch: Patch) -> None:
-    """``patch`` is what its record says of the release; opt-in patches as if they were on."""
+    """The state of ``patch`` is what its record says of the release; opt-in patches count as on."""
     said = contract.expected(patch, str(RELEASE))
     state = State.APPLIED if said is Verdict.APPLICABLE else State(said.value)
     assert state_of(patch) is expected_state(state)
 
 
 def assert_same_outputs(one: testing.Decoded, other: testing.Decoded) -> None:
-    """Tokens, and bit for bit the logits of each step."""
+    """Both runs have the same tokens, and bit for bit the same logits in each step."""
     assert one.tokens == other.tokens
     assert len(one.logits) == len(other.logits)
     assert all(a.equal(b) for a, b in zip(one.logits, other.logits, strict=True))
 
 
 def assert_patches_change_no_output(spec: testing.EngineSpec) -> None:
-    """On Megatron as it was released, and then, from the same requests, with the patches."""
+    """The same requests give the same outputs on Megatron as released and with the patches."""
     without = testing.decode(testing.build_engine(spec), REQUESTS)
     megatron_patch.install()
     assert_same_outputs(testing.decode(testing.build_engine(spec), REQUESTS), without)
@@ -106,7 +106,7 @@ class Operators(TorchDispatchMode):
 
 
 def with_one_token_changed(dotted: str, old: str = "self.", new: str = "that.") -> Reader:
-    """Reads the installed source, but for one name, ``old``, in the method ``dotted``."""
+    """A reader of the installed source, with the name ``old`` changed in the method ``dotted``."""
     target = Target.parse(dotted)
 
     def read(module: str) -> Any:

@@ -1,7 +1,7 @@
 """Megatron's data-parallel coordinator, and engines and clients that talk to it over sockets.
 
-The coordinator and the sockets are real ones; it runs in a thread, so that a test can see when it
-ends, and why. Engines and clients here say what theirs do, and nothing else.
+The coordinator and the sockets are real; the coordinator runs in a thread, so that a test can see
+when it ends, and why. Engines and clients here send what Megatron's do, and run no model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_patch.testing.releases import parameters_of
 
 from .checks import needs
 
-#: Of a block of the prefix cache, in tokens.
+#: Tokens in a block of the prefix cache.
 BLOCK = 4
 #: Prompts of a block and a token more, which have no block in common.
 PROMPTS = [[10 * index + n for n in range(BLOCK + 1)] for index in range(1, 6)]
@@ -49,7 +49,7 @@ def headers() -> Any:
 
 
 def takes_records() -> bool:
-    """Whether an engine replies with the parts that a request was done in, not with one request."""
+    """Whether an engine replies with a record of the request's parts, not with one request."""
     return "finished_request_record" in parameters_of(coordinator_class().detokenize)
 
 
@@ -67,7 +67,7 @@ def without_affinity() -> Any:
 
 
 class Tokenizer(NumberTokenizer):
-    """Keeps the coordinator waiting over a text, until it may go on."""
+    """A tokenizer that keeps the coordinator waiting, until the test lets it go on."""
 
     def __init__(self) -> None:
         super().__init__(128)
@@ -80,7 +80,7 @@ class Tokenizer(NumberTokenizer):
 
 
 class Coordinator:
-    """One that runs while the ``with`` block does, and ends with it or before."""
+    """A coordinator that runs in the ``with`` block, and ends with it or before."""
 
     def __init__(self, engines: int = 2, **fields: Any) -> None:
         cls = coordinator_class()
@@ -162,7 +162,7 @@ class Coordinator:
             raise AssertionError("the coordinator has ended") from self.error
 
     def has_ended(self) -> bool:
-        """Whether it ends now, and by itself."""
+        """Whether the coordinator ends now, by itself."""
         self._thread.join(LIMIT)
         self.check()
         return not self._thread.is_alive()
@@ -171,7 +171,7 @@ class Coordinator:
         """Wait until the coordinator's socket knows that a connection is closed."""
         self.until(lambda: self._closed.poll(20))
         self._closed.recv_multipart()
-        # A socket that has just been used does not ask at once what has become of connections.
+        # A socket that has just been used does not check its connections at once.
         time.sleep(0.05)
 
     def has(self, engines: int) -> None:
@@ -190,7 +190,7 @@ class Peer:
         self.socket.send(msgpack.packb([header.value, *others], use_bin_type=True))
 
     def receive(self, header: Any) -> list[Any]:
-        """The next message, which has to be of ``header``, without that."""
+        """The rest of the next message, which has to begin with ``header``."""
         self.coordinator.until(lambda: self.socket.poll(20))
         found, *others = msgpack.unpackb(self.socket.recv(), raw=False)
         assert headers()(found) is header
@@ -237,7 +237,7 @@ class Engine(Peer):
         self.send(headers().ENGINE_REPLY, finished)
 
     def leave(self) -> None:
-        """Say so, and wait until the coordinator has heard it."""
+        """Tell the coordinator that the engine leaves, and wait until it has heard that."""
         others = len(self.coordinator._own.identities_of_data_parallel_ranks) - 1
         self.send(headers().DISCONNECT)
         self.coordinator.has(others)

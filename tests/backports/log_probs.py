@@ -13,7 +13,7 @@ from megatron_patch.testing.releases import set_inference_mode
 def of(
     model: Any, prompt: Sequence[int], generated: Sequence[int]
 ) -> tuple[list[float], list[float]]:
-    """Those of all tokens of the prompt but the first, and those of the generated ones."""
+    """Log probs of all tokens of the prompt but the first, and of the generated tokens."""
     device = next(model.parameters()).device
     tokens = torch.tensor([[*prompt, *generated]], device=device)
     positions = torch.arange(tokens.shape[1], device=device)

@@ -58,13 +58,13 @@ def serve(
 
 
 def gigabytes(blocks: int, spec: testing.EngineSpec) -> float:
-    """The size of so many KV blocks of a float32 model."""
+    """GiB of so many KV blocks of a float32 model."""
     numbers = 2 * spec.num_layers * spec.block_size_tokens * spec.hidden_size
     return blocks * numbers * 4 / 2**30
 
 
 def spec_of(blocks: int, *, paused: int | None = None, **fields: Any) -> testing.EngineSpec:
-    """An engine with so many KV blocks, the one for padding included, and without chunks."""
+    """An engine with so many KV blocks, that for padding included, which does not split prompts."""
     sizes = testing.EngineSpec()
     fields = {"max_tokens": 128, **fields}
     if {*parameters_of(engine_class()), *context_parameters()} & {

@@ -33,14 +33,14 @@ def needs_speculative_tokens() -> None:
     try:
         testing.build_model(spec(1))
     except TypeError as error:
-        # Some commits of main look for a class of Transformer Engine's, which need not be there.
+        # Some commits of main look for a class of Transformer Engine, which need not be installed.
         if "isinstance()" not in str(error):
             raise
         pytest.skip("has no such feature: speculative tokens without Transformer Engine")
 
 
 def schedulings() -> tuple[str | None, ...]:
-    """The modes of scheduling that there are; None stands for the only one."""
+    """The scheduling modes of the release; [None] if there is only one."""
     config = inference_config_class()
     if config is None or "async_sched_mode" not in parameters_of(config):
         return (None,)
@@ -53,5 +53,5 @@ def options_of(scheduling: str | None) -> dict[str, Any]:
 
 
 def accept_all(engine: Any) -> None:
-    """Make all tokens equally likely, so that what is speculated is what is sampled: 0."""
+    """Make all tokens equally likely, so that drafts and samples are all token 0, and accepted."""
     torch.nn.init.zeros_(engine.controller.inference_wrapped_model.model.output_layer.weight)

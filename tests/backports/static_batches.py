@@ -13,13 +13,13 @@ from megatron_patch.testing.engines import NumberTokenizer
 from megatron_patch.testing.releases import parameters_of
 from megatron_patch.testing.runtime import running
 
-#: A prompt of each request.
+#: The prompt of each request.
 PROMPTS = ("5 6 7 8", "9 10 11 12 15", "20 3")
 NUM_TOKENS = 10
 
 
 class OffsetTokenizer(NumberTokenizer):
-    """Numbers, which can say where in the text each token starts."""
+    """A tokenizer of numbers that can say where in the text each token starts."""
 
     def offsets(self, tokens: Sequence[int], text: str) -> list[int]:
         starts = [0]
@@ -29,7 +29,7 @@ class OffsetTokenizer(NumberTokenizer):
 
 
 def segments_of(tokens: Sequence[int]) -> list[str]:
-    """What a request of these tokens has to have as its segments."""
+    """The segments that a request with these tokens has to have."""
     return [f"{token} " for token in tokens[:-1]] + [str(token) for token in tokens[-1:]]
 
 
@@ -63,7 +63,7 @@ def build(end: int, spec: testing.EngineSpec | None = None) -> Any:
     controller = type(given)(GPTInferenceWrapper(wrapped.model, *between, context), tokenizer)
     by_itself = {"legacy": True} if "legacy" in parameters_of(StaticInferenceEngine) else {}
     with warnings.catch_warnings():
-        # It says that it will be removed.
+        # The engine warns that it will be removed.
         warnings.simplefilter("ignore")
         return StaticInferenceEngine(controller, random_seed=spec.seed, **by_itself)
 
@@ -77,7 +77,7 @@ def _without_progress_bar() -> Iterator[None]:
 
 
 def generate(engine: Any, **fields: Any) -> list[Any]:
-    """The request of each of ``PROMPTS``, done; ``fields`` are of ``SamplingParams``."""
+    """The finished request of each of ``PROMPTS``; ``fields`` are those of ``SamplingParams``."""
     with _without_progress_bar():
         return list(engine.generate(prompts=list(PROMPTS), sampling_params=sampling(**fields)))
 

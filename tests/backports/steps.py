@@ -1,4 +1,4 @@
-"""A context of Megatron's that is led through steps, without a model."""
+"""Leads one of Megatron's contexts through steps, without a model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Steps:
 
 
 def decode_step(requests: int = 4, **fields: Any) -> Steps:
-    """A decode step of a few requests, begun."""
+    """A context with a few requests, in a decode step that has begun."""
     steps = Steps(**fields)
     for index in range(requests):
         steps.add(2 + index)

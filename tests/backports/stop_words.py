@@ -14,7 +14,7 @@ from . import log_probs
 
 NUM_TOKENS = 9
 
-#: Of a stop word: its first token's place in what the model alone generates, and its length.
+#: A stop word: the place of its first token in what the model alone generates, and its length.
 PLACES = [(first, count) for first in range(NUM_TOKENS) for count in (1, 2, 3)]
 PLACES = [(first, count) for first, count in PLACES if first + count <= NUM_TOKENS]
 
@@ -27,12 +27,12 @@ def supported(name: str = "stop_words") -> bool:
 
 
 def text(word: Sequence[int]) -> str:
-    """As the tokenizer of the tests reads it."""
+    """``tokens`` as text that the tokenizer of the tests reads."""
     return " ".join(map(str, word))
 
 
 def prompt_without_repetition(model: Any, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A prompt, and as many tokens of the model alone, each of which comes once."""
+    """A prompt, and tokens that the model alone generates after it, all of them different."""
     for first in range(5, 100):
         prompt = tuple(range(first, first + 4))
         (tokens,) = testing.reference_decode(model, [testing.Request(prompt, number)])
@@ -44,13 +44,13 @@ def prompt_without_repetition(model: Any, number: int) -> tuple[tuple[int, ...],
 def request(
     prompt: tuple[int, ...], word: Sequence[int], num_tokens: int = NUM_TOKENS, **fields: Any
 ) -> testing.Request:
-    """One with a stop word, or with none."""
+    """A request with one stop word, or with none."""
     sampling = {"stop_words": [text(word)]} if word else {}
     return testing.Request(prompt, num_tokens, sampling=sampling, **fields)
 
 
 def answer(tokens: Sequence[int], word: Sequence[int], kept: bool) -> list[int]:
-    """What is left of the tokens that the model alone generates."""
+    """The tokens of the model alone, up to the stop word."""
     for end in range(len(word), len(tokens) + 1):
         if word and list(tokens[end - len(word) : end]) == list(word):
             return list(tokens[: end if kept else end - len(word)])
@@ -58,7 +58,7 @@ def answer(tokens: Sequence[int], word: Sequence[int], kept: bool) -> list[int]:
 
 
 def all_places(prompt: tuple[int, ...], tokens: Sequence[int]) -> Iterator[testing.Request]:
-    """A request for each stop word that there can be, and one without."""
+    """A request for each stop word that its answer can have, and one without."""
     for first, count in PLACES:
         yield request(prompt, tokens[first : first + count])
     yield request(prompt, ())
@@ -70,7 +70,7 @@ def word_of(asked: testing.Request) -> list[int]:
 
 
 def assert_log_probs(model: Any, asked: testing.Request, part: Any, *, top_n: int = 0) -> None:
-    """As many as there are tokens, and each of its own."""
+    """There are as many log probs as tokens, and each is that of its own token."""
     of_prompt, of_generated = log_probs.of(model, asked.prompt, part.generated_tokens)
     assert part.generated_log_probs == pytest.approx(of_generated, abs=1e-4)
     if part.prompt_log_probs:

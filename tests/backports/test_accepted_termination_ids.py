@@ -39,7 +39,7 @@ def ending_at(place: int) -> tuple[list[testing.Request], list[tuple[int, ...]]]
 
 
 def decode(requests: list[testing.Request], scheduling: str | None, **sampling: Any) -> list[Any]:
-    """What the engine has of each of them, with drafts that are often right."""
+    """The engine's records of the requests, with drafts that are often right."""
     spec = speculating.spec(2, options=speculating.options_of(scheduling))
     engine = testing.build_engine(spec)
     guess_right(engine, requests)
@@ -49,7 +49,7 @@ def decode(requests: list[testing.Request], scheduling: str | None, **sampling: 
 
 
 def guess_right(engine: Any, requests: list[testing.Request]) -> None:
-    """Let what is drafted be what the model alone has, as a trained model would."""
+    """Have drafts that are the tokens of the model alone, as those of a trained model would be."""
     controller = engine.controller
     model = testing.build_model(speculating.spec(2))
     plain = [testing.Request(request.prompt, LENGTH + 4) for request in requests]
@@ -82,7 +82,7 @@ def test_state(device):
 @proof
 @pytest.mark.parametrize("place", [3, 4, 5, 6])
 def test_requests_end_at_their_termination_ids(speculative, place):
-    """Each place is that of a token that is accepted first, second or sampled, of some request."""
+    """In some request the place is that of the first accepted, second or sampled token."""
     requests, right = ending_at(place)
     for scheduling in speculating.schedulings():
         found = decode(requests, scheduling, return_log_probs=True, top_n_logprobs=2)

@@ -128,7 +128,7 @@ class Compared:
 
 @pytest.fixture
 def compared(unpatched):
-    """Both versions, while the patches are installed."""
+    """Both versions of the methods, while the patches are installed."""
     cls = testing.context_class()
     methods = as_it_is(cls.build_active_slices), as_it_is(cls.pad_active_slices)
     megatron_patch.install()

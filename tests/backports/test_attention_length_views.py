@@ -49,7 +49,7 @@ def test_state():
 
 
 def operators_of_a_decode_step(monkeypatch) -> Counter[str]:
-    """Of the method itself, without the slices of the active requests and the transfer."""
+    """Operators of the method, without the slices of the active requests and the transfer."""
     context = decode_step(requests=8).context
     assert context.padded_active_token_count == 8
     for name in ("build_active_slices", "pad_active_slices", "transfer_bookkeeping_to_gpu"):
@@ -109,7 +109,7 @@ class Compared:
         on_gpu = context.gpu_view._buf.clone()
         metadata = context.active_attn_metadata["mha_metadata"]
         state = {name: as_value(value) for name, value in metadata.state_data.items()}
-        # What follows the rows is of earlier steps, and is to be left as it was by both.
+        # What lies behind the rows is from earlier steps, and both have to leave it alone.
         context._cpu_bookkeeping_buf.copy_(before)
         self.without(context)
         assert context._cpu_bookkeeping_buf.equal(patched)

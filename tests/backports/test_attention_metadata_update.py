@@ -84,7 +84,7 @@ def steps(draw):
 
 
 def update(one, lengths, offsets, tables, padded, decode):
-    """Fill the metadata, and give what attention reads."""
+    """Fill the metadata, and return what attention reads."""
 
     def tensor(values, *shape):
         return torch.tensor(values, dtype=torch.int32).view(len(lengths), *shape)
@@ -135,7 +135,7 @@ FULL = ([1] * MAX_REQUESTS, [5] * MAX_REQUESTS, [[1, 2, -1]] * MAX_REQUESTS, MAX
 
 
 def operators_in_a_step():
-    """Of a decode step whose batch has the size of its graph. Two metadata are reset in each."""
+    """Operators of a decode step whose batch has the size of its graph; it resets two metadata."""
     one = metadata(methods())
     with Operators(views=False) as operators:
         update(one, *FULL)
@@ -145,7 +145,7 @@ def operators_in_a_step():
 
 
 def fills_on_the_gpu() -> bool:
-    """Whether the metadata copies into buffers of its own what a step has."""
+    """Whether the metadata copies the values of a step into buffers of its own."""
     testing.context_class()
     try:
         from megatron.core.inference.contexts.attention_context import mha_metadata

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 SINKS = ("off-by-one", "learnable")
 
-#: What it has beside sinks.
+#: What the attention has beside sinks.
 GPT_OSS: dict[str, Any] = {
     "num_layers": 4,
     "num_query_groups": 2,
@@ -124,7 +124,7 @@ def test_the_share_is_that_of_a_softmax_with_one_score_more(softmax_type, batch)
     rounded = scale_by_sink(layer, without.bfloat16(), scores.logsumexp(-1))
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded, output.bfloat16(), atol=0.02, rtol=0.02)
-    # Rows that see no key give nothing, whatever the sum of nothing is said to be.
+    # Rows that see no key give zero, whatever log-sum-exp is returned for them.
     nothing = torch.zeros_like(without)
     for sums in (torch.inf, -torch.inf):
         lse = torch.full((*batch, heads, queries), sums)

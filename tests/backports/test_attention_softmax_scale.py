@@ -1,4 +1,4 @@
-"""Another scale of attention's scores in dynamic inference, on whichever release is installed."""
+"""``softmax_scale`` in dynamic inference, on whichever release is installed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ SMALL = testing.EngineSpec(max_requests=4, max_sequence_length=32)
 
 
 class Pool:
-    """The allocator of a new small context, by the names of any release."""
+    """The allocator of a new small context, by names that are the same for all releases."""
 
     def __init__(self) -> None:
         self.context = testing.build_context(SMALL)
@@ -294,7 +294,7 @@ def test_unpatched_an_engine_that_was_reset_under_inference_mode_raises(unpatche
 
 
 def return_mamba_states() -> int:
-    """Reset the pool of Mamba states under inference mode, use two, return them; how many miss."""
+    """Reset the pool of Mamba states in inference mode, use and return two; how many miss."""
     options = {**support.hybrid(), "prefix_caching_mamba_gb": 0.05}
     spec = testing.EngineSpec(enable_prefix_caching=True, options=options)
     slots = testing.build_context(spec).mamba_slot_allocator

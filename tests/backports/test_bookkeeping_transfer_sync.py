@@ -1,7 +1,7 @@
 """The order of the bookkeeping transfer and of the next writes to its source.
 
-Nothing is asynchronous on a CPU. There, it is noted in which order the real context issues the
-copy, waits for it, and writes to what is copied. On a GPU, it is tried.
+Nothing is asynchronous on a CPU. There the tests note the order in which the real context issues
+the copy, waits for it, and writes to what is copied. On a GPU they look at what arrives.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Order(TorchDispatchMode):
 
 @contextmanager
 def noted(context, mocker) -> Iterator[list[str]]:
-    """The events of the block, to which each wait for the device adds too."""
+    """The events of the ``with`` block, waits for the device included."""
     order = Order(context)
 
     def and_note(function):
@@ -135,7 +135,7 @@ def request(request_id):
     )
 
 
-# Whoever writes to the buffer when the copy of a step has been issued.
+# All that write to the buffer after the copy of a step has been issued.
 WRITERS = {
     "transfer": lambda context: context.transfer_bookkeeping_to_gpu(),
     "next step": lambda context: context.initialize_attention_state(),
@@ -281,7 +281,7 @@ def on(stream_kind):
 
 
 def times_overwritten(tries, stream_kind="current") -> int:
-    """How often the GPU got what the host wrote after the transfer had returned."""
+    """How often the GPU got values that the host wrote only after the transfer had returned."""
     context = testing.build_context(testing.EngineSpec())
     context.initialize_attention_state()
     torch.cuda.synchronize()

@@ -20,7 +20,7 @@ PROMPT = tuple(i * i % 127 for i in range(48))
 WANTED = {"return_log_probs": True}
 GENERATED = {"return_log_probs": True, "skip_prompt_log_probs": True}
 
-# Blocks have 16 tokens: the second of two equal prompts; while the first is there and after it;
+# Blocks have 16 tokens. Cases: the second of two equal prompts, while the first is there and after;
 # three full blocks; a prompt that begins alike; one that is the beginning; a whole block only; and
 # requests that want no log probs, or those of generated tokens alone, in between.
 CASES: dict[str, list[testing.Request]] = {
@@ -100,7 +100,7 @@ def test_state(device):
 
 @proof
 def test_each_token_has_its_log_prob(policy):
-    """The engine is used again: idle, it may keep what is cached."""
+    """The engine is used twice: while it is idle it may keep the cache."""
     model, engine = testing.build_model(spec(policy)), testing.build_engine(spec(policy))
     for requests in CASES.values():
         check(model, requests, decode(engine, requests))
@@ -118,7 +118,7 @@ def test_each_token_has_its_most_likely_ones(policy):
 
 
 def test_a_scored_prompt_has_its_log_probs(policy):
-    """A request for no tokens."""
+    """A request for no tokens gets the log probs of its prompt."""
     requests = [testing.Request(PROMPT, 6), testing.Request(PROMPT, 0, arrival_step=2)]
     _, part = decode(testing.build_engine(spec(policy)), requests)
     of_prompt, _ = log_probs.of(testing.build_model(spec(policy)), PROMPT, ())

@@ -19,7 +19,7 @@ CHAT: dict[str, Any] = {
     "temperature": 0,
 }
 
-#: And what has to be given beside it.
+#: Parameters that have to be given beside each.
 NULLS = {
     "temperature": {"top_k": 1, "top_p": 0.0},
     "top_p": {},
@@ -72,7 +72,7 @@ def test_null_is_the_default_of_all_at_once(server):
 
 @proof
 def test_no_limit_of_tokens_is_the_default_one(server):
-    """16 in 0.16, and otherwise what the engine has room for."""
+    """The default is 16 tokens in 0.16, and later as many as the engine has room for."""
     null, left_out = (ask(server, max_tokens=value) for value in (None, ...))
     assert left_out.status == null.status == 200
     contents = [a.body["choices"][0]["message"]["content"].split() for a in (null, left_out)]

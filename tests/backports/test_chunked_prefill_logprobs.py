@@ -26,7 +26,7 @@ only_skipping = pytest.mark.skipif(
 )
 only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} has upstream's own change")
 
-# Three chunks, with a last one of one token and of many.
+# Three chunks, of which the last has one token, or many.
 LENGTHS = [128, 150]
 
 
@@ -133,7 +133,7 @@ def test_unpatched_each_chunk_leaves_a_log_prob(unpatched, model, length):
 @only_patched
 @pytest.mark.parametrize("only_last", [False, True])
 def test_nothing_else_changes(unpatched, only_last):
-    """With the log probs of the prompt, or with prompts in one chunk."""
+    """Neither with the log probs of the prompt, nor with prompts in one chunk."""
     length, skip = (20, True) if only_last else (150, False)
     sampling = {"skip_prompt_log_probs": skip, "top_n_logprobs": 2}
     # Where a chunk begins, `prompt-chunk-logprobs` changes one.

@@ -47,7 +47,7 @@ def assert_served(engine: Any, requests: list[testing.Request]) -> None:
 def build_with_cache(policy: str, blocks: int, **fields: Any) -> Any:
     context = context_class()
     needs(hasattr(context, "_compute_prefix_match"), "prefix caching")
-    # Since upstream's change it may look in vain. What else is wrong there has patches of its own.
+    # With upstream's change the look-up may find nothing. What else is wrong has its own patches.
     index_of = parameters_of(context.get_index_of_chunked_prefill_request)
     needs("safe" not in index_of, "prompts that are part of each step until their last chunk")
     from megatron.core.inference.config import PrefixCachingEvictionPolicy
@@ -57,7 +57,7 @@ def build_with_cache(policy: str, blocks: int, **fields: Any) -> Any:
 
 
 def blocks_left(engine: Any) -> int:
-    """Those that no request holds: free ones, and cached ones."""
+    """How many blocks no request holds: free ones, and cached ones."""
     context = engine.context
     allocator = getattr(context, "kv_block_allocator", None) or context.block_allocator
     return int((allocator.block_ref_counts == 0).sum())
@@ -127,7 +127,7 @@ def test_a_prompt_of_many_chunks():
 
 
 def test_as_many_requests_as_a_step_has_tokens():
-    """Whose tokens leave none for another chunk."""
+    """The tokens of these requests leave none for another chunk."""
     many = [testing.Request((index, index + 1), 12) for index in range(62)]
     engine = build(200, max_requests=64)
     assert_served(engine, [*many, LONG, *many[:6]])

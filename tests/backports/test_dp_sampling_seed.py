@@ -57,7 +57,7 @@ def seed(engine) -> int:  # type: ignore[no-untyped-def]
 
 
 def sample(rank: int) -> tuple[int, ...]:
-    """What the rank answers to the request."""
+    """The tokens that the rank samples for the request."""
     be(rank)
     engine = testing.build_engine(testing.EngineSpec())
     decoded = testing.decode(engine, [REQUEST], sampling={"top_k": 0, "temperature": 5.0})
@@ -91,7 +91,7 @@ def test_ranks_draw_different_samples_each_the_same_again(opted_in):
 def test_each_rank_draws_samples_of_its_own_again(monkeypatch):
     from megatron.core import parallel_state
 
-    # Upstream's own change asks the group, and not for Megatron's override.
+    # Upstream's own change reads the rank from the group, not from Megatron's override.
     ranks, of_data = torch.distributed.get_rank, parallel_state.get_data_parallel_group()
     monkeypatch.setattr(
         torch.distributed,

@@ -17,7 +17,7 @@ from .checks import assert_state_of_record, proof
 pytestmark = pytest.mark.usefixtures("device")
 
 LONGEST = 64
-#: They end in the last place there is, two of them at once; one ends before.
+#: They end in the last place of max_sequence_length, two of them at once; one ends earlier.
 REQUESTS = [
     testing.Request(tuple(range(1, 42)), LONGEST - 41),
     testing.Request(tuple(range(3, 50)), LONGEST - 47, arrival_step=1),
@@ -63,7 +63,7 @@ def test_state(device):
 @proof
 @pytest.mark.parametrize("count", [2, 3])
 def test_requests_may_be_as_long_as_the_longest(speculative, count):
-    """That none of the last ones is missing is the concern of `accepted-tokens-once`."""
+    """Whether a request lacks tokens at its end is the concern of `accepted-tokens-once`."""
     check(count, missing=count)
 
 

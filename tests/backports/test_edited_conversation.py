@@ -26,7 +26,7 @@ USER, ASSISTANT = ROLES["user"], ROLES["assistant"]
 
 
 class Forgetful(ChatTokenizer):
-    """Leaves out what the assistant said in earlier turns, as templates do with reasoning."""
+    """A template that leaves out the assistant's earlier turns, as some leave out reasoning."""
 
     def apply_chat_template(self, messages, **options):  # type: ignore[no-untyped-def]
         last = len(messages) - 1
@@ -147,7 +147,7 @@ def test_the_tokens_of_a_turn_take_the_place_of_its_text(server, ended):
 @proof
 @pytest.mark.parametrize("length", range(12))
 def test_as_many_tokens_as_there_are_are_looked_at(server, length):
-    """The function itself, with each length that the present conversation can have."""
+    """Calls the function itself, with each length that the present conversation can have."""
     replace = endpoint("chat_completions")._replace_prefix_tokens
     present = [USER, 1, 2, END, ASSISTANT, 3, END, USER, 4, END, ASSISTANT][:length]
     before, again = [*BEFORE, 9, 9, END], [*BEFORE, 3, 3, 3, 3, END]

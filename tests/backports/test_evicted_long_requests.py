@@ -103,7 +103,7 @@ def test_engines_of_other_kinds(name):
     if "options" in fields:
         needs("async_sched_mode" in context_parameters(), "asynchronous scheduling")
     found = serve(build(**fields), [GROWING, LONG, *BEHIND])
-    # Speculative tokens come from layers of the model: it is another one.
+    # Speculative tokens come from further layers, so the model is another one.
     speculative = fields.get("num_speculative_tokens", 0)
     expected = reference([GROWING, LONG, *BEHIND], num_speculative_tokens=speculative)
     assert [one and one.tokens for one in found] == expected
@@ -131,7 +131,7 @@ def test_a_suspended_request_that_has_outgrown_a_step_is_served(suspend_at):
 
 @only_evicting
 def test_prompts_of_others_are_not_split():
-    """Not even while one of them is."""
+    """Not even while an evicted request is prefilled in chunks."""
     engine = build()
     queries = []
     add = engine.context.add_request

@@ -59,7 +59,7 @@ def test_so_has_a_single_generated_token():
 
 
 def test_so_they_have_after_a_prompt_in_chunks():
-    """The last chunk has 64 tokens, one (or two, where a release does without one), and some."""
+    """The last chunk has 64 tokens, a single one (two where a release avoids that), and a few."""
     known = {*parameters_of(engine_class()), *context_parameters()}
     needs("enable_chunked_prefill" in known, "prompts in chunks")
     model, engine = testing.build_model(spec()), testing.build_engine(spec())

@@ -17,12 +17,12 @@ from .static_batches import NUM_TOKENS, PROMPTS
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: No token at all.
+#: A termination id that is no token.
 NEVER = -1
 
 WINDOW = {"window_size": (3, 0)}
 
-#: What a layer can have that flash-attn has to be told.
+#: Settings of a layer that flash-attn has to be told.
 LAYERS: dict[str, dict[str, Any]] = {
     "window": WINDOW,
     "a longer window": {"window_size": (8, 0)},
@@ -42,7 +42,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Layers of which flash-attn has to be told nothing.
+#: Layers without any such setting.
 USUAL: dict[str, dict[str, Any]] = {
     "usual": {},
     "a window of no layer": {**WINDOW, "window_attn_skip_freq": (0, 0)},
@@ -94,7 +94,7 @@ def test_other_layers_call_flash_attn_as_before(unpatched, monkeypatch, layer):
     calls: list[dict[str, Any]] = []
 
     def call(**arguments: Any) -> Any:
-        # Of the caches, what is behind the last key is whatever the memory was.
+        # In the caches, what lies behind the last key is uninitialised memory.
         noted = {
             name: tuple(value.shape) if name.endswith("_cache") else attending.as_list(value)
             for name, value in arguments.items()

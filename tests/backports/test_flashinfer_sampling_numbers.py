@@ -20,7 +20,7 @@ from .checks import assert_state_of_record, needs, proof
 
 MODULE = "megatron.core.inference.sampling.flashinfer_sampling"
 
-#: So hot that each token is as likely as any other, and each draw tells.
+#: So hot that all tokens are about equally likely: repeated draws then show.
 HOT = {"temperature": 1e6, "top_k": 0, "top_p": 0.0}
 REQUESTS = [testing.Request((5, 6, 7 + i), 24, sampling=HOT) for i in range(3)]
 
@@ -33,7 +33,7 @@ def is_there() -> bool:
 
 @pytest.fixture
 def flashinfer(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """flashinfer's kernels, and no CUDA graph of another test."""
+    """Stand-ins for flashinfer's kernels, without CUDA graphs of other tests."""
     testing.context_class()
     needs(is_there(), "flashinfer")
     kernels = flashinfer_kernels.module()
@@ -63,7 +63,7 @@ def test_each_step_draws_other_numbers(flashinfer):
         decoded = testing.decode(engine, REQUESTS, capture_logits=False)
     assert count.replays
     for tokens in decoded.tokens:
-        # Of 128 tokens 24 are drawn: more than 16 other ones in all but one of 10 million cases.
+        # Of 24 tokens drawn from 128, over 16 differ in all but one of 10 million cases.
         assert len({*tokens}) > 16
 
 

@@ -1,7 +1,7 @@
 """The check of a graph's arguments: the answers of the unpatched one, at a fraction of its cost.
 
-No graph is captured on a CPU: what checks is Megatron's runner, with the metadata that a capture
-leaves in it.
+No graph is captured on a CPU: Megatron's runner checks, with the metadata that a capture leaves
+in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.fixture(scope="module")
 def graphs(device):
-    """Megatron's module."""
+    """Megatron's module of CUDA graphs."""
     return cuda_graphs()
 
 
@@ -48,7 +48,7 @@ CONTEXT = None
 
 
 def layer_arguments() -> dict[str, Any]:
-    """Those of a layer in a decode step."""
+    """The arguments of a layer in a decode step."""
     global CONTEXT
     CONTEXT = CONTEXT or testing.build_context(testing.EngineSpec())
     names = ("attention_mask", "context", "rotary_pos_emb", "attention_bias", "padding_mask")
@@ -71,7 +71,7 @@ def test_arguments_of_the_capture_match_and_so_do_other_tensors_like_them(graphs
 
 @proof
 def test_arguments_that_match_are_not_described(graphs, monkeypatch):
-    """Nor are they any less compared for it."""
+    """They are compared all the same."""
     needs(hasattr(graphs._CudaGraphRunner, "get_mismatch_errors"), "a check of arguments")
     described = []
 
@@ -151,7 +151,7 @@ def outcome(check, runner, args, kwargs) -> list[str]:
     """The errors that ``check`` returns or, as in 0.14 and 0.15 for a tensor in a place of another
     type, the one that it raises."""
     try:
-        # In which order keywords are looked at is that of a set.
+        # Keywords are checked in the order of a set, which is arbitrary.
         return sorted(check(runner, args, kwargs))
     except AttributeError as error:
         return [repr(error)]
@@ -177,7 +177,7 @@ def test_any_arguments_get_the_errors_of_the_unpatched_check(graphs, unpatched):
 
 
 def fastest(check, runner, kwargs) -> float:
-    """Seconds for a hundred checks, the least of some rounds."""
+    """Seconds for a hundred checks: the fastest of some rounds."""
     times = []
     for _ in range(9):
         begin = time.perf_counter()

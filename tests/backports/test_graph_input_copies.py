@@ -82,7 +82,7 @@ def applied() -> None:
 
 
 class Runner:
-    """Of a graph that adds one to its input, as far as a replay looks at it."""
+    """The runner of a graph that adds one to its input, with all that a replay reads of it."""
 
     def __init__(self, static: torch.Tensor) -> None:
         graphs = cuda_graphs()

@@ -1,4 +1,4 @@
-"""The replay of a layer's graph: the same one, with autograd where gradients are on alone.
+"""The replay of a layer's graph: the same results, and autograd only where gradients are on.
 
 No graph is captured on a CPU: Megatron's runner, its autograd function and its manager are there,
 and in the place of the graph is an object that does what a captured kernel would do.
@@ -42,7 +42,7 @@ from_016 = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def graphs(device):
-    """Megatron's module."""
+    """Megatron's module of CUDA graphs."""
     return cuda_graphs()
 
 
@@ -72,7 +72,7 @@ def captured(*tensors, **others):
     runner.fwd_graph = Doubles(runner.fwd_graph_input_surface, runner.fwd_graph_output_surface)
     runner.grad_enabled = runner.fp8_enabled = runner.fp4_enabled = runner.use_stream = False
     runner.is_last_layer = runner.is_first_layer = False
-    runner._gtp_fwd_params_to_ensure_ready = ()  # newer than the newest release
+    runner._gtp_fwd_params_to_ensure_ready = ()  # of main after the newest release
     return runner, kwargs
 
 
@@ -167,7 +167,7 @@ def test_outputs_are_left_as_autograd_leaves_them(unpatched, graphs, mode, gradi
 
 @pytest.mark.parametrize("how", ["function", "subclass"])
 def test_a_forward_that_somebody_replaced_has_autograds_context(graphs, applied, monkeypatch, how):
-    """Such as one with a context of its own, which is made by autograd."""
+    """Such as one that uses the context which autograd makes for it."""
     node = graphs._CudagraphReplayNode
 
     def forward(ctx, runner, is_first_microbatch, *inputs):
@@ -226,7 +226,7 @@ def life(in_flight: int, evaluations: bool) -> list[Any]:
 
 @pytest.fixture
 def dropped_graphs(device):
-    """Megatron keeps those of a test that fails, too, and looks for a runner of each layer."""
+    """Drop all graphs afterwards: Megatron keeps those of a failed test too."""
     yield
     testing.drop_cuda_graphs()
 
@@ -284,7 +284,7 @@ values = leaves | tensors | st.builds(Packed, leaves | tensors)
 
 @pytest.fixture
 def unpatched_get_tensors(unpatched, graphs):
-    """Megatron's own, while the patches are installed."""
+    """The function as released, while the patches are installed."""
     function = as_it_is(graphs._CudaGraphRunner.get_tensors)
     megatron_patch.install()
     assert graphs._CudaGraphRunner.get_tensors.__code__ is not function.__code__

@@ -1,6 +1,6 @@
 """How often a replay visits the modules of its layer.
 
-No graph is captured on a CPU: Megatron's manager and runner are there, and what replays is not.
+No graph is captured on a CPU: manager and runner are Megatron's, and nothing is replayed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ only_patched = pytest.mark.skipif(not PATCHED, reason=f"{RELEASE} visits them on
 
 @pytest.fixture(scope="module")
 def graphs(device):
-    """Megatron's module."""
+    """Megatron's module of CUDA graphs."""
     return cuda_graphs()
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_a_layer_in_training_mode_is_put_into_evaluation_mode(captured
 
 @only_patched
 def test_an_eval_of_its_own_is_called_before_each_replay(captured):
-    """Such as that of a module which merges low-rank weights there."""
+    """Such as the `eval()` of a module that merges low-rank weights in it."""
     manager, layer, runner = captured
     runner.eval()
 

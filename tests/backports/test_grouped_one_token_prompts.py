@@ -67,7 +67,7 @@ def longest_queries(
 
 @pytest.mark.parametrize("spec", [testing.EngineSpec(), GROUPED], ids=["heads", "grouped"])
 def test_longer_prompts_are_as_before(unpatched, monkeypatch, spec):
-    """What the patch is not about: the longest query is what it was, and so is all that comes."""
+    """Where the patch is not needed, the longest query and the results are what they were."""
     requests = [testing.Request(tuple(range(n)), 5, step) for step, n in enumerate((2, 5, 30, 3))]
     lengths, without = longest_queries(monkeypatch, spec, requests)
     monkeypatch.setenv("MEGATRON_PATCH", GROUPED_ONE_TOKEN_PROMPTS.id)

@@ -50,7 +50,7 @@ def asynchronous() -> dict[str, Any]:
     needs("async_sched_mode" in context_parameters(), "asynchronous scheduling")
     from megatron.core.inference.config import AsyncScheduleMode
 
-    # At first it had two modes of other names, and refused prompts in chunks in both.
+    # At first it had two modes with other names, which both refused prompts in chunks.
     modes = {mode.value for mode in AsyncScheduleMode}
     needs("async" in modes, "asynchronous scheduling of prompts in chunks")
     return {"async_sched_mode": "async"}
@@ -76,7 +76,7 @@ def test_a_chunk_waits_for_memory_without_it(asynchronous):
 
 @proof
 def test_another_request_ends_while_it_waits(asynchronous):
-    """Which has the last row then, and must not be taken for the one that waits."""
+    """The other request has the last row then, and must not be taken for the one that waits."""
     requests = (SHORT, SHORT, testing.Request((7, 8, 9), 12), LONG)
     found, waited = run(*requests, blocks=22, **asynchronous)
     assert found == alone(*requests)

@@ -27,7 +27,7 @@ IDLE = 0.05
 
 
 def run(use: Callable[[Any, Callable[[testing.Request], Any]], Any]) -> Any:
-    """Have ``use(engine, add)`` awaited while ``run_engine()`` runs, idle at first."""
+    """Await ``use(engine, add)`` while ``run_engine()`` runs, which is idle at first."""
     engine = testing.build_engine(testing.EngineSpec())
     of_all = "sampling_params" in parameters_of(engine_class().run_engine)
 

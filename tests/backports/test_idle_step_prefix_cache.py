@@ -42,10 +42,10 @@ def eviction(policy: str) -> Any:
 
 
 def idle_step(engine: Any) -> None:
-    """What the engine does for other ranks when it has nothing to do."""
+    """Make the dummy step with which an idle engine serves other ranks."""
     engine.controller.dummy_forward()
     engine.context.step_count += 1
-    # Which once was the clock of the cache, too.
+    # Where the clock of the cache is a count of steps, it goes on, too.
     if hasattr(engine.context, "prefix_cache_lru_clock"):
         engine.context.prefix_cache_lru_clock += 1
 
@@ -119,7 +119,7 @@ def test_blocks_are_neither_lost_nor_handed_out_twice():
 
 @proof
 def test_the_block_that_was_used_last_is_evicted_last():
-    """So the clock has to go on."""
+    """For this the cache's clock has to go on."""
     engine = build()
     allocator = allocator_of(engine)
     needs(hasattr(allocator, "block_timestamps"), "blocks with the times of their last use")

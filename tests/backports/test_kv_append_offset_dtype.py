@@ -120,7 +120,7 @@ def test_tokens_and_logits_are_unchanged(unpatched):
 
 
 def appended(device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # type: ignore[no-untyped-def]
-    """Append a token to the block; what was given, what is there, and the layer in front of it."""
+    """Append a token to the block; returns what was given, what is there, and the layer before."""
     shape = (2, 2, BLOCK + 1, 256, 1, 128)  # keys and values of two layers
     free, needed = torch.cuda.mem_get_info(device)[0], 2 * 2 * (BLOCK + 1) * ELEMENTS * 2
     if free < needed + 2**30:

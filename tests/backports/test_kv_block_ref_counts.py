@@ -73,8 +73,8 @@ def wave(context, number: int, rng: random.Random) -> None:  # type: ignore[no-u
     prefix = [number * 1000 + i for i in range(size * rng.randint(1, 2))]
     count = rng.choice((2, 2, 3, 4))
     for index in range(count):
-        # No tail fills its block: a request that goes on and needs another one, while all that are
-        # free are cached, runs into what upstream #5995 has fixed.
+        # No tail fills its block. A request that needs another block while all free ones are cached
+        # would meet the defect that upstream #5995 has fixed.
         tail = [number * 1000 + 500 + 20 * index + i for i in range(rng.randint(1, size - 1))]
         add(context, 10 * number + index, prefix + tail)
     one_stays = number % 4 == 0
@@ -148,7 +148,7 @@ def test_a_single_end_and_a_common_end_count_the_same(policy):
 @policies
 @given(data=st.data())
 def test_counts_are_those_of_the_holders(policy, data):
-    """Any number of holders of each block, which let go of it in any groups."""
+    """Each block has any number of holders, which release it in groups of any size."""
     context = testing.build_context(spec(policy, max_requests=4, max_sequence_length=32))
     blocks = context.kv_block_allocator
     total = blocks.total_avail
@@ -173,7 +173,7 @@ def test_counts_are_those_of_the_holders(policy, data):
 
 
 def waves(engine, most: int, until: int = 0) -> list[int]:  # type: ignore[no-untyped-def]
-    """Free blocks after each wave of 4 equal requests, as long as more than `until` are."""
+    """Numbers of free blocks after each wave of 4 equal requests, until at most `until` are."""
     left = [free(engine.context)]
     while len(left) <= most and left[-1] > until:
         prompt = tuple((len(left) + 3 * i) % 128 for i in range(40))

@@ -46,7 +46,7 @@ def test_state():
 
 
 def logits_and_rows(steps: Steps, function=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random logits of the step that was begun, and those that ``function`` takes of them."""
+    """Random logits for the step that has begun, and the rows that ``function`` takes of them."""
     context = steps.context
     device = context.request_ids.device
     generator = torch.Generator(device).manual_seed(steps.added)
@@ -104,7 +104,7 @@ def test_in_any_step_the_rows_are_those_of_the_unpatched_method(unpatched_functi
         steps = Steps(**CONTEXTS[name])
         for lengths, probability, chance in walk:
             for length in lengths:
-                # Prompts of one token are a defect of some releases, with a patch of its own.
+                # Prompts of one token fail on some releases, which has a patch of its own.
                 steps.add(max(2, length))
             if not steps.active:
                 continue
@@ -135,7 +135,7 @@ def test_padding_reads_the_first_row(unpatched_function):
 
 
 def mixed_step(steps: Steps) -> None:
-    """As many requests and tokens, padding included, as in the decode step; one has a prompt."""
+    """A step with as many requests and tokens, padding too, as the decode step; one is a prompt."""
     requests, tokens = steps.active, steps.context.padded_active_token_count
     steps.end([False] + [True] * (requests - 1))
     steps.add(5)
@@ -144,7 +144,7 @@ def mixed_step(steps: Steps) -> None:
 
 
 def test_what_a_decode_step_captures_is_right_for_other_batches(unpatched_function):
-    """As on a rank of expert parallelism, whose graphs are for the batches of its peers, too."""
+    """As on a rank of expert parallelism, whose graphs also run for the batches of its peers."""
     steps = decode_step(max_requests=64)
     logits, _ = logits_and_rows(steps)
     graph = torch.cuda.CUDAGraph()
@@ -184,7 +184,7 @@ def test_the_rows_are_the_callers_own(unpatched_function, form, gradients):
 
 
 def test_a_hook_of_the_output_layer_may_write_to_its_input(unpatched):
-    """What somebody else keeps of the layers before it stays as it was."""
+    """Hidden states that somebody keeps from the layers before stay as they were."""
 
     def answers() -> tuple[Any, list[Any]]:
         engine = testing.build_engine(testing.EngineSpec())

@@ -27,7 +27,7 @@ def decoded(requests: Sequence[testing.Request], **fields: Any) -> list[tuple[in
 
 
 def alone(requests: Sequence[testing.Request]) -> list[tuple[int, ...]]:
-    """What the model says that caches nothing."""
+    """The tokens of a model that caches nothing."""
     model = testing.build_model(dataclasses.replace(SPEC, cache_mla_latents=False))
     return [tuple(tokens) for tokens in testing.reference_decode(model, requests)]
 

@@ -87,7 +87,7 @@ def model(sharing):  # type: ignore[no-untyped-def]
 
 
 def expected(model, *requests: tuple[tuple[int, ...], int]):  # type: ignore[no-untyped-def]
-    """What the model alone decodes, without any cache."""
+    """The tokens of the model alone, without any cache."""
     return testing.reference_decode(model, [testing.Request(*request) for request in requests])
 
 
@@ -98,7 +98,7 @@ def hashes(prompt: tuple[int, ...]) -> list[int]:
 
 
 def cached(engine, prompt: tuple[int, ...]) -> int:  # type: ignore[no-untyped-def]
-    """How many blocks of the prompt are cached; none without those before it."""
+    """How many blocks of the prompt are cached, up to the first that is not."""
     blocks = vars(support.allocator(engine.context))
     known = blocks.get("kv_hash_to_block_id", blocks.get("hash_to_block_id"))
     found = [block_hash in known for block_hash in hashes(prompt)]
@@ -113,7 +113,7 @@ def test_state():
     )
 
 
-# Engines in the states that upset them. All have four blocks.
+# Engines in states in which unpatched releases go wrong. All have four blocks.
 
 
 def decode_when_all_other_blocks_are_cached() -> testing.Decoded:
@@ -190,7 +190,7 @@ def end_step(context, *active: int) -> None:  # type: ignore[no-untyped-def]
 
 
 def is_let_in(context) -> bool:  # type: ignore[no-untyped-def]
-    """Whether a request is, that shares two of three cached blocks and needs two more."""
+    """Whether a request is admitted that shares two of three cached blocks and needs two more."""
     prompt = tokens(1, 4 * SIZE)
     add(context, 0, prompt[: 2 * SIZE])
     add(context, 1, tokens(2, SIZE))
@@ -246,7 +246,7 @@ def test_requests_that_share_blocks_and_do_not_fit_together_all_end(model, polic
     assert engine.evicted_request_count == 2
 
 
-# What comes back after an eviction or a suspension is computed afresh.
+# A request that comes back after an eviction or a suspension is computed anew.
 
 
 def with_log_probs(engine, *requests, on_step=None):  # type: ignore[no-untyped-def]
@@ -268,7 +268,7 @@ def log_probs_spec(blocks: int, policy: str, **fields) -> testing.EngineSpec:  #
 
 
 def assert_log_probs_of_the_model(model, requests, merged) -> None:  # type: ignore[no-untyped-def]
-    """As many as tokens, each of its own token. The first of a prompt has none."""
+    """Each token but a prompt's first has its own log prob, and there are no others."""
     assert tuple(tuple(one.generated_tokens) for one in merged) == expected(model, *requests)
     for (prompt, _), one in zip(requests, merged, strict=True):
         of_prompt, of_generated = log_probs.of(model, prompt, one.generated_tokens)
@@ -318,7 +318,7 @@ def test_samples_of_one_prompt_have_all_log_probs_after_a_suspension(model, poli
 @only_sharing
 @pytest.mark.parametrize("change", [2, 3])
 def test_a_request_that_comes_back_is_decoded_on_the_weights_of_now(change):
-    """They are changed in place between two steps, as in RL, and the cache is kept."""
+    """The weights are changed in place between two steps, as in RL, and the cache is kept."""
     engine, second = testing.build_engine(spec(9)), testing.build_model(spec(9, seed=1))
     first = engine.controller.inference_wrapped_model.model
     engine._generation_epoch = 0
@@ -342,7 +342,7 @@ def test_a_request_that_comes_back_is_decoded_on_the_weights_of_now(change):
 
 
 def with_variant(variant: Variant) -> Patch:
-    """The patch with one of its variants alone."""
+    """The patch with only one of its variants."""
     sources = sources_of(LRU_PREFIX_CACHE)
     known = tuple(source for source in sources if source.proved == variant.name)
     return LRU_PREFIX_CACHE._replace(variants=(variant,), sources=known)
@@ -388,7 +388,7 @@ def test_source_with_hashes_for_what_comes_back_is_not_taken_for_source_with_thi
 @only_sharing
 @pytest.mark.parametrize(("blocks", "chunked", "rounds"), [(10, False, 16), (18, True, 4)])
 def test_a_thousand_requests_get_the_tokens_of_the_model_alone(model, blocks, chunked, rounds):
-    """50 at a time, of few prompts with common prefixes. Any one of them fits, not all together."""
+    """50 at a time, with common prefixes. The cache has room for each of them, but not for all."""
     engine = testing.build_engine(spec(blocks, enable_chunked_prefill=chunked))
     context, rng = engine.context, random.Random(0)
     stems = [tokens(rng.randrange(128), rng.choice((4, 8, 12, 17))) for _ in range(8)]

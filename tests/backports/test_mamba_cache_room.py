@@ -15,7 +15,7 @@ from .checks import assert_state_of_record, needs, proof
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: Prompts that end with a block, and so leave a state each.
+#: Prompts that end where a block does, and so leave a Mamba state each.
 REQUESTS = [testing.Request(tuple(range(8 * i, 8 * i + 16)), 4) for i in range(4)]
 #: The same beginnings again, while the others are there, and after them.
 AGAIN = [
@@ -42,7 +42,7 @@ def test_more_prompts_than_there_is_room_for(states):
 
 
 def assert_consistent(slots: Any) -> None:
-    """Each slot is free or one block's, and a hash leads to a block that has one."""
+    """Each slot is free or belongs to one block, and each hash leads to a block that has a slot."""
     free = slots.free_slots[: slots.free_count].tolist()
     taken = slots.block_to_slot[slots.block_to_slot >= 0].tolist()
     assert sorted(free + taken) == list(range(slots.max_slots))
@@ -70,7 +70,7 @@ class Step:
         return int(self.context.mamba_metadata.request_to_mamba_state_idx[request])
 
     def cached(self) -> list[float]:
-        """The state of each request that is cached, which its number tells; 0 for none."""
+        """The value of each request's cached state; 0 if there is none."""
         found = []
         for request in range(len(REQUESTS)):
             slot = self.slots.get_slot(int(self.context.request_to_kv_block_ids[request, 0]))

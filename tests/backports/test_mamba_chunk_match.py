@@ -54,7 +54,7 @@ def test_state():
 def test_a_cached_prompt_comes_again_in_chunks(requests):
     spec = spec_of(chunks=True)
     engine = testing.build_engine(spec)
-    # What the second chunk skips is a matter of `mamba-skipped-tokens`.
+    # What the second chunk skips is the concern of `mamba-skipped-tokens`.
     hybrids.decode_tokens(engine, spec, REQUESTS[requests])
 
 

@@ -27,7 +27,7 @@ only_merging = pytest.mark.skipif(not MERGES, reason=f"{RELEASE} has no records 
 
 
 def record_of(*parts: dict[str, Any]) -> Any:
-    """A record whose parts have what is given, made as the engine makes it."""
+    """A record whose parts have the fields given, made as the engine makes it."""
     import torch
     from megatron.core.inference import inference_request as requests
     from megatron.core.inference.sampling_params import SamplingParams

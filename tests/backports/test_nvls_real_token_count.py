@@ -35,7 +35,7 @@ def opted_in(device, monkeypatch):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def dispatcher(monkeypatch):  # type: ignore[no-untyped-def]
-    """Megatron's class, for contexts of two expert-parallel ranks, without the buffers of NVLS."""
+    """Megatron's dispatcher for two expert-parallel ranks, without the buffers of NVLS."""
     from megatron.core.transformer.moe.token_dispatcher_inference import NVLSAllGatherVDispatcher
 
     make_config = engines.transformer_config

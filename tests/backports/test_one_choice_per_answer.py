@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("device")
 PROMPTS = [list(range(7 * n, 7 * n + 20)) for n in range(6)]
 
 
-#: Of a block of the KV cache, by default.
+#: Tokens of a block of the KV cache, by default.
 BLOCK_GB = 16 * 1024 / 1024**3
 
 
 @pytest.fixture
 def scarce(device: Any) -> Server:
-    """In front of an engine that has to evict some of the requests."""
+    """The endpoints in front of an engine that has to evict some of the requests."""
     set_aside = {"paused_buffer_size_gb": 4.5 * BLOCK_GB}
     known = "paused_buffer_size_gb" in context_parameters()
     return Server(

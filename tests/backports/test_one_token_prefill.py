@@ -24,7 +24,7 @@ PATCHED = Version("0.16") <= RELEASE < Version("0.18")
 
 # Half as many heads of keys as of queries, where flash-attn has its short cut.
 GROUPED = [None, 2]
-# What goes wrong without the patch does so on 0.16 with grouped heads alone.
+# On 0.16 only grouped heads go wrong without the patch.
 FAILING = [None, 2] if SHARES else [2]
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -41,7 +41,7 @@ def decode(requests, spec):  # type: ignore[no-untyped-def]
 
 
 def known_fields() -> set[str]:
-    """What the context and the engine can be given."""
+    """The arguments that the context and the engine take."""
     return {*context_parameters(), *parameters_of(engine_class())}
 
 
@@ -78,7 +78,7 @@ def test_prompts_of_one_token_decode_as_with_the_model_alone(requests, graphs, g
 @pytest.mark.parametrize("name", ["alone", "joining"])
 def test_the_longest_query_of_one_token_prefills_is_that_of_prefills(name, groups):
     if groups:
-        # Where it is not, it is made on the host: `grouped-one-token-prompts` is for that.
+        # Otherwise it is computed on the host, which is the concern of `grouped-one-token-prompts`.
         needs(computes_longest_query(), "a longest query that the metadata computes")
     spec = testing.EngineSpec(num_query_groups=groups)
     expected = testing.reference_decode(testing.build_model(spec), BATCHES[name])
@@ -120,7 +120,7 @@ def test_prompts_of_all_lengths_decode_in_chunks_as_in_one():
 @only_chunking
 @grouped
 def test_a_last_chunk_of_one_token_joins_a_batch(groups):
-    """Others are decoded meanwhile, and take tokens of the chunks."""
+    """Other requests decode meanwhile, and take tokens of a step from the chunks."""
     requests = [testing.Request((3, 4, 5), 9)]
     requests += [testing.Request(prompt(n), 3, arrival_step=2 + n % 3) for n in (63, 64, 127)]
     expected = testing.reference_decode(testing.build_model(chunking(groups)), requests)

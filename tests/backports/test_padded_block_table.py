@@ -57,7 +57,7 @@ def test_state():
 
 @pytest.fixture
 def tables(mocker):
-    """Copies of the block tables that attention has got, in order."""
+    """Copies of the block tables that attention was given, in order."""
     from megatron.core.transformer import attention
 
     seen: list[torch.Tensor] = []

@@ -28,7 +28,7 @@ REQUESTS = (
     testing.Request(tuple(5 * i * i % 127 for i in range(150)), 4, arrival_step=12),
     testing.Request(tuple(7 * i * i % 127 for i in range(90)), 3, arrival_step=13),
 )
-#: A prompt that is alone, with a chunk of as many tokens as a step has.
+#: A lone prompt, whose first chunk has as many tokens as a step takes.
 ALONE = testing.Request(tuple(i * i % 127 for i in range(100)), 3)
 
 
@@ -36,7 +36,7 @@ def check(model: Any, requests: Sequence[testing.Request], found: list[Any]) -> 
     for request, part in zip(requests, found, strict=True):
         assert len(part.generated_tokens) == request.num_tokens
         right = [*map(list, log_probs.of(model, request.prompt, part.generated_tokens))]
-        # Where one ends and the other begins is the concern of `first-token-logprobs`.
+        # Where the one list ends and the other begins is the concern of `first-token-logprobs`.
         of_all = [*part.prompt_log_probs, *part.generated_log_probs]
         assert of_all == pytest.approx([*right[0], *right[1]], abs=1e-4)
 
@@ -80,7 +80,7 @@ def test_each_token_of_a_prompt_in_chunks_has_its_own_log_prob(chunked, requests
 
 @proof
 def test_so_it_has_in_speculative_decoding(speculative):
-    """There are speculative tokens of others beside the chunks."""
+    """Other requests have speculative tokens in the same steps as the chunks."""
     model, engine = testing.build_model(speculative), testing.build_engine(speculative)
     for request, part in zip(REQUESTS, parts(engine, REQUESTS), strict=True):
         of_prompt, _ = log_probs.of(model, request.prompt, ())
@@ -103,7 +103,7 @@ def test_so_it_has_with_both(asynchronous, speculative):
 
 @proof
 def test_there_are_most_likely_ones_for_each_log_prob(skipping):
-    """That there is one log prob for each token, in 0.16, is the concern of another patch."""
+    """On 0.16, another patch sees to it that there is one log prob for each token."""
     sampling = {"skip_prompt_log_probs": True, "top_n_logprobs": 2}
     for part in parts(testing.build_engine(spec()), REQUESTS, **sampling):
         assert len(part.generated_top_n_logprobs) == len(part.generated_log_probs)
@@ -154,7 +154,7 @@ def test_nothing_changes_for_prompts_in_one_chunk(skipping, unpatched, skip):
 
 
 def test_a_chunk_from_before_the_patch_is_left_alone(chunked, unpatched):
-    """Nothing says what follows it."""
+    """Nothing notes which token follows such a chunk."""
 
     def on_step(engine: Any, step: int) -> None:
         if step == 1:

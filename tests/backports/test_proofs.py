@@ -20,7 +20,7 @@ def module_of(patch: Patch) -> ModuleType:
 
 
 def proofs(module: ModuleType) -> list[Any]:
-    """The tests of the module that are marked."""
+    """The tests of the module that are marked `proof`."""
     return [
         function
         for name, function in vars(module).items()

@@ -63,7 +63,7 @@ def test_state(device):
 @proof
 @pytest.mark.parametrize("steps", STEPS, ids=str)
 def test_each_token_has_one_log_prob(modes, steps):
-    """Where a chunk begins, that of the prompt is the concern of `prompt-chunk-logprobs`."""
+    """The log prob where a chunk begins is the concern of `prompt-chunk-logprobs`."""
     model, records = testing.build_model(spec()), decode("recompute", steps, top_n_logprobs=2)
     for request, record in zip(REQUESTS, records, strict=True):
         tokens = joined(record, "generated_tokens")

@@ -22,7 +22,7 @@ from .serving import of_future
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: Longer than a sequence may be, and longer than a step without chunks.
+#: Prompts longer than a sequence may be, and longer than a step that does not split them.
 TOO_LONG = testing.Request(tuple(range(120)), 20)
 SHORT = testing.Request((1, 2, 3), 4)
 ERROR = "MaxSequenceLengthOverflowError"
@@ -34,14 +34,14 @@ def build() -> Any:
 
 
 def finished(engine: Any) -> list[Any]:
-    """What the next step returns as finished, each record's last part."""
+    """The requests that the next step returns as finished: the last part of each record."""
     result = stepper(engine, {})()
     records = result.get("finished_requests", result.get("finished_request_records"))
     return [getattr(record, "requests", [record])[-1] for record in records]
 
 
 def is_refused_for_its_length() -> bool:
-    """Since 0.19 the number of tokens to generate is cut down to what fits."""
+    """Whether a request for too many tokens is refused. Since 0.19 it gets as many as fit."""
     return "remaining_tokens" not in inspect.getsource(engine_class()._add_request)
 
 
@@ -83,7 +83,7 @@ def test_a_busy_engine_answers_at_once_and_goes_on():
 
 @proof
 def test_generate_goes_on_until_it_has_those_that_are_refused():
-    """Since there are records, ``generate-refused-requests`` is for it."""
+    """In releases with records this is the concern of ``generate-refused-requests``."""
     from megatron.core.inference import inference_request
     from megatron.core.inference.sampling_params import SamplingParams
 
@@ -102,7 +102,7 @@ def test_generate_goes_on_until_it_has_those_that_are_refused():
 
 
 def test_the_coordinator_gets_the_reply_at_once_and_once():
-    """Over sockets of the kind that lead to it, which is another process."""
+    """Over sockets of the kind that lead to the coordinator, which is another process."""
     zmq, msgpack = pytest.importorskip("zmq"), pytest.importorskip("msgpack")
     engine = build()
     needs(hasattr(engine, "use_coordinator"), "an engine that knows of its coordinator")
@@ -160,7 +160,7 @@ def test_a_coordinator_that_the_engine_does_not_know_of_gets_the_reply_at_once()
         header, *reply = msgpack.unpackb(coordinator.recv(zmq.NOBLOCK), raw=False)
         assert Headers(header) is Headers.ENGINE_REPLY
         if "post_process_requests_locally" in parameters_of(engine.async_step):
-            # It keeps the requests, and this one ends without tokens.
+            # This engine keeps the requests, and this request ends without tokens.
             assert reply == [[], [0], [], None, -1, True]
         else:
             ((found,),) = reply

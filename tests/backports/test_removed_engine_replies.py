@@ -32,7 +32,7 @@ def test_what_it_sent_before_it_was_found_gone_is_passed_on():
         client.submit(SHORT)
         client.submit(SHORT)
         requests = [first.request(), second.request()]
-        # Which is for the first again, and keeps the coordinator busy until that has ended.
+        # For the first engine again, and it keeps the coordinator busy until that engine has ended.
         client.submit("1 2 3")
         assert coordinator.tokenizer.asked.wait(20)
         first.reply(requests[0])
@@ -50,7 +50,7 @@ def test_an_engine_that_was_removed_replies_later():
         client, (first, second) = Client(coordinator), coordinator.engines
         for _ in range(3):
             client.submit(SHORT)
-        # It has the first and the third.
+        # This engine has the first and the third request.
         requests = [first.request() for _ in range(2)]
         other = second.request()
         first.leave()

@@ -22,7 +22,7 @@ from .coordinators import (
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: Whether the engine says goodbye.
+#: Whether the engine announces that it leaves.
 LEAVES = [pytest.param(True, id="goodbye"), pytest.param(False, id="vanished")]
 POLICIES = ["FIRST_PREFIX_BLOCK", "LONGEST_PREFIX"]
 
@@ -57,7 +57,7 @@ def test_an_engine_that_said_goodbye_gets_no_request_while_it_is_connected():
 def test_other_engines_keep_their_prefixes(says_goodbye):
     with Coordinator(3) as coordinator:
         client, engines = Client(coordinator), coordinator.engines
-        # One to each: each is the one with the least to do.
+        # One request to each: the next engine is always the one with the least to do.
         for prompt in PROMPTS[:3]:
             client.submit(prompt)
         requests = [engine.request() for engine in engines]
@@ -68,7 +68,7 @@ def test_other_engines_keep_their_prefixes(says_goodbye):
         assert client.is_served_by(PROMPTS[0]) == 0
         assert client.is_served_by(PROMPTS[2]) == 2
         assert client.is_served_by(PROMPTS[1]) in (0, 2)
-        # Where that went is now where it is known.
+        # The engine that got it now has the prefix cached.
         known = client.is_served_by(PROMPTS[1])
         assert [client.is_served_by(PROMPTS[1]) for _ in range(3)] == [known] * 3
 
@@ -87,7 +87,7 @@ def test_other_engines_keep_their_loads(says_goodbye):
         assert client.is_served_by(PROMPTS[3]) == 2
         client.submit(PROMPTS[3])
         engines[2].request()
-        # Both have one now, and the first of them is taken.
+        # Both engines have one request now, and the first of them gets the next.
         engines[1].reply(requests[1])
         assert client.answer() == (1, str(requests[1]))
         assert [client.is_served_by(PROMPTS[4]) for _ in range(2)] == [1, 1]

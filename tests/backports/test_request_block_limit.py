@@ -17,7 +17,7 @@ from .serving import Served, has_paused_buffer, serve, spec_of
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: The blocks that prompts can have are 3 or 5, and this one needs 7.
+#: Prompts can have 3 or 5 blocks, and this one needs 7.
 LONG = testing.Request(tuple(range(100)), 4)
 SHORT = (testing.Request((1, 2, 3), 5), testing.Request((4, 5), 4))
 #: On both sides of the bounds of 5 blocks, and of 1 or 3 for active requests.
@@ -30,7 +30,7 @@ def guarantees() -> bool:
 
 
 def blocks() -> int:
-    """As many as prompts have 3 (with those set aside) or 5 of."""
+    """A number of blocks that leaves prompts 3 (where others are set aside) or 5."""
     if guarantees():
         return 12
     # Between 0.15 and 0.16, active requests have half of the blocks, and prompts no others.
@@ -43,7 +43,7 @@ def reference(requests):  # type: ignore[no-untyped-def]
 
 
 def assert_refused(found: Served | None, error: str = "BlockOverflowError") -> None:
-    """As far as the release tells: 0.15 does not answer, and 0.14 raises."""
+    """The request is refused, as far as the release tells: 0.15 does not answer, 0.14 raises."""
     if not hasattr(engine_class(), "_add_request"):
         assert found == ("RAISED", (), ("ChunkOverflowError",))
     elif found is not None:
@@ -101,7 +101,7 @@ def test_a_request_that_just_fits_is_served(num_tokens):
 
 
 def outcomes(spec: testing.EngineSpec) -> list[Served | None]:
-    """Of requests of all ``LENGTHS``, each alone on an engine."""
+    """What became of requests of all ``LENGTHS``, each alone on an engine."""
     found: list[Served | None] = []
     for length, num_tokens in LENGTHS:
         request = testing.Request(tuple(range(length)), num_tokens)

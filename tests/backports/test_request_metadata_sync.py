@@ -63,7 +63,7 @@ class LateCopies(TorchFunctionMode):
 
 @contextmanager
 def late_copies() -> Iterator[LateCopies]:
-    """Until a step has ended: its tokens are read from the GPU then, which waits for all."""
+    """Hold copies back until a step ends, which reads its tokens from the GPU and waits for all."""
     mode = LateCopies()
 
     class Event(torch.cuda.Event):  # type: ignore[misc] # the stand-in
@@ -79,7 +79,7 @@ def late_copies() -> Iterator[LateCopies]:
         yield mode
 
 
-#: One that is sampled, among greedy ones that come and go.
+#: One request that is sampled, among greedy ones that come and go.
 SAMPLED = {"temperature": 0.7, "top_k": 0, "top_p": 0.9}
 REQUESTS = (
     testing.Request(prompt=(5, 6, 7, 8), num_tokens=3, sampling={"return_log_probs": True}),
@@ -120,7 +120,7 @@ def decode(spec, seen, *, late=False):  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def held_back(device):
-    """A CPU, where the tests themselves hold the copies back."""
+    """Skip on a GPU: on a CPU the tests themselves hold the copies back."""
     if device.type != "cpu":
         pytest.skip("needs a CPU, on which the copies can be held back")
 
@@ -169,7 +169,7 @@ def test_one_changed_token_in_the_target_is_drifted(device):
 @affected
 @pytest.mark.gpu
 def test_a_late_gpu_samples_with_the_parameters_of_the_step(cuda_device):
-    """The stream is behind the host at each look: what is read is the step's own all the same."""
+    """The stream is always behind the host; what is read is the step's own all the same."""
     megatron_patch.install()
     engine = testing.build_engine(SPECS["eager"])
     controller, context = engine.controller, engine.context

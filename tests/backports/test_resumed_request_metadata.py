@@ -19,7 +19,7 @@ from .checks import needs, proof, state_of
 SUSPENDS = RELEASE >= Version("0.16")
 PATCHED = SUSPENDS and RELEASE < Version("0.18")
 MODES = [None] if RELEASE < Version("0.17") else ["persist", "offload", "recompute"]
-# The mode in which the context's tensors are new ones afterwards.
+# The mode in which the context's tensors are allocated anew afterwards.
 FREEING = MODES[-1]
 
 PROMPT = tuple(range(7, 27))
@@ -38,7 +38,7 @@ def build(mode: str | None = FREEING):  # type: ignore[no-untyped-def]
 
 
 def decode(engine, termination_id: int = -1, suspend_at: int | None = None) -> tuple[int, ...]:  # type: ignore[no-untyped-def]
-    """The tokens of a request, during which the engine is perhaps suspended and resumed."""
+    """The tokens of a request; the engine may be suspended and resumed in between."""
 
     def on_step(engine, step: int) -> None:  # type: ignore[no-untyped-def]
         if step == suspend_at:

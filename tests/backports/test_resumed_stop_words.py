@@ -82,7 +82,7 @@ def block_gb(blocks: int) -> float:
 
 
 def evicting_engine(**options: Any) -> Any:
-    """One whose KV cache is too small for three requests of twenty tokens and more."""
+    """An engine whose KV cache is too small for three requests of twenty tokens and more."""
     options = {**options}
     blocks = 14
     if "paused_buffer_size_gb" in context_parameters():
@@ -135,7 +135,7 @@ def test_a_request_that_was_evicted_ends_at_its_stop_word(model):
 @only_stopping
 @pytest.mark.parametrize("kept", [False, True])
 def test_wherever_it_is_suspended_all_is_as_without(model, tokens, kept):
-    """All stop words, and log probs for what is left."""
+    """For all stop words, with log probs of the tokens that are left."""
     kept |= not TRIMS
     for at in (*((step,) for step in range(1, 9)), (2, 3), (1, 3, 5)):
         requests = [*stop_words.all_places(PROMPT, tokens)]
@@ -159,13 +159,13 @@ def test_wherever_it_is_suspended_all_is_as_without(model, tokens, kept):
 @only_stopping
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_request_that_comes_back_in_chunks_ends_all_the_same(model, kept):
-    """It had found its stop word when it was suspended."""
+    """The request had found its stop word when it was suspended."""
     kept |= not TRIMS
     prompt = tuple(i * i % 127 for i in range(62))
     (tokens,) = testing.reference_decode(model, [testing.Request(prompt, 9)])
     for first, count in [(3, 1), (2, 2), (3, 3)]:
         word = tokens[first : first + count]
-        # After the step that finds it, and before and after that.
+        # After the step that finds the stop word, and one step earlier and later.
         for at in range(first, first + count + 2):
             engine = testing.build_engine(spec(enable_chunked_prefill=True))
             (record,) = decode(
@@ -191,9 +191,9 @@ def test_so_it_does_with_asynchronous_scheduling(model):
             assert generated(record) == stop_words.answer(found, word, kept=False)
 
 
-#: What a request that comes back has of the one before.
+#: Fields that a request that comes back takes over from the one before.
 KEPT = {"request_id", "policy_epoch", "event_add_engine", "stop_word_ids", "status"}
-#: What differs, or is computed or noted afresh.
+#: Fields that differ, or are computed or noted anew.
 AFRESH = {
     *("prompt", "prompt_tokens", "remaining_prompt_tokens", "sampling_params"),
     *("generated_text", "generated_tokens", "generated_length", "generated_log_probs"),
@@ -201,7 +201,7 @@ AFRESH = {
     *("finished_chunk_token_count", "kv_cache_epoch", "routing_indices", "cg_wait_iters"),
     *("latency", "tpot", "ttft", "events", "num_cached_tokens", "prompt_length"),
 }
-#: Upstream's main has them, along with other accounting of the blocks.
+#: Fields of upstream's main, which accounts for blocks otherwise.
 OF_THE_PREFIX_CACHE = {"block_size_tokens", "enable_prefix_caching", "precomputed_block_hashes"}
 #: The dynamic engine neither sets nor reads these.
 OF_OTHER_ENGINES = {

@@ -20,7 +20,7 @@ from .checks import assert_state_of_record, needs, proof
 pytestmark = pytest.mark.usefixtures("device")
 
 PROMPT, TOTAL = (5, 6, 7), 12
-#: That of ``Request`` is for the reference.
+#: ``num_tokens`` of ``Request`` is for the reference only.
 REQUEST = testing.Request(
     PROMPT, TOTAL - 3, sampling={"num_tokens_total": TOTAL, "num_tokens_to_generate": None}
 )

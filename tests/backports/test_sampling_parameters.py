@@ -143,7 +143,7 @@ def test_tokens_come_from_the_filtered_distribution(controller, parameters):
     counts = tokens.bincount(minlength=VOCABULARY)
     assert (counts[~allowed[0]] == 0).all()
     assert counts / rows == pytest.approx(probabilities[0].numpy(force=True), abs=0.02)
-    # None of the tokens that are left is out of reach.
+    # Each token that the filters leave can be drawn.
     assert (counts[probabilities[0] > 0.005] > 0).all()
 
 
@@ -170,7 +170,7 @@ def test_what_filters_nothing_changes_no_token(controller, one, other, dtype):
         assert state.equal(same_state)
 
 
-#: What is less than the least float32 comes to a sampler of 0.16 or later as 0.
+#: A number below the least float32 reaches the sampler of 0.16 or later as 0.
 TINY = [1e-31, 1e-38, 1e-45, *([1e-50] if RELEASE < Version("0.16") else [])]
 
 
@@ -231,7 +231,7 @@ def test_processed_log_probs_are_those_of_what_is_sampled(controller, parameters
 
 inf, nan = math.inf, math.nan
 
-#: What sampling can make something of, and the request that it has to be like, if there is one.
+#: Parameters that can be sampled with, and other parameters that have to give the same, if any.
 MEANT: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"top_k": 20, "top_p": 1.0}, {"top_k": 20}),
     ({"top_k": 20, "top_p": 0.9}, None),
@@ -254,7 +254,7 @@ MEANT: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
     ({"top_k": 0, "top_p": 1}, {"top_k": 0, "top_p": 1.0}),
 ]
 
-#: What means nothing, by the name of the parameter.
+#: Meaningless values, by the name of the parameter.
 MEANINGLESS: list[dict[str, Any]] = [
     {"temperature": nan},
     {"temperature": -1.0},
@@ -341,7 +341,7 @@ def run(
 
 
 def last_part(found: Any) -> Any:
-    """Of a record, which requests have since 0.16; before, the request itself."""
+    """The last part of a record, which requests have since 0.16; before, the request itself."""
     return found[-1] if hasattr(found, "requests") else found
 
 

@@ -45,7 +45,7 @@ def test_state():
 
 
 class Transfers:
-    """What each transfer of a context's buffer took to the device."""
+    """Notes what each transfer of a context's buffer took to the device."""
 
     def __init__(self, context):
         self.buffers: list[torch.Tensor] = []

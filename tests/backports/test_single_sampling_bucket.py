@@ -82,7 +82,7 @@ def controller(device):
 
 
 def kernel_of(controller) -> Any:
-    """The method that samples any rows of logits, None where the controller does it itself."""
+    """The method that samples given rows of logits; None where the controller itself does that."""
     return getattr(type(getattr(controller, "_sampling", None)), "sample_kernel", None)
 
 
@@ -360,7 +360,7 @@ def test_a_function_of_somebody_else_may_write_to_its_logits(
     without, patched = both
     assert_same(batch, patched, without, controller)
     tokens, _ = outcome(batch, patched, controller)
-    # With top-k 1, logits are not filtered.
+    # With a top-k of 1 the logits are not filtered.
     assert (BANNED in tokens.tolist()) == (place is on_filter and parameters is GREEDY)
 
 
@@ -371,7 +371,7 @@ def test_a_function_of_somebody_else_may_write_to_its_logits(
 def test_the_engine_reports_log_probs_of_what_the_model_said(
     unpatched, monkeypatch, place, only_last, first
 ):
-    """Also where somebody else's function writes to the logits, before we came or after."""
+    """Also where another function writes to the logits, installed before the patches or after."""
 
     spec = testing.EngineSpec(materialize_only_last_token_logits=only_last)
 

@@ -79,7 +79,7 @@ def test_a_decode_step_takes_fewer_operators_and_waits_less(unpatched):
     together = {"aten::stack": 1} if ON_GPU else {}
     assert patched - without == together
     assert without.total() - patched.total() >= 18
-    # Each reads a number back. Where the bookkeeping is on the GPU, the host waits for it.
+    # Each of these reads a number back: where the bookkeeping is on the GPU, the host waits for it.
     waits = "aten::_local_scalar_dense"
     assert without[waits] - patched[waits] == (3 if ON_GPU else 1)
 
@@ -87,7 +87,7 @@ def test_a_decode_step_takes_fewer_operators_and_waits_less(unpatched):
 @only_patched
 @pytest.mark.parametrize("value", [0, 1, 2, 255])
 def test_a_mask_of_other_values_is_refused_as_ever(unpatched, value):
-    """Only 0 and 1 are counted. Controllers of others make masks of their own."""
+    """A mask may have 0 and 1 only. Controllers of others make masks of their own."""
 
     def outcome() -> object:
         context = testing.build_context(testing.EngineSpec())
@@ -157,7 +157,7 @@ def assert_same(one: object, other: object, where: str = "") -> None:
 
 
 def start_alike(one, other) -> None:
-    """Give two contexts the same contents also where nothing was ever written."""
+    """Give two contexts the same contents, also in memory that was never written to."""
     for name, value in vars(one).items():
         if isinstance(value, torch.Tensor) and name != "memory_buffer":
             vars(other)[name].copy_(value)
@@ -165,7 +165,7 @@ def start_alike(one, other) -> None:
 
 @pytest.fixture
 def unpatched_update(unpatched):
-    """The function without this patch, while all are installed: others edit it, too."""
+    """The function without this patch but with all others, which may edit it too."""
     testing.context_class()
     with selected("-single-token-update"):
         function = as_it_is(testing.context_class().update_requests)
@@ -225,7 +225,7 @@ class Twins:
         self.chunked = None
 
     def update(self, goes_on: list[bool], chance) -> bool:
-        """One step: whether there can be another."""
+        """Make one step; returns whether there can be another."""
         results = []
         speculative = self.context.num_speculative_tokens
         tokens = [[chance.randrange(100) for _ in goes_on] for _ in range(1 + speculative)]

@@ -15,7 +15,7 @@ from .static_batches import NUM_TOKENS, PROMPTS, segments_of
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: No token at all.
+#: A termination id that is no token.
 NEVER = -1
 
 
@@ -25,7 +25,7 @@ def prompt_tokens(prompt: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def free(device: Any) -> list[list[int]]:
-    """What each request generates if nothing ends it."""
+    """The tokens that each request generates if nothing ends it."""
     done = static_batches.generate(static_batches.build(NEVER))
     return [request.generated_tokens.tolist() for request in done]
 
@@ -63,7 +63,7 @@ def test_each_request_has_a_segment_for_each_token(free):
 
 
 def test_requests_of_one_length_are_as_before(free, unpatched):
-    """What the patch is not about: nothing ends a request before the others."""
+    """The patch is not about these: no request ends before the others."""
 
     def segments() -> list[list[str]]:
         done = static_batches.generate(static_batches.build(NEVER), return_segments=True)

@@ -64,7 +64,7 @@ class Reads(TorchFunctionMode):
 
 @dataclass
 class Waits:
-    """What the steps of one run waited for and read, and how long they say they took."""
+    """What the steps of a run waited for and read, and the step times that they reported."""
 
     events: int = 0
     counts: int = 0
@@ -90,7 +90,7 @@ def run(mocker, *, interval=0) -> Waits:
 
     allocator = getattr(engine.context, "kv_block_allocator", None)
     allocator = allocator or engine.context.block_allocator
-    # Requests are paused by such a count too, which is none of the log's.
+    # Such a count also decides which requests pause: only calls of the log's caller are counted.
     counted(torch.cuda.Event, "synchronize", "events", caller="async_forward")
     if hasattr(allocator, "get_paused_used"):
         counted(type(allocator), "get_paused_used", "counts", caller="async_forward")
@@ -133,7 +133,7 @@ def test_steps_that_are_logged_wait_and_count(interval, mocker):
 
 @contextmanager
 def fixed_clocks(mocker):
-    """The same time of day and the same time of the GPU in each line."""
+    """Have each log line show the same time of day and the same GPU time."""
     clock = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: "12:34:56"))
     mocker.patch.object(sys.modules[ENGINE], "datetime", clock)
     mocker.patch.object(torch.cuda.Event, "elapsed_time", return_value=12.5)

@@ -35,7 +35,7 @@ def spec(only_last: bool = False, speculative: int = 0, **options: Any) -> testi
 
 @pytest.fixture(scope="module")
 def models(device):  # type: ignore[no-untyped-def]
-    """Models without and with speculative tokens, made once."""
+    """Models without and with speculative tokens, built once."""
     known: dict[int, Any] = {}
 
     def model(speculative: int = 0):  # type: ignore[no-untyped-def]
@@ -60,7 +60,7 @@ def decode(engine, requests, **sampling):  # type: ignore[no-untyped-def]
 
 
 def check(model, engine_spec, *, skip: bool, kept: bool, top_n: int) -> None:  # type: ignore[no-untyped-def]
-    """Stop words everywhere in what is generated, and a request that goes on beside them."""
+    """Check stop words at all places of the answer, beside a request that goes on."""
     tokens = tokens_of(model)
     requests = [*stop_words.all_places(PROMPT, tokens)]
     parts = decode(
@@ -138,7 +138,7 @@ def test_so_it_has_in_steps_of_cuda_graphs(models, skip):
 @only_trimming
 @pytest.mark.parametrize("skip", [False, True])
 def test_so_it_has_after_a_prompt_in_chunks(models, skip):
-    """What a chunk samples is no stop word, whatever it is."""
+    """A token that a chunk samples never counts towards a stop word."""
     model = models()
     prompt = tuple(i * i % 127 for i in range(100))
     tokens = tokens_of(model, prompt, 4)

@@ -15,7 +15,7 @@ from .static_batches import NUM_TOKENS, segments_of
 
 pytestmark = pytest.mark.usefixtures("device")
 
-#: No token at all.
+#: A termination id that is no token.
 NEVER = -1
 
 
@@ -36,7 +36,7 @@ def test_state():
 
 
 @proof
-# Log probs are streamed with the tokens, or none are.
+# Log probs are streamed for all tokens, or for none.
 @pytest.mark.parametrize("log_probs", [False, True])
 def test_each_token_is_streamed_with_the_segments_so_far(log_probs):
     streams = parts(return_segments=True, return_log_probs=log_probs)

@@ -52,9 +52,9 @@ def test_state():
 
 
 def serve(engine: Any, *, steps: int, refused: int, times: int = 1) -> tuple[list[Any], list[int]]:
-    """What became of GOOD, of those refused after ``steps`` steps, and of OTHER, added last.
+    """Serve GOOD, requests that are refused after ``steps`` steps, and OTHER, added last.
 
-    And the ids of the refused requests that the steps have returned.
+    Returns what became of each, and the ids of the refused requests that the steps have returned.
     """
     step = stepper(engine, {})
     futures = [add_request(engine, GOOD, {})]
@@ -92,7 +92,7 @@ def test_in_each_mode(mode, refused, times):
 
 
 def test_a_refused_request_that_was_returned_is_as_before(unpatched):
-    """What the patch is not about: a step comes between the refusal and the suspension."""
+    """The patch is not about this case: a step comes between the refusal and the suspension."""
     engine = build()
     step = stepper(engine, {})
     good = add_request(engine, GOOD, {})

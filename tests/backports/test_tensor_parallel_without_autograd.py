@@ -1,7 +1,7 @@
-"""Tensor-parallel layers: the same numbers, and autograd where gradients are on alone.
+"""Tensor-parallel layers: the same numbers, and autograd only where gradients are on.
 
-That several ranks answer what one answers is in ``tests/gpu/test_tensor_parallel.py``, which also
-runs on CPUs.
+That several ranks compute what one does is tested in ``tests/gpu/test_tensor_parallel.py``, which
+also runs on CPUs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 @pytest.fixture(scope="module")
 def layers(device):
-    """Megatron's module."""
+    """Megatron's module of tensor-parallel layers."""
     testing.context_class()
     from megatron.core.tensor_parallel import layers
 
@@ -203,7 +203,7 @@ def assert_equal(patched: dict[Any, Any], without: dict[Any, Any]) -> None:
 
 
 def outputs(layers: Any, device: torch.device, autocast: bool) -> dict[tuple[Any, ...], Any]:
-    """What each layer answers, by its name and how it was called."""
+    """The output of each layer, by its name and how it was called."""
     answers = {}
     for name in LAYERS:
         layer, tensor = layer_and_input(name, layers, device)
@@ -248,7 +248,7 @@ WITH_REGIONS = [name for name in LAYERS if name != "embedding"]
 
 
 def before_groups(name: str, layers: Any, device: torch.device) -> tuple[Any, torch.Tensor]:
-    """A layer as it is built before ``init_process_group()``: it finds its group when called."""
+    """A layer as built before ``init_process_group()``: it looks its group up when it is called."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.distributed, "is_initialized", lambda: False)
         layer, tensor = layer_and_input(name, layers, device)
@@ -257,7 +257,7 @@ def before_groups(name: str, layers: Any, device: torch.device) -> tuple[Any, to
 
 
 def answers(layers: Any, device: torch.device, mode: Any) -> tuple[dict[str, Any], list[str]]:
-    """What each such layer answers, and what it warns of."""
+    """The output of each such layer, and its warnings."""
     outputs = {}
     with warnings.catch_warnings(record=True) as caught, mode():
         warnings.simplefilter("always")
@@ -294,7 +294,7 @@ def test_without_process_groups_layers_fail_alike(unpatched, layers, device, mon
 
 
 def traits(tensor: torch.Tensor, *others: torch.Tensor) -> list[Any]:
-    """What can be seen of a tensor but its values, and what it has in common with ``others``."""
+    """All that a caller sees of a tensor except values, and what it shares with ``others``."""
     base = tensor._base
     return [
         tensor.requires_grad,
@@ -384,7 +384,7 @@ def test_a_function_that_somebody_replaced_is_called(layers, device, mocker):
 def test_a_class_that_somebody_derived_and_put_in_its_place_is_applied(
     layers, device, monkeypatch, name
 ):
-    """With a forward() of its own, whose context is made by autograd."""
+    """The class has a forward() of its own, which gets its context from autograd."""
     original = getattr(layers, name)
 
     def forward(ctx, *args):

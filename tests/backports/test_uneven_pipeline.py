@@ -60,13 +60,13 @@ def context_of_first_stage(stages: int = 2, **layers: Any) -> Any:
     context = context_class().from_config(
         wrapper, OneStage(config), SPEC.max_requests, buffer_size_gb=0.01
     )
-    # One without has a cache for every layer of the model on each stage, which fits any pipeline.
+    # A context without it has a cache for every layer on each stage, which fits any pipeline.
     needs(hasattr(context, "layer_map"), "a context that divides the layers itself")
     return context
 
 
 def layers_of(context: Any) -> int:
-    """How many layers have a cache of their own."""
+    """How many layers the context has a cache for."""
     assert sorted(context.layer_map) == sorted(context.layer_map.values())
     caches = context.memory_buffer.shape[1 if context.memory_buffer.dim() == 6 else 0]
     assert caches == len(context.layer_map)
@@ -91,7 +91,7 @@ def test_the_last_stage_has_its_own_number_of_layers():
 
 @proof
 def test_the_loss_counts_as_a_layer():
-    """Of the last stage, which has two layers of five then."""
+    """The loss is on the last stage, which has two layers of five then."""
     context = context_of_first_stage(num_layers=5, account_for_loss_in_pipeline_split=True)
     assert layers_of(context) == 3
 
@@ -135,7 +135,7 @@ def run_stages(folder: Path, fields: dict[str, Any]) -> list[Any]:
 
 
 def whole(stages: list[Any], fields: dict[str, Any]) -> Any:
-    """The model with the weights of both stages, which draw their own ones."""
+    """The model with the weights of both stages, each of which draws its own."""
     model = testing.build_model(testing.EngineSpec(**fields))
     weights: dict[str, Any] = {}
     for offset, (_, _, part) in zip((0, stages[0][1]), stages, strict=True):

@@ -64,7 +64,7 @@ def test_a_client_that_is_gone_before_it_is_known():
         other, engine = Client(coordinator), coordinator.engines[0]
         other.submit("1 2 3")
         assert coordinator.tokenizer.asked.wait(20)
-        # The coordinator is busy, and acknowledges it when it is gone.
+        # The coordinator is busy, and acknowledges the client only when that is gone.
         client = Peer(coordinator)
         client.socket.connect(coordinator.address)
         client.send(headers().CONNECT)
@@ -85,7 +85,7 @@ def test_other_errors_of_the_socket_are_raised(monkeypatch):
         def refuse(socket: zmq.Socket[bytes], parts: object) -> None:
             raise zmq.error.ZMQError(zmq.ENOTSOCK)
 
-        # Which nobody but the coordinator uses here.
+        # Only the coordinator uses this method here.
         monkeypatch.setattr(zmq.Socket, "send_multipart", refuse)
         engine.reply(request)
         with pytest.raises(AssertionError, match="the coordinator has ended") as caught:

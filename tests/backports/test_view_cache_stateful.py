@@ -35,14 +35,14 @@ from .test_input_position_view_cache import PATCHED, RELEASE, deallocating_modes
 
 pytestmark = pytest.mark.usefixtures("device")
 
-# Where the source is patched, installing and uninstalling make no difference: fewer lives do.
+# Where the source is patched, installing changes nothing: fewer lives are enough.
 EXAMPLES = settings().max_examples // (2 if SOURCE else 1)
 NAMES = ("token_to_input_ids", "token_to_pos_ids")
 HAS_TRANSFER = RELEASE >= Version("0.18")
 IS_SUSPENDABLE = RELEASE >= Version("0.16")
 MODES = [{}, *deallocating_modes()]
 
-# From as many tokens as there can be requests, which 0.17 and later assert, to the most in a step.
+# From the greatest number of requests, which 0.17 and later assert, to the most tokens of a step.
 token_counts = st.integers(8, 64)
 lengths = st.integers(2, 40)  # unpatched, 0.17 fails with 1
 names = st.sampled_from(NAMES)
@@ -50,7 +50,7 @@ values = st.integers(0, 100)
 
 
 class ContextLife(RuleBasedStateMachine):
-    """A context that nobody else uses."""
+    """The life of a context without an engine."""
 
     happened: ClassVar[Counter[str]] = Counter()
 
@@ -168,7 +168,7 @@ class ContextLife(RuleBasedStateMachine):
 
     @invariant()
     def views_are_right_and_nothing_else_is_kept(self):
-        # In this order: what no hook saw, the call notices.
+        # In this order: the call notices what no hook has seen.
         self.check_call()
         self.check_what_is_kept()
 
@@ -215,7 +215,7 @@ class ContextLife(RuleBasedStateMachine):
 
 
 class EngineLife(ContextLife):
-    """The context of an engine that decodes."""
+    """The life of the context of an engine that decodes."""
 
     happened: ClassVar[Counter[str]] = Counter()
 
@@ -262,7 +262,7 @@ class EngineLife(ContextLife):
 
 @pytest.fixture
 def alone():
-    """The series without any other patch: lives install it often."""
+    """Only this patch in the series: lives install it often."""
     with selected("input-position-view-cache"):
         yield
 

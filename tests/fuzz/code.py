@@ -16,7 +16,7 @@ BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 @dataclass(frozen=True)
 class Edit:
-    """``text`` takes the place of what is from ``start`` to ``end``."""
+    """``text`` replaces the text from ``start`` to ``end``."""
 
     start: int
     end: int
@@ -66,7 +66,7 @@ class Code:
         return self.text[: edit.start] + edit.text + self.text[edit.end :]
 
     def offset(self, line: int, column: int) -> int:
-        """Of a position as syntax trees have it: line from 1, column in bytes of UTF-8."""
+        """The offset of a position of a syntax tree: line from 1, column in bytes of UTF-8."""
         text = self._lines[line - 1]
         return self._starts[line - 1] + len(text.encode()[:column].decode())
 
@@ -156,7 +156,7 @@ def has_docstring(node: ast.AST) -> bool:
 def meaning(text: str, qualname: str) -> tuple[str, ...]:
     """What the definitions of a function say, without docstrings: equal for equal trees.
 
-    In words of its own, and not those of ``megatron_patch.fingerprint``, which it checks.
+    Written independently of ``megatron_patch.fingerprint``, which it checks.
     """
     tree = ast.parse(text)
     *scopes, name = qualname.split(".")

@@ -1,4 +1,4 @@
-"""Mutators: each lists the edits of one sort that a function's source text has room for.
+"""Mutators: each lists the edits of one sort that can be made in a function's source text.
 
 Those in ``CHANGING`` give another syntax tree, apart from a few that happen to give an equal one.
 Those in ``NEUTRAL`` never do. All results parse; whether they compile does not matter here.
@@ -53,7 +53,7 @@ def insert_statement(code: Code) -> Iterator[Edit]:
 
 
 def make_generator(code: Code) -> Iterator[Edit]:
-    """A generator of the function, or of one in it."""
+    """Make the function, or one in it, a generator."""
     for _, block in code.blocks():
         for node in block:
             if span := code.lines(node):
@@ -69,7 +69,7 @@ def guard_statement(code: Code) -> Iterator[Edit]:
 
 
 def move_statement_out(code: Code) -> Iterator[Edit]:
-    """The last statement of a block goes after the ``if``, ``for``, ``with`` ... around it."""
+    """Move the last statement of a block behind the ``if``, ``for``, ``with`` ... around it."""
     for owner, block in code.blocks():
         if not isinstance(owner, ast.stmt) or owner is code.node or not block:
             continue
@@ -99,7 +99,7 @@ def negate_condition(code: Code) -> Iterator[Edit]:
 
 
 def rename(code: Code) -> Iterator[Edit]:
-    """One variable, attribute, parameter, keyword or import, in one place."""
+    """Rename one variable, attribute, parameter, keyword or import, in one place."""
     for node in code.nodes():
         if isinstance(node, (ast.Name, ast.Attribute)):
             end = code.end(node)
@@ -115,7 +115,7 @@ def rename(code: Code) -> Iterator[Edit]:
 
 
 def change_constant(code: Code) -> Iterator[Edit]:
-    """To another value, and to an equal one of another type."""
+    """Change a constant to another value, and to an equal one of another type."""
     docstrings = code.docstrings()
     for node in code.nodes():
         if isinstance(node, ast.JoinedStr):
@@ -198,7 +198,7 @@ def drop_operator(code: Code) -> Iterator[Edit]:
 
 
 def change_call(code: Code) -> Iterator[Edit]:
-    """Without one of its arguments, with one more, or with two exchanged."""
+    """Leave out one argument of a call, add one, or exchange two."""
     for node in code.nodes():
         if isinstance(node, ast.Call):
             for index in range(len(node.keywords)):
@@ -213,7 +213,7 @@ def change_call(code: Code) -> Iterator[Edit]:
 
 
 def _instead(code: Code, node: ast.AST, **fields: object) -> Edit:
-    """The node with other fields. It is unparsed: comments within it go."""
+    """The edit that puts other fields in a node. The node is unparsed, and loses its comments."""
     new = copy.copy(node)
     for name, value in fields.items():
         setattr(new, name, value)
@@ -260,7 +260,7 @@ def change_signature(code: Code) -> Iterator[Edit]:
 
 
 def change_default(code: Code) -> Iterator[Edit]:
-    """To another value, to none, and from none to one."""
+    """Change a default, take it away, or add one."""
     old = code.node.args
     for index in range(len(old.defaults)):
         new = copy.deepcopy(old)
@@ -397,7 +397,7 @@ def join_lines(code: Code) -> Iterator[Edit]:
 
 
 def join_statements(code: Code) -> Iterator[Edit]:
-    """Two on one line, with a semicolon."""
+    """Join two statements on one line, with a semicolon."""
     for _, block in code.blocks():
         for one, other in pairwise(block):
             between = code.text[code.end(one) : code.start(other)]
@@ -480,7 +480,7 @@ DOCSTRINGS = ('"""Other."""', "'One\\n\\n    two.'", 'r"""\nLines,\n\n\tand \\d.
 
 
 def change_docstring(code: Code) -> Iterator[Edit]:
-    """Add, change or remove it, also in functions within the function."""
+    """Add, change or remove a docstring, also in functions within the function."""
     for node in code.nodes():
         if has_docstring(node):
             for text in DOCSTRINGS:
@@ -584,7 +584,7 @@ CHANGING: tuple[Mutator, ...] = (
     change_decorators,
 )
 
-#: These leave no function, or more than one, of the name.
+#: After these there is no function of the name, or more than one.
 MISPLACING: tuple[Mutator, ...] = (rename_function, define_again)
 
 NEUTRAL: tuple[Mutator, ...] = (

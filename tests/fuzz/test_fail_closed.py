@@ -1,6 +1,6 @@
 """Random edits of Megatron's source: changed source is refused, source that says the same is not.
 
-For each patch of the series, and each function that decides about it in the installed release.
+Tried for each patch of the series, and each function that decides on it in the installed release.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BYSTANDERS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """A patch, what the installed release's source says of it, and the functions that say so."""
+    """A patch, its verdict on the installed release, and the functions that decide it."""
 
     patch: Patch
     judgement: Judgement
@@ -115,7 +115,7 @@ each_target = pytest.mark.parametrize(
     ("case", "target"), MUTATED, ids=[f"{c.patch.id}-{t.qualname}" for c, t in MUTATED]
 )
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-# At least this many for each target; many targets must not make it a few for each.
+# At least this many for each target, however many targets there are.
 SHARE = max(EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 20)
 OF_EACH_SORT = EXAMPLES // 100
 
@@ -143,10 +143,10 @@ def mutated(
 
 
 def judgement_on(case: Case, module: str, text: str) -> Judgement:
-    """What the patch is judged to be when ``text``, with some line ends, is the module."""
-    # Not drawn: hypothesis would try one mutant three times.
+    """The judgement of the patch when ``text``, with any line ends, is the module."""
+    # Not drawn: Hypothesis would try each mutant three times.
     text = text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
-    # Edits of the series are looked for in some: that takes long, and is another way to be known.
+    # Looking for edits of the series in a mutant takes long, and is another way to be known.
     series = SERIES if len(text) % 8 == 0 else ()
     return judge(case.patch, lambda name: text if name == module else full(name), series=series)
 
@@ -222,7 +222,7 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
             assert str(target) in judgement.reason
         refused.add(new)
 
-    # First some of each sort alone: among several, one that a digest misses would not show.
+    # First single mutations of each sort: among several, one that a digest misses would not show.
     old = small(case, target.module)
     for mutator in CHANGING:
         found = places(mutator, old, target.qualname)
@@ -330,7 +330,7 @@ def skip_unless_edited(case: Case) -> None:
 
 @each_case
 def test_the_edits_succeed_on_source_that_says_the_same(case: Case, census: Census) -> None:
-    """Not with semicolons: there the edit of text may be refused, aloud; see test_rewrite."""
+    """Semicolons are left out: with them the edit of text may raise; see test_rewrite."""
     skip_unless_edited(case)
     mutators = tuple(mutator for mutator in NEUTRAL if mutator is not join_statements)
     compiled = census.edited[case.patch.id]
@@ -365,7 +365,7 @@ def test_the_edits_succeed_with_a_comment_on_and_after_each_line(
 # Hooks whose targets are not known by their digests: any plain method will do.
 
 
-#: What may make another kind of method of one, or give it another first parameter.
+#: Mutations that may change the kind of a method, or its first parameter.
 KINDS = (change_signature, change_decorators, toggle_async, make_generator, change_default)
 
 
@@ -375,7 +375,7 @@ def touch(self) -> None:  # type: ignore[no-untyped-def]
 
 
 def _sample() -> Patch:
-    """A patch of such a hook, for whatever release it is."""
+    """A patch with such a hook, for any release."""
     patch = SERIES[0]
     scope = patch.target.rpartition(".")[0]
     return make_patch(

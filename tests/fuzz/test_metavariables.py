@@ -2,8 +2,8 @@
 
 For each metavariable in the edits that the installed release gets: another expression is put in
 its place in the source. The edit makes of it what the hunk does with that expression written out in
-it, or it is refused aloud, where the text would need parentheses; and the patch has to be refused,
-since nobody has proved it there.
+it, or it is refused with an error, where the text would need parentheses; and the patch has to be
+refused, since nobody has proved it there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ATOMS = (
     "[\n    other,\n    {'key': other},\n]",
     "f'{other} {other!r:>{other}}'",
 )
-#: Those that need parentheses in some places: with them around, which are no part of them.
+#: Expressions that need parentheses in some places; written with them, which the tree leaves out.
 LOOSE = (
     "(other + other)",
     "(not other)",
@@ -52,7 +52,7 @@ TARGETS = ("other", "self.other", "other[self, 0]", "call().other")
 
 
 class Use(NamedTuple):
-    """One metavariable in an edit; ``definition`` is what the edits before this one have made."""
+    """One metavariable in an edit; ``definition`` is the result of the edits before this one."""
 
     patch: Patch
     edit: Substitute

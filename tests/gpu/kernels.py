@@ -1,4 +1,4 @@
-"""What the attention kernels of this process take, and how far they agree with others."""
+"""Which specs the attention kernels of this process take, and whether they round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def rounds_to_bfloat16() -> bool:
 
 
 def spec_of(**fields: Any) -> testing.EngineSpec:
-    """The spec, and with flash-attn one that it takes: heads of 64, and blocks of 256 tokens."""
+    """The spec; with flash-attn, one that it takes, with heads of 64 and blocks of 256 tokens."""
     if rounds_to_bfloat16():
         fields |= {"dtype": "bfloat16", "hidden_size": 256, "block_size_tokens": 256}
     return testing.EngineSpec(**fields)

@@ -27,7 +27,7 @@ GRAPHS = {**SIZE, "num_cuda_graphs": 4}
 
 
 class Calls:
-    """Where the views are that the getter returns to the controller, by their token count."""
+    """Addresses of the views that the getter returns to the controller, by their token count."""
 
     def __init__(self, context):
         self.addresses = defaultdict(set)
@@ -58,7 +58,7 @@ def test_views_keep_their_address_while_graphs_are_replayed():
 
 
 def real_rows(decoded):
-    """How many rows of the logits are no padding, in each step."""
+    """The number of rows of the logits that are no padding, in each step."""
     return [sum(step < r.num_tokens for r in REQUESTS) for step in range(decoded.steps)]
 
 
@@ -66,7 +66,7 @@ def test_graphs_give_the_tokens_and_logits_of_steps_without():
     with_graphs = testing.decode(testing.build_engine(spec_of(**GRAPHS)), REQUESTS)
     spec = spec_of(**SIZE)
     eager = testing.decode(testing.build_engine(spec), REQUESTS)
-    # The products of matrices of another height are not bit for bit the same.
+    # Products of matrices with other numbers of rows are not the same bit for bit.
     if rounds_to_bfloat16():
         same_up_to_rounding(with_graphs, eager)
         return

@@ -53,7 +53,7 @@ def run_ranks(folder: Path, backend: str, graphs: int | None) -> list[dict[str, 
 
 
 def states_of_engine(states: dict[str, str]) -> dict[str, str]:
-    """Those of the patches that a process without the HTTP server has, too."""
+    """The states of the patches whose targets a process without the HTTP server imports."""
     return {patch.id: states[patch.id] for patch in SERIES if not patch.is_of_server}
 
 

@@ -30,7 +30,7 @@ class InFreshProcess:
 
     @classmethod
     def modules(cls) -> tuple[str, ...]:
-        """Modules that the tests will import; what they import is prepared, they are not."""
+        """Modules that the tests will import: not they, but what they import is imported before."""
         return ()
 
     def begin(self) -> None:

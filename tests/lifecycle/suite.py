@@ -133,7 +133,7 @@ class Lifecycle(InFreshProcess):
         return {**found, **codes}
 
     def touched(self) -> list[str]:
-        """The targets that are not compiled from their modules' files."""
+        """The targets whose code is not that of their modules' files."""
         found = []
         for target in self.targets if self.has_target else ():
             owner, name = self.place(target)
@@ -181,9 +181,9 @@ class Lifecycle(InFreshProcess):
     # How a case begins, in this process or in a new one
 
     def begin(self) -> None:
-        # The other patches are at rest, so that what is touched is this one's doing.
+        # The other patches are off, so that only this one touches anything.
         os.environ.setdefault("MEGATRON_PATCH", self.patch_id)
-        # Only what a test records is not a failure.
+        # A warning is a failure unless the test records it.
         warnings.filterwarnings("always", message=f"{self.patch_id} is ")
         warnings.showwarning = functools.partial(self.shown, warnings.showwarning)
         harness()
@@ -611,7 +611,7 @@ class Lifecycle(InFreshProcess):
         importlib.import_module("megatron_patch")
 
     def change_source(self) -> None:
-        """From now on, the first target is imported with one statement more, without effect."""
+        """Have the first target imported, from now on, with one more statement without effect."""
         if not self.has_target:
             pytest.skip(f"megatron-core {RELEASE} has no {self.targets[0]}")
         module, _, qualname = self.targets[0].partition(":")
@@ -752,7 +752,7 @@ class Lifecycle(InFreshProcess):
             run_python("-c", code, **settings)
             return processor_time.of_children() - before
 
-        # Seconds say nothing of a machine that is not known. asyncio is what each server imports.
+        # Seconds say little on an unknown machine: asyncio, which servers import, is the measure.
         with_us = with_asyncio = float("inf")
         for _ in range(30):
             with_us = min(with_us, seconds("import megatron_patch"))
@@ -788,7 +788,7 @@ distributed.destroy_process_group()
 
 
 def same(actual: object, expected: object) -> None:
-    """Assert, and tell what was found: pytest does not rewrite assertions in other processes."""
+    """Assert, and say what was found: pytest does not rewrite assertions in other processes."""
     assert actual == expected, f"{actual!r}, expected {expected!r}"
 
 
@@ -801,7 +801,7 @@ def identical(one: Snapshot, other: Snapshot) -> bool:
 
 
 def raised(name: str, function: Callable[[], object]) -> str:
-    """The message of what ``function`` raises, by the name of its class: it need not exist yet."""
+    """The message of what ``function`` raises; the class, by its name, need not exist yet."""
     with pytest.raises(Exception) as caught:  # noqa: PT011
         function()
     same(caught.type.__name__, name)
@@ -844,7 +844,7 @@ def _code_of_file(name: str) -> types.CodeType:
 
 
 def code_in_file(module: str, qualname: str) -> types.CodeType:
-    """What a function is compiled to from its module's file."""
+    """The code that a function has when it is compiled from its module's file."""
     code = _code_of_file(module)
     for name in qualname.split("."):
         (code,) = (c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name == name)
@@ -863,7 +863,7 @@ def with_one_more_statement(text: str, qualname: str) -> str:
 
 
 def run_python(*arguments: str, **settings: str) -> str:
-    """What a new interpreter prints; it must succeed."""
+    """The output of a new interpreter, which must succeed."""
     done = subprocess.run(
         [sys.executable, *arguments],
         env={**environment(), **settings},

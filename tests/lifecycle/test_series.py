@@ -1,4 +1,4 @@
-"""Every patch of the series alone, put in and taken out; and all of them, in both orders."""
+"""Every patch of the series alone, installed and uninstalled; and all of them, in both orders."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestSeries(InFreshProcess):
 
 def codes_below(item: Any) -> Iterator[types.CodeType]:
     """The code of a function, and of those that decorators have put it around."""
-    # By type: a proxy, such as the request of flask and quart, says that it is something else.
+    # By type(): a proxy, such as the request of flask and quart, claims another class.
     if type(item) is property:
         item = item.fget
     elif type(item) in (classmethod, staticmethod):

@@ -1,4 +1,4 @@
-"""What the suite asks of a subclass: one that leaves something out must not pass for tested."""
+"""What the suite demands of a subclass, so that an incomplete one does not pass for tested."""
 
 from __future__ import annotations
 

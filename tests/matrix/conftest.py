@@ -37,7 +37,7 @@ class Planted:
     anew = force
 
     def applied(self, selection: str) -> list[str]:
-        """None of the series is."""
+        """No patch of the series is applied."""
         return []
 
     @staticmethod
@@ -51,7 +51,7 @@ class Planted:
 
 @pytest.fixture(autouse=True)
 def _released(unpatched: None) -> None:
-    """The released Megatron, in which tests plant what they find."""
+    """The released Megatron, in which tests plant what they want found."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What sampling has to draw from, and how it is told that it did."""
+"""What sampling has to draw from, and how the matrix checks that it did."""
 
 from __future__ import annotations
 

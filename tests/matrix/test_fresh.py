@@ -1,4 +1,4 @@
-"""Processes in which the patches were there before Megatron."""
+"""Processes that import the patches before Megatron."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_patches_that_were_there_first_change_nothing():
 
 @nightly
 def test_a_difference_is_found(monkeypatch):
-    """Two configurations in the place of one that the patches change."""
+    """Two different configurations stand for one that the patches change."""
     original = fresh._run
 
     def run(configurations, selection, seconds):

@@ -1,4 +1,4 @@
-"""What the matrix takes for right and for wrong: planted patches that change one thing each."""
+"""What the matrix takes for right and for wrong, shown by planted patches that change one thing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def another_token(engine_class):  # type: ignore[no-untyped-def]
 
 
 def more_random_numbers(engine_class):  # type: ignore[no-untyped-def]
-    """A step that draws a random number more."""
+    """A step that draws one random number more."""
     import torch
 
     original = engine_class.post_process_requests
@@ -201,7 +201,7 @@ def test_differences_are_bit_for_bit():
 @pytest.mark.skipif(RELEASE < Version("0.17"), reason="it takes no stop words out of the answer")
 @pytest.mark.parametrize("also", [False, True])
 def test_no_stop_word_was_taken_from_what_each_pass_gave_a_token_of(device, also):
-    """Unless a pass gave none, an answer that is too short is not so for a stop word."""
+    """A stop word can have shortened the answer only if there were more passes than tokens."""
     plan = Plan(length=8, num_tokens=8, sampling=(1.0, 0, 0.9), stop=(2, 1))
     configuration = Configuration(requests=(plan,), scheduling=LEGACY)
     observation = Planted().runner()(configuration, "none")
@@ -225,7 +225,7 @@ BLOCK = (
 @pytest.mark.parametrize(
     ("after", "astray", "left"),
     [
-        (0, True, []),  # what is read there nobody wrote
+        (0, True, []),  # it reads memory that nobody wrote
         (-1, True, ["performance"]),  # it differs before that
         (0, False, ["performance"]),  # nothing goes astray
         (None, True, ["performance"]),  # it does the same twice

@@ -1,7 +1,8 @@
 """A short matrix of the installed release, in a process of its own.
 
-`python tools/matrix.py` makes the long one. Not in this process, in which Megatron was imported
-with the patches: what modules import by name would be that of the patches in the unpatched runs.
+`python tools/matrix.py` makes the long one. This process will not do, because it
+has imported Megatron with the patches: what modules import by name would be patched in the
+unpatched runs, too.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def namespaces():
     return found
 
 
-#: So that no identity is that of two objects.
+#: Kept alive, so that no two objects have the same identity.
 kept: list[object] = []
 
 

@@ -1,4 +1,4 @@
-"""Requests that can never be served: each is told so, and nobody else notices."""
+"""Requests that can never be served: each gets an error, and no other request notices."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_means_nothing_is_refused(sampling):
 
 
 def refused(configuration: Configuration) -> list[bool]:
-    """Run it with the correctness patches; whether each request was refused."""
+    """Run it with the correctness patches; returns whether each request was refused."""
     run_with = judging.runner(Selections())
     observation = run_with(configuration, "correctness")
     others = replace(configuration, requests=configuration.requests[-2:], spare_blocks=None)

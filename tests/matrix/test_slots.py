@@ -31,7 +31,7 @@ def test_what_went_astray_is_missing_in_its_request():
 
 
 def test_what_is_written_again_is_right_again():
-    """A draft that is not accepted is, and then what was computed with it is nobody's."""
+    """A draft that is not accepted is overwritten, and what was computed from it is not used."""
     forwards = [
         forward(((0, 0, 0, 2), [1, -1])),
         forward(((0, 0, 2, 3), [1, 2]), astray=[(0, 3, 7)]),

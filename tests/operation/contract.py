@@ -1,4 +1,4 @@
-"""What holds of each record of the series, as functions that return what is wrong with one."""
+"""The rules for each record of the series, as functions that return what is wrong with one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def of_names(patch: Patch, module: str, constant: str) -> Iterator[str]:
 
 
 def of_fields(patch: Patch, reports: Path = REPORTS) -> Iterator[str]:
-    """All that is upstream's is there, or nothing of it is and there is a report."""
+    """All fields on upstream's change are filled in, or none is and there is a report."""
     upstream = (patch.upstream_pr, patch.upstream_commit, patch.upstream_date, patch.fixed_in)
     if patch.upstream_pr is None:
         if any(value is not None for value in upstream):
@@ -100,7 +100,7 @@ def _specifier(patch: Patch) -> SpecifierSet | None:
 
 
 def of_ledger(patch: Patch) -> Iterator[str]:
-    """Each entry names a variant of the record, or none, and says what it is known by."""
+    """Each entry of the ledger names a variant of the record or none, and digests to know it by."""
     needed = {
         variant.name: {edit.target for edit in variant.edits if is_known_by_digest(edit)}
         for variant in patch.variants

@@ -28,7 +28,7 @@ DRIFTED = f"{ID}: drifted"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A Megatron with one patch that is drifted by its source."""
+    """A Megatron on which one patch is drifted."""
     write_tree(tmp_path / "fork", CONTEXT, version=(0, 16, 9))
     return tmp_path / "fork"
 
@@ -88,7 +88,7 @@ def _search() -> str:
 
 
 def test_a_process_that_is_no_command_fails_at_import(tmp_path):
-    """Also where its arguments have our name in them."""
+    """The name is also in the arguments of the process."""
     script = tmp_path / "other.py"
     script.write_text("import megatron_patch\n")
     for start in (["-m", "other", "megatron_patch"], ["other.py", "-m", "megatron_patch"]):
@@ -119,7 +119,7 @@ def test_check_says_what_will_be_patched(tree):
 
 
 def test_what_is_opt_in_does_not_count():
-    """On the installed Megatron, whatever it makes of them."""
+    """On the installed Megatron, whatever the verdicts on the opt-in patches are."""
     done = megatron_patch_command("check", "--json")
     off = {entry["id"]: entry["off"] for entry in json.loads(done.stdout)["patches"]}
     assert off["dp-sampling-seed"] == "opt-in"

@@ -1,4 +1,4 @@
-"""Each record keeps to what is said of it; and what does not is found."""
+"""Each record keeps to the rules of `contract.py`; and a record that breaks one is found."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ HELPER = Add("m:_limit", "_limit = 1")
 
 
 def said(patch: Patch, hunks: Hunks | None = None) -> str:
-    """All that is wrong with a record of that module."""
+    """All that is wrong with the record in that module."""
     found = [
         *contract.of_names(patch, "backports.upstream.sample", "SAMPLE"),
         *contract.of_fields(patch),
@@ -116,12 +116,12 @@ def source(proved: str = "the sample", digest: str = OLD, **changes: object) -> 
 
 
 def knowing(*sources: Source) -> Patch:
-    """As ``GOOD``, with more that is known."""
+    """``GOOD``, with further known sources."""
     return GOOD._replace(sources=(*(GOOD.sources or ()), *sources))
 
 
 def editing(*edits: object) -> Patch:
-    """As ``GOOD``, with more edits."""
+    """``GOOD``, with further edits."""
     (variant,) = GOOD.variants
     made = Variant(variant.name, (*variant.edits, *edits))  # type: ignore[arg-type]
     return GOOD._replace(variants=(made,))
@@ -283,7 +283,7 @@ def mutants(patch: Patch, source: Source) -> Iterator[Source]:
 
 @each_record
 def test_an_entry_of_the_ledger_that_is_wrong_is_told(module, constant, patch, hunks):
-    """What the release is known by, with one thing changed: nothing of it goes unseen."""
+    """Of the entry that the release is recognised by, one thing is changed: that is noticed."""
     known = sources_of(patch)
     deciding = [source for source in known if decides(patch, source)]
     others = tuple(source for source in known if source not in deciding)

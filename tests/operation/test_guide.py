@@ -1,4 +1,4 @@
-"""The guide to a new backport is what happens: each step of it is run, in a copy of this tree."""
+"""The guide to a new backport is right: each of its steps is run, in a copy of this tree."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def prints(expected: str, printed: str) -> bool:
 
 
 def run(command: str, folder: Path) -> str:
-    """What the command prints, in the copy of the repository that ``folder`` is."""
+    """What the command prints in ``folder``, a copy of the repository."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith("MEGATRON_PATCH")}
     done = subprocess.run(
         ["bash", "-c", command],
@@ -81,7 +81,7 @@ def run(command: str, folder: Path) -> str:
 
 
 def take_out_the_example(folder: Path) -> None:
-    """The backport that the guide adds is in the series."""
+    """Remove the backport that the guide adds, which is in the series."""
     for path in (*folder.glob("megatron_patch/backports/*/*"), *folder.glob("tests/backports/*")):
         if path.stem in (EXAMPLE, f"test_{EXAMPLE}"):
             path.unlink()

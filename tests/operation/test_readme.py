@@ -1,4 +1,4 @@
-"""What the README shows first is what happens."""
+"""The first things that the README shows are what happens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_page_that_the_readme_links_to_is_there():
 
 
 def lines_of_the_command() -> list[str]:
-    """The lines that the README has somebody type into a terminal and that start with ours."""
+    """The lines of the README's terminal blocks that call our command."""
     blocks = re.findall(r"```console\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     return [line for line in lines if line.startswith("megatron-patch ")]
@@ -73,7 +73,7 @@ def test_each_command_of_the_readme_has_a_help_that_names_its_options():
 
 
 def test_the_series_of_a_fork_is_where_git_is_told_to_look(tmp_path):
-    """Both commands of one line, as written: of ours from somewhere else, of git in the fork."""
+    """Both commands of that line, as written: ours in another directory, git's in the fork."""
     (line,) = [x for x in lines_of_the_command() if x.startswith("megatron-patch export ")]
     first, _, then = line.partition(" # then, in the fork: ")
     fork, elsewhere = tmp_path / "fork", tmp_path / "elsewhere"

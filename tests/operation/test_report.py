@@ -84,7 +84,7 @@ def test_the_report_of_a_process(tmp_path):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
 def test_the_page_itself_never_scrolls_sideways(written, tmp_path, width, height):
-    """With all patches open; the blocks of code scroll by themselves."""
+    """It does not with all patches unfolded; blocks of code scroll by themselves."""
     file = tmp_path / "frame.html"
     page = html.escape(written.replace("<details>", "<details open>"))
     file.write_text(FRAME.format(width=width, height=height, page=page), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Each test has a process of its own: what it is about is the order of imports."""
+"""The order of imports: each test has a process of its own."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run(*arguments: str | Path, path: Path | None = None, **variables: str) -> s
 
 
 def test_a_group_is_exported_by_its_name(tmp_path):
-    """Of the patches that fit the release, those that upstream has released."""
+    """Those patches of the group that fit the release, and no others."""
     tree = SourceTree.installed().root
     listed = json.loads(run("check", "--json", "--megatron", tree))["patches"]
     fitting = {entry["id"] for entry in listed if entry["verdict"] == "applicable"}
@@ -62,7 +62,7 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):  # type: ignore[no-untyped-def]
-    """A copy of the release that nobody changes."""
+    """A copy of the release, which no test changes."""
     return copy(tmp_path_factory.mktemp("released"))
 
 

@@ -20,7 +20,7 @@ from .test_source_patches import copy
 
 
 def run_script(root: Path, text: str, *options: str, path: Path | None = None, **variables: str):  # type: ignore[no-untyped-def]
-    """A script of its own process, in ``root``, with the modules of ``path`` before all others."""
+    """Run a script in a process, in ``root``, with the modules of ``path`` before all others."""
     script = root / "script.py"
     script.write_text(text)
     search = [*[str(path)] * bool(path), PACKAGE_PARENT, os.environ.get("PYTHONPATH", "")]
@@ -36,7 +36,7 @@ def run_script(root: Path, text: str, *options: str, path: Path | None = None, *
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):  # type: ignore[no-untyped-def]
-    """A copy of the release that has its ``.pyc`` files alone, where Megatron can be like that."""
+    """A copy of the release with ``.pyc`` files only, except where Megatron needs source."""
     root = copy(tmp_path_factory.mktemp("compiled"))
     assert compileall.compile_dir(root, quiet=2, legacy=True)
     for file in root.rglob("*.py"):
@@ -46,7 +46,7 @@ def compiled(tmp_path_factory):  # type: ignore[no-untyped-def]
 
 
 def test_a_megatron_without_source_runs_as_it_is(compiled, tmp_path):
-    """Imported before us here, and after us by the command below."""
+    """Megatron is imported before us here, and after us by the command below."""
     text = SHOW.replace("package =", "import megatron_patch as package\n_ =")
     text += "print(json.dumps(package.megatron_version()))\n"
     done = run_script(tmp_path, text, path=compiled)

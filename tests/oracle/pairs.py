@@ -14,7 +14,7 @@ from megatron_patch import testing
 
 VOCABULARY, HIDDEN, MLP, HEADS, LAYERS = 128, 64, 96, 4, 4
 
-#: What all of them have in common, under the names of each.
+#: What all models have in common, under the names of either library.
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
@@ -59,13 +59,13 @@ YARN: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models that are one."""
+    """The same model in ``transformers`` and in Megatron."""
 
     theirs: Any
     spec: testing.EngineSpec
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters of Megatron's model by name, with the values that the other one has."""
+        """The parameters of Megatron's model by name, with the values of the other model."""
         state = self.theirs.state_dict()
         yield "embedding.word_embeddings.weight", state["model.embed_tokens.weight"]
         yield "decoder.final_layernorm.weight", state["model.norm.weight"]
@@ -90,13 +90,13 @@ class Pair:
         assert not parameters
 
     def build_engine(self, **fields: Any) -> Any:
-        """Megatron's engine with the weights."""
+        """Megatron's engine with the weights of the other model."""
         engine = testing.build_engine(testing.EngineSpec(**{**vars(self.spec), **fields}))
         self.copy_weights(engine.controller.inference_wrapped_model.model)
         return engine
 
     def generate(self, request: testing.Request) -> tuple[int, ...]:
-        """What the other model generates, greedily."""
+        """The tokens that the model of ``transformers`` generates, greedily."""
         with torch.inference_mode():
             output = self.theirs.generate(
                 torch.tensor([request.prompt]),
@@ -183,7 +183,7 @@ def llama_with_yarn() -> Pair:
 
 
 def mistral_with_a_window() -> Pair:
-    """Each layer sees 8 tokens, with its own."""
+    """Each layer sees 8 tokens, the present one included."""
     config = transformers.MistralConfig(
         **COMMON,
         num_key_value_heads=2,
@@ -208,7 +208,7 @@ def qwen2_with_grouped_heads() -> Pair:
 
 
 def qwen2_with_a_window() -> Pair:
-    """The last two layers see 8 tokens, with their own."""
+    """The last two layers see 8 tokens, the present one included."""
     config = transformers.Qwen2Config(
         **COMMON,
         num_key_value_heads=2,
@@ -288,7 +288,7 @@ def granite_with_a_scale() -> Pair:
 
 
 def _deepseek(kind: str, q_lora_rank: int | None, **yarn: Any) -> Pair:
-    """Of dense layers only. Each head has 8 dimensions with positions and 8 without."""
+    """A model of dense layers only. Each head has 8 dimensions with positions and 8 without."""
     common = {name: value for name, value in COMMON.items() if name != "head_dim"}
     rope = {**YARN, **yarn} if yarn else {"rope_type": "default", "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(

@@ -47,7 +47,7 @@ def test_tokens_are_the_same(name, engine):
 
 @pytest.mark.parametrize("name", PATCHES)
 def test_without_the_patches_they_are_not(unpatched, name):
-    """So these models and requests are such that a fault shows."""
+    """This shows that a fault shows with these models and requests."""
     megatron_patch.install()
     states = {entry.id: entry.state for entry in megatron_patch.status()}
     if all(states[patch] is not State.APPLIED for patch in PATCHES[name]):

@@ -1,7 +1,7 @@
 """Drawn requests to Megatron's own HTTP endpoints, in front of the real engine.
 
-What they answer is measured as everything in the soak is: by the same request alone, or by the
-logits of the model alone where it is sampled.
+Their answers are checked as all answers of the soak are: against the same request alone, or against
+the logits of the model alone where tokens are sampled.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SAMPLINGS: tuple[tuple[dict[str, Any], tuple[float, int, float]], ...] = (
     ({"temperature": None, "top_p": 0.8, "top_k": None}, (1.0, 0, 0.8)),
 )
 
-#: What each endpoint has to answer with status 400. The prompt is as good as ever.
+#: Parameters that each endpoint has to answer with status 400; the prompt is a valid one.
 BAD: tuple[dict[str, Any], ...] = (
     {"temperature": -1.0},
     {"temperature": float("nan")},
@@ -66,7 +66,7 @@ BAD_PROMPTS: Mapping[str, tuple[Any, ...]] = {
 
 
 def server(rng: random.Random) -> Server:
-    """In front of an engine that may evict, split or keep prompts."""
+    """The endpoints in front of an engine that may evict requests, and split or cache prompts."""
     spec: dict[str, Any] = {"enable_chunked_prefill": rng.random() < 0.5}
     options: dict[str, Any] = {}
     if "enable_prefix_caching" in context_parameters() and rng.random() < 0.5:
@@ -83,7 +83,7 @@ def server(rng: random.Random) -> Server:
 
 
 def draw(rng: random.Random, path: str) -> tuple[dict[str, Any], list[testing.Request]]:
-    """A body, and what it asks the engine for: a request for each choice."""
+    """A request body, and the engine's requests that it stands for, one for each choice."""
     parameters, sampling = rng.choice(SAMPLINGS)
     number = rng.randint(1, soak.MOST_TOKENS)
     body: dict[str, Any] = {**parameters, "max_tokens": number}
@@ -114,7 +114,7 @@ def draw(rng: random.Random, path: str) -> tuple[dict[str, Any], list[testing.Re
 
 
 def draw_chat(rng: random.Random) -> tuple[str, tuple[int, ...]]:
-    """What somebody says, and the tokens of the whole prompt."""
+    """A chat message, and the tokens of the whole prompt."""
     while True:
         said = soak.draw_prompt(rng)[: soak.LONGEST_PROMPT - 3]
         prompt = (ROLES["user"], *said, END, ROLES["assistant"])
@@ -123,7 +123,7 @@ def draw_chat(rng: random.Random) -> tuple[str, tuple[int, ...]]:
 
 
 def draw_bad(rng: random.Random, path: str) -> dict[str, Any]:
-    """A body that has to be answered with status 400."""
+    """A request body that has to be answered with status 400."""
     body, _ = draw(rng, path)
     if rng.random() < 0.3:
         return {**body, "messages" if path == CHAT else "prompt": rng.choice(BAD_PROMPTS[path])}
@@ -134,7 +134,7 @@ def draw_bad(rng: random.Random, path: str) -> dict[str, Any]:
 
 
 def check(path: str, body: dict[str, Any], requests: list[testing.Request], answer: Answer) -> None:
-    """All choices are what the requests are answered with alone."""
+    """Check that each choice is what its request is answered with alone."""
     assert answer.status == 200, (body, answer.body)
     choices = answer.body["choices"]
     assert [choice.get("index", at) for at, choice in enumerate(choices)] == [*range(len(requests))]
@@ -158,7 +158,7 @@ def check(path: str, body: dict[str, Any], requests: list[testing.Request], answ
 
 
 def ended(tokens: list[int], generated: Any = None, of_prompt: Any = None) -> Any:
-    """An answer as the soak wants it."""
+    """An answer in the form that the soak checks."""
     return SimpleNamespace(
         status=SimpleNamespace(name="COMPLETED"),
         events=[],

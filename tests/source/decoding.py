@@ -55,7 +55,7 @@ def _suspending(engine: Any, step: int) -> None:
 
 
 def requests_of(way: str) -> tuple[testing.Request, ...]:
-    """What is decoded in this way: with chunks, also a prompt that makes some."""
+    """The requests that are decoded in this way; with chunks, also a prompt that is split."""
     return (*REQUESTS, MORE_THAN_A_STEP) if way == "chunked" else REQUESTS
 
 
@@ -92,7 +92,7 @@ def code_of_targets() -> dict[str, str]:
 
 
 def without_place(code: CodeType, is_added: bool) -> tuple[Any, ...]:
-    """All of a code object that decides what it does."""
+    """All parts of a code object that decide what it does."""
     constants = [
         without_place(constant, is_added) if isinstance(constant, CodeType) else constant
         for constant in code.co_consts

@@ -1,6 +1,6 @@
 """Megatron with the patches in its source, and as released with the patches put in at run time.
 
-The one is what this process imports, the other runs in a child.
+This process imports the former, and a child runs the latter.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def test_what_is_applied_at_run_time_is_there_in_the_source(from_source, at_run_
 
 
 def test_the_same_code_runs(from_source, at_run_time):
-    """So what the tests show of the one they show of the other."""
+    """So what tests show of one they show of the other."""
     applied = [id for id, state in at_run_time["states"].items() if state == "applied"]
     edited = {e.target for p in SERIES if p.id in applied for v in p.variants for e in v.edits}
     one, other = from_source["code"], at_run_time["code"]

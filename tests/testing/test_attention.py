@@ -129,7 +129,7 @@ def test_varlen_equals_naive(
     arguments: dict[str, Any] = {
         "cu_seqlens_q": cumulative(q_lengths, device),
         "cu_seqlens_k": cumulative(k_lengths, device),
-        "max_seqlen_q": max(*q_lengths, 2),  # of 1 there is a test of its own
+        "max_seqlen_q": max(*q_lengths, 2),  # 1 has a test of its own
         "max_seqlen_k": max(*k_lengths, 1),
         "softmax_scale": scale,
         "causal": causal,
@@ -224,7 +224,7 @@ def test_new_keys_are_rotated_and_appended(
     q = torch.randn(3, tokens, HEADS, HEAD_DIM, device=device)
     k = torch.randn(3, tokens, KV_HEADS, HEAD_DIM, device=device)
     v = torch.randn(3, tokens, KV_HEADS, HEAD_DIM, device=device)
-    # A row more than sequences, and garbage behind each.
+    # One row more than there are sequences, and garbage behind each sequence.
     k_cache = torch.full((4, 12, KV_HEADS, HEAD_DIM), torch.nan, device=device)
     v_cache = torch.full((4, 12, KV_HEADS, HEAD_DIM), torch.nan, device=device)
     for row, length in enumerate(lengths):

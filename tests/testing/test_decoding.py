@@ -32,7 +32,7 @@ STEPS = 23
 
 @pytest.fixture(scope="module")
 def expected(device: Any) -> tuple[tuple[int, ...], ...]:
-    """The tokens of ``REQUESTS``, of ``SPEC``'s model without an engine."""
+    """The tokens of ``REQUESTS``, by the model of ``SPEC`` without an engine."""
     return testing.reference_decode(testing.build_model(SPEC), REQUESTS)
 
 
@@ -116,7 +116,7 @@ def test_every_kind_of_engine(spec: EngineSpec) -> None:
 
 @pytest.fixture
 def graph_scope(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What is in one graph. Other engines' graphs are dropped: 0.16 mixes up scopes."""
+    """The scope of a graph. Graphs of other engines are dropped, because 0.16 mixes up scopes."""
     testing.drop_cuda_graphs()
     yield request.param
     testing.drop_cuda_graphs()
@@ -170,7 +170,7 @@ def test_suspended_and_resumed_with_graphs(
 
     assert decoded.tokens == expected
     assert count.replays
-    if mode == "recompute":  # on other memory
+    if mode == "recompute":  # in newly allocated memory
         assert count.captures
 
 
@@ -186,7 +186,7 @@ def test_graphs_are_not_captured_unless_asked_for(device: Any) -> None:
 
 
 def test_bfloat16_is_near_the_model_alone(device: Any) -> None:
-    """Nearby values may be chosen in another order, so the tokens cannot be compared."""
+    """Logits that are nearly equal may change places, so the tokens cannot be compared."""
     spec = replace(SPEC, dtype="bfloat16")
     request = REQUESTS[0]
 
@@ -245,7 +245,7 @@ def test_more_sampling_parameters() -> None:
 
     (record,) = decoded.records
     request = getattr(record, "requests", [record])[-1]
-    # 0.14 and 0.15 do not return that of the first token.
+    # 0.14 and 0.15 do not return the log prob of the first token.
     missing = REQUESTS[0].num_tokens - len(request.generated_log_probs)
     assert missing in (0, 1)
     assert all(value <= 0 for value in request.generated_log_probs)

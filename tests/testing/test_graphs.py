@@ -200,7 +200,7 @@ def test_a_backward_pass_is_captured_too(device: Any) -> None:
 
 
 def test_autograd_does_not_see_a_replay(x: Tensor) -> None:
-    """A replay may write over what a backward pass has kept. It then uses what is there."""
+    """A replay may overwrite what a backward pass has kept, which then uses the new values."""
     graph, y = capture(lambda: x + 1)
     weight = torch.ones(3, device=x.device, requires_grad=True)
     graph.replay()

@@ -44,7 +44,7 @@ def test_a_model_with_latents_and_one_without_have_the_same_weights(device):
 
 
 def test_tokens_depend_on_all_of_the_prompt(device):
-    """Or a test that compares tokens would say little of attention."""
+    """Otherwise a test that compares tokens would say little of attention."""
     model = testing.build_model(dataclasses.replace(SPEC, cache_mla_latents=False))
     requests = [testing.Request((first, 2, 3, 4, 5), 8) for first in range(6, 12)]
     assert len(set(testing.reference_decode(model, requests))) == len(requests)

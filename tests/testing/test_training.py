@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("device")
 SPEC = testing.EngineSpec()
 GRAPHS = replace(SPEC, cuda_graph_scope="layer")
 
-# Whose gradients come from what the first operator of the first layer was given.
+# Parameters whose gradients depend on the input of the first operator of the first layer.
 BEFORE_THE_LAYERS = {
     "embedding.word_embeddings.weight",
     "embedding.position_embeddings.weight",
@@ -99,7 +99,7 @@ def test_graphs_give_the_losses_and_gradients_of_a_model_without(
                 optimiser.step()
             graphed.load_state_dict(plain.state_dict())  # where gradients are wrong
 
-    # Forward and backward of each layer; one, then two microbatches in a step, the first without.
+    # Forward and backward of each layer; one, then two microbatches; the first step has no graphs.
     assert count.captures == 2 * SPEC.num_layers
     assert count.replays == count.captures * (2 + 1 + 2)
 

@@ -24,7 +24,7 @@ class Installation(NamedTuple):
     python: Path
     packages: Path
     wheel: Path
-    settings: dict[str, str]  #: with which one patch is applied to the Megatron in it
+    settings: dict[str, str]  #: variables with which one patch is applied to its Megatron
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """A process of its Python, in an environment with no more than ``settings``."""
@@ -35,7 +35,7 @@ class Installation(NamedTuple):
         return _run(self.python.with_name("megatron-patch"), *arguments, **settings)
 
     def install(self) -> None:
-        """Install the wheel, again if need be."""
+        """Install the wheel."""
         options = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
         done = self.run("-m", "pip", "install", *options, str(self.wheel))
         assert done.returncode == 0, done.stderr

@@ -40,12 +40,12 @@ class Workshop:
         return importlib.import_module(name)
 
     def digest(self, target: str) -> str:
-        """That of a target as it is written now."""
+        """The digest of a target as it is written now."""
         path = self.directory / f"{Target.parse(target).module}.py"
         return digest_in(path.read_text(encoding="utf-8"))(target)
 
     def patch(self, *edits: Edit, **options: Any) -> Patch:
-        """As :func:`make_patch`, for source as it is written now."""
+        """A patch as of :func:`make_patch`, for the source as it is written now."""
         return make_patch(*edits, known=self.digest, **options)
 
     def engine(self, *patches: Patch, strict: bool = False) -> Engine:
@@ -56,7 +56,7 @@ class Workshop:
 
 
 def digest_in(text: str) -> Callable[[str], str]:
-    """Gives the digest of a target whose module has this text."""
+    """A function that gives the digest of a target, if its module has this text."""
 
     def digest(target: str) -> str:
         found = find_definition(target, lambda _: text)

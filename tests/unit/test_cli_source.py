@@ -33,7 +33,7 @@ def one(self: object) -> int:
     return 11
 
 
-#: `whole` is of a method in which any source fits; `two` looks for a number in both files.
+#: `whole` replaces a method, whatever its source is; `two` looks for a number in both files.
 SERIES = (
     make_patch(Replace(f"{MODULE}:Thing.one", one), known=digest_in(TEXT), id="whole"),
     make_patch(

@@ -39,7 +39,7 @@ def test_it_is_off_by_default(installation):
 
 @pytest.mark.parametrize("options", [[], ["-E"], ["-s"], ["-I"]], ids=str)
 def test_every_start_is_patched_but_one_without_site_packages(enabled, options):
-    """The environment is empty but for the settings, which -E and -I do not hide from us."""
+    """The environment has the settings only, which -E and -I do not hide from us."""
     done = enabled.run(*options, "-c", SHOW, **enabled.settings)
     assert (done.stdout, done.stderr) == ("applied\n", "")
     megatron = f"import sys; sys.path.append({str(enabled.packages)!r}); {SHOW}"
@@ -57,7 +57,7 @@ def test_a_child_with_an_empty_environment_is_patched(enabled):
         f"import subprocess, sys; subprocess.run([sys.executable, '-I', '-c', {SHOW!r}], env={{}})"
     )
     done = enabled.run("-W", "ignore", "-c", code)
-    assert done.stdout == "drifted\n"  # since nothing tells it to accept the stand-in
+    assert done.stdout == "drifted\n"  # since no setting accepts the digest of the stand-in
 
 
 def test_the_settings_count(enabled):
@@ -168,7 +168,9 @@ def test_a_file_of_somebody_else_is_left_alone(installation, tmp_path, kind):
 
 
 def test_site_packages_that_cannot_be_written(monkeypatch):
-    monkeypatch.setattr(enabling, "folder", lambda: Path("/proc/self"))  # for nobody, nor for root
+    monkeypatch.setattr(
+        enabling, "folder", lambda: Path("/proc/self")
+    )  # nobody can write there, not even root
     with pytest.raises(EnablingError, match=r"megatron-patch.pth cannot be written: .*; enable"):
         enabling.enable()
 

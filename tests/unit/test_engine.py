@@ -123,7 +123,7 @@ def select(engine, *ids):
 
 @pytest.mark.parametrize("first", [(), ("upper",), ("lower",)])
 def test_any_of_several_patches_of_one_method_can_be_left_out(stacked, first):
-    """Whichever was there first, and so is below the other."""
+    """Whichever was applied first, and so is below the other."""
     select(stacked)
     select(stacked, *first)
     assert select(stacked, "lower", "upper", "other") == (["lower", "upper", "other"], 30)
@@ -569,7 +569,7 @@ def test_importing_the_package_imports_neither_torch_nor_megatron():
 def test_a_module_that_the_release_has_not_is_settled_with_its_package(
     workshop, tmp_path, monkeypatch, there
 ):
-    """Else the patch would be pending for ever, and ranks that compare it never agree."""
+    """Otherwise the patch would stay pending, and ranks that compare it would never agree."""
     package = f"some_package_{there}"
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").touch()

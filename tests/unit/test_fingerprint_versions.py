@@ -1,6 +1,7 @@
 """Fingerprints are the same on Python 3.10, 3.11, 3.12 and 3.13.
 
-Each interpreter that is there digests the same files; the one that runs the tests is the measure.
+Each interpreter that is installed digests the same files, and is compared with the one that runs
+the tests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RUNNING = f"python3.{sys.version_info.minor}"
 VERSIONS = ("python3.10", "python3.11", "python3.12", "python3.13")
 
-# What every version can parse, and as much as possible of what their syntax trees differ in.
+# Syntax that every version can parse, with as much as possible in which their trees differ.
 CORPUS = r'''
 from __future__ import annotations
 import os
@@ -254,7 +255,7 @@ for line in sys.stdin:
 
 
 def digests(python: str, paths: list[Path]) -> list[str]:
-    """A line for each function: file, line, name and digest. No site-packages are looked at."""
+    """A line for each function: file, line, name and digest, computed without site-packages."""
     done = subprocess.run(
         [python, "-S", "-E", "-X", "utf8", "-W", "ignore", "-c", SCRIPT, str(ROOT)],
         input="".join(f"{path}\n" for path in paths),

@@ -1,4 +1,4 @@
-"""A forked child has a lock that it can take, and whole patches."""
+"""A forked child can take our lock, and finds no patch half applied."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .test_engine import both, thing
 
 __all__ = ["both"]
 
-# What Python 3.12 says of forking is what this is about.
+# Python 3.12 warns of forks in a process with threads, which is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 

@@ -23,7 +23,7 @@ THING = "megatron.core.thing:Thing.one"
 
 @pytest.fixture
 def read(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Reads hunks as those of a record that stands beside them."""
+    """A function that reads hunks as a record beside them does."""
 
     def read(text: str) -> hunks.Hunks:
         (tmp_path / "record.diff").write_text(text, encoding="utf-8")

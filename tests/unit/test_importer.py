@@ -157,7 +157,7 @@ def test_source_that_is_too_much_for_us_is_drifted(workshop, both, kind):
 
 
 def import_with(free: int) -> None:
-    """Import the module with so many frames left."""
+    """Import the module with so many frames of the stack left."""
 
     def deep(levels: int) -> None:
         if levels:
@@ -178,7 +178,7 @@ def frames():  # type: ignore[no-untyped-def]
 
 @quiet
 def test_an_import_from_deep_below_goes_on(workshop, both, lines):
-    """Where the stack is nearly used up, an import still works, and so it does with us."""
+    """Where the stack is nearly used up, an import that works without us works with us."""
 
     def works(free: int) -> bool:
         try:

@@ -380,7 +380,7 @@ def test_owner_and_extended_attributes_are_kept(tree):
 
 
 def test_who_is_not_root_gives_nothing_away(tree, monkeypatch):
-    """Such as one of a group that may write in the folder of somebody else."""
+    """Such as a member of a group that may write in the folder of somebody else."""
     real = Path.stat
 
     def stat(path, **named):  # type: ignore[no-untyped-def]

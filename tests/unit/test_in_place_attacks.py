@@ -47,7 +47,7 @@ class Hostile:
         (self.tree.root / RECORD).write_bytes(text)
 
     def refuses(self, match: str) -> None:
-        """Neither command writes anything, and both say why."""
+        """Neither `apply` nor `revert` writes anything, and both say why."""
         before, victim = snapshot(self.tree), self.outside.read_bytes()
         for command in (
             in_place.revert,
@@ -65,7 +65,7 @@ def hostile(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Hostile
 
 
 def test_the_folder_is_what_a_record_needs(hostile):
-    """So what the others are refused for is what is wrong with them."""
+    """So the other trees are refused only for what is wrong with them."""
     files = {PATH: hostile.change()}
     hostile.record({"format": FORMAT, "release": None, "files": files, "pending": None})
     assert in_place.revert(hostile.tree) == [hostile.tree.root / PATH]

@@ -22,7 +22,7 @@ from megatron_patch.source_tree import SourceTree
 from .source_trees import PATH, made, write
 from .test_in_place import OTHER, OTHER_PATH, SERIES, TEXT, snapshot
 
-# All by which a command changes what is on the disk.
+# All system calls by which a command changes what is on the disk.
 CALLS = ("open", "fsync", "replace", "unlink", "rmdir", "mkdir", "chmod", "chown", "utime")
 PATCHED = TEXT.replace("1", "10").replace("2", "20")
 
@@ -33,7 +33,7 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that would be done now is done."""
+    """Stands for the death of the process: nothing after this point is done."""
 
 
 class Killing:
@@ -68,7 +68,7 @@ def apply(tree: SourceTree, *ids: str) -> None:
 
 
 def interrupted(tree: SourceTree, command: Callable[[], object], call: int) -> bool:
-    """Whether the command was killed at that call; else it is done."""
+    """Whether the command was killed at that call; otherwise it has ended."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         Killing(monkeypatch, call)
         try:
@@ -84,7 +84,7 @@ def finish(tree: SourceTree) -> str | None:
 
 
 def copied(tree: SourceTree, root: Path) -> SourceTree:
-    """A tree like another one, for one command."""
+    """A copy of a tree, for one command."""
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(tree.root, root)
     return SourceTree.at(root)
@@ -118,7 +118,7 @@ def test_whenever_a_command_is_killed_the_next_one_finds_all_or_nothing(tmp_path
                 f"a `megatron-patch {command.split()[0]}` was interrupted; it is finished" in found
             )
             assert texts(tree) == last
-        if call % 8 == 0:  # what is there is a tree like any other: it is patched and put back
+        if call % 8 == 0:  # the tree that is left can be patched and put back like any other
             apply(tree)
             assert texts(tree) == patched
             in_place.revert(tree)

@@ -221,7 +221,7 @@ def test_the_garbage_collector_rests_while_patches_are_judged_and_is_as_it_was(c
 
 
 def test_source_that_no_variant_is_for_or_that_lacks_a_target_makes_a_patch_drifted():
-    """Both are faults of a ledger, and would edit what is not known."""
+    """Either is a fault of the ledger, by which unknown source would be edited."""
     gone = PATCH.sources[0]._replace(digests=((TWO, digest(TEXT, TWO)),))
     found = verdict(TEXT, patch=PATCH._replace(sources=(gone,)))
     assert (found.verdict, found.variant) == (Verdict.DRIFTED, None)
@@ -339,7 +339,7 @@ def test_an_independent_hook_goes_below_one_of_another_patch():
 
 @pytest.mark.parametrize(("version", "closest"), [((0, 1), "first"), ((0, 2), "second")])
 def test_a_replacement_for_the_trees_own_release_is_the_closest(version, closest):
-    """All replacements fit all source: what else would tell them apart?"""
+    """A replacement fits any source, so only the release can tell them apart."""
     of_both = Replace(TWO, new_two)
     patch = PATCH._replace(
         variants=(Variant("first", (of_both,)), Variant("second", (of_both,))),

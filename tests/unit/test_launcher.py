@@ -210,7 +210,7 @@ def test_an_existing_sitecustomize_that_raises_breaks_nothing(tree):
 
 
 def test_an_error_of_ours_is_one_line_unless_strict(tree):
-    """The variable turns bad after the launch: the launcher itself refuses a bad one."""
+    """The variable is made invalid after the launch: the launcher refuses an invalid one."""
     code = f"import os; os.environ['MEGATRON_PATCH'] = 'typo'; {SHOW}"
     done = run(tree, sys.executable, "-c", code)
     assert (done.returncode, json.loads(done.stdout)) == (0, None)

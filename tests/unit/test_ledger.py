@@ -29,7 +29,7 @@ def entry(proved: str, digest: str) -> dict[str, object]:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Puts a ledger in the place of the package's."""
+    """A function that puts a ledger in the place of the package's."""
 
     def write(content: object) -> Path:
         file = tmp_path / "proofs.json"

@@ -50,7 +50,7 @@ def patch_of(workshop: Workshop, find: str, put: str):  # type: ignore[no-untype
 
 @pytest.fixture
 def patched(workshop):
-    """``Thing``, a statement of whose method is another now, with one more before it."""
+    """``Thing``, with one statement of its method exchanged, and one more before it."""
     workshop.write("target_module", MODULE)
     engine = workshop.engine(
         patch_of(workshop, "after = total", "extra = total\nafter = extra * 2")
@@ -81,7 +81,7 @@ def lines_run(function, *args):  # type: ignore[no-untyped-def]
 def test_lines_that_an_edit_leaves_alone_keep_their_numbers_and_others_are_behind_the_file(patched):
     size = len(MODULE.splitlines())
     assert patched().method(1) == 8
-    # In what order the lines of one statement are visited is up to the version of Python.
+    # The order in which the lines of one statement are visited depends on the version of Python.
     seen = set(lines_run(patched.method, patched(), 1)) - {6, 8}
     assert seen == {3, 5, 7, size + 1, size + 2, 13}
     assert patched.method.__code__.co_filename == sys.modules["target_module"].__file__
@@ -302,5 +302,5 @@ def test_coverage_counts_what_an_edit_leaves_alone(workshop):
     state, value, statements, missing = json.loads(done.stdout)
     assert (state, value) == ("applied", 8)
     assert {3, 5, 13} <= set(statements)
-    # Not run: the other branch, the statement that ours took the place of, the other function.
+    # Not run: the other branch, the statement that ours has replaced, the other function.
     assert missing == [11, 12, 17]

@@ -14,7 +14,7 @@ import megatron_patch
 PACKAGE = Path(megatron_patch.__file__).parent
 COMMAND = PACKAGE.with_name("megatron_patch_command.py")
 
-# Says that it ran, and is what it hides from then on.
+# Says that it ran, and then is the module that it hides.
 HOSTILE = """
 import os, sys
 os.write(2, b"ran " + __name__.encode() + b"\\n")
@@ -75,7 +75,7 @@ def test_the_command_runs_nothing_of_the_working_directory(hostile):
 )
 def test_python_runs_there_what_it_needs_before_any_code_of_ours(hostile, start):
     of_python = ran(hostile, "-m", "does_nothing")
-    assert of_python  # so that nobody is promised more
+    assert of_python  # the README promises no more than that
     assert ran(hostile, *start, "show", "input-position-view-cache") == of_python
 
 

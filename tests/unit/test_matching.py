@@ -18,12 +18,12 @@ from megatron_patch.undoing import undone
 
 
 def code(text: str) -> str:
-    """Code of a hunk as it is read: with names for ``$name``."""
+    """The code of a hunk as it is read: with names in the place of ``$name``."""
     return text.replace("$", METAVARIABLE)
 
 
 def function(body: str) -> Definition:
-    """A method of that body."""
+    """A method with that body."""
     text = f"class Thing:\n    def one(self):\n{textwrap.indent(body, ' ' * 8)}"
     found = locate("m", text, "Thing.one")
     assert found is not None
@@ -31,7 +31,7 @@ def function(body: str) -> Definition:
 
 
 def changed(body: str, find: str, put: str) -> str:
-    """The body after one edit, which is proved to be undone again."""
+    """The body after one edit; checks that the edit can be undone."""
     before, edit = function(body), Substitute("m:Thing.one", code(find), code(put))
     after = edited(before, edit)
     whole = ast.dump(after.node)

@@ -1,4 +1,4 @@
-"""A patch that is not active is told of once, wherever a process has its messages."""
+"""A patch that is not active is reported once, wherever a process sends its messages."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ NAMES = [*THERE, "Context.twice", "Context"]
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Makes the outline of a text known."""
+    """A function that makes the outline of a text known."""
 
     def know(text: str) -> None:
         made = {outlines.digest_of(text): outline("module", text, NAMES)}

@@ -105,7 +105,7 @@ def test_a_write_that_fails_leaves_all_patches(tree, monkeypatch):
 
 
 def test_a_record_that_cannot_be_written_leaves_all_patches(tree, monkeypatch):
-    """When the first of two files has been exchanged already."""
+    """It fails when the first of two files has been exchanged already."""
     in_place.apply(tree, made(tree, SERIES))
     after = contents(tree)
     save, calls = tree_record.save, itertools.count()

@@ -17,7 +17,7 @@ from .sample import make_patch
 
 OUTSIDE = make_patch(Substitute("m:f", "1", "2"), known=lambda _: "0", id="their-own")
 SAMPLE = OUTSIDE._replace(sources=None)  # known by the ledger, as all of this package
-#: The newest release has what `a` brings, no release what `c` brings; `b` is ours.
+#: The change of `a` is in the newest release, that of `c` in none; `b` is ours.
 SERIES = (
     SAMPLE._replace(id="a", fixed_in=NEWEST_RELEASE),
     SAMPLE._replace(id="b", kind=Kind.PERFORMANCE, upstream_pr=None, fixed_in=None),

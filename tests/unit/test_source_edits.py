@@ -128,7 +128,7 @@ def test_patches_that_do_not_fit_on_top_of_each_other_are_told(tmp_path):
     assert str(caught.value).startswith(f"clash: {MODULE}:Thing.one: expected `x + y` exactly once")
 
 
-# Each could be made once more where it has been made: what it looks for is still there.
+# Each edit could be made a second time: what it looks for is still there afterwards.
 REPEATABLE = {
     "a hook": (prefix("Thing.one"),),
     "an insertion": (substitute("Thing.one", "total += item", "total += item\ntotal += 0"),),
@@ -152,7 +152,7 @@ def test_source_that_is_not_known_is_edited_once(tmp_path, edits, unknown):
     write(tmp_path, text if unknown == "as it was" else text + "\n\nMORE = 1\n")
     with pytest.raises(DriftedError, match=r"has an edit of this patch already|name is taken"):
         source_patches(tree, [patch], ["twice"], allow_drift=True)
-    # Nor when a person says that this source is known: here, where it is edited, and at run time.
+    # Nor if a person accepts this source: neither when it is edited as source, nor at run time.
     digests = {digest_in(text)(edit.target) for edit in edits if not isinstance(edit, Add)}
     judgement = judge(patch, tree.read, digests, [patch])
     assert judgement.verdict is Verdict.DRIFTED

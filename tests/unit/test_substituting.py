@@ -1,4 +1,4 @@
-"""Several hunks of one function: with one proof for all, or one by one, and the same text."""
+"""Several hunks of one function give the same text with one proof for all as one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class A:
         return x * z
 """
 
-# Hunks, and whether one proof does for all of them.
+# Hunks, and whether one proof is enough for all of them.
 CASES = {
     "apart": ([("y - 1", "y + 1"), ("self.log(item)", "pass"), ("return x * z", "return z")], True),
     "from the last to the first": ([("return x * z", "return z"), ("y - 1", "y + 1")], True),

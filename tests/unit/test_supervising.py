@@ -29,7 +29,7 @@ def run_line(options, *start: str) -> list[str]:  # type: ignore[no-untyped-def]
 
 @pytest.fixture
 def process(options) -> Iterator[subprocess.Popen[str]]:  # type: ignore[no-untyped-def]
-    """``run`` of a Python that executes what it reads, a line at a time, with pipes."""
+    """``run`` with a Python that executes the lines that it reads from a pipe."""
     code = "import os, sys, signal, time\nprint(os.getpid(), flush=True)\nfor line in iter(sys.stdin.readline, ''): exec(line)"  # fmt: skip # noqa: E501
     with subprocess.Popen(
         run_line(options, sys.executable, "-c", code),
@@ -124,7 +124,7 @@ def test_when_run_is_killed_the_command_is(process):
     process.wait(30)
     readable, _, _ = select.select([process.stdout], [], [], 30)
     assert readable
-    assert process.stdout.read() == ""  # all who could write to it are gone
+    assert process.stdout.read() == ""  # no process that could write to it is left
 
 
 @BOTH
@@ -148,7 +148,7 @@ def test_the_command_has_no_children_and_files_that_it_did_not_open(options):
         "ignored = [l for l in open('/proc/self/status') if l.startswith(('SigIgn', 'SigBlk'))]\n"
         "print(json.dumps([sorted(files), children, ignored, os.getsid(0), os.getpgid(0)]))\n"
     )
-    start = [sys.executable, "-S", "-c", code]  # so that there is no note
+    start = [sys.executable, "-S", "-c", code]  # such a process leaves no note that it is patched
 
     def shown(line: list[str]) -> object:
         done = subprocess.run(
@@ -210,7 +210,7 @@ os.write(1, b"read %s;" % os.read(0, 100).strip())
 
 @BOTH
 def test_the_keys_of_a_terminal(options):
-    """Stop, go on, interrupt and a line of input: as a shell with job control gives them."""
+    """Stop, continue, interrupt and a line of input, as a shell with job control gives them."""
     line = [sys.executable, "-c", SHELL, *run_line(options, sys.executable, "-c", JOB)]
     number, terminal = pty.fork()
     if number == 0:

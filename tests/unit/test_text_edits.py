@@ -150,7 +150,7 @@ CASES = {
 
 
 def after(root, text: str | bytes, *edits: Edit) -> bytes:  # type: ignore[no-untyped-def]
-    """What one patch of these edits makes of the module."""
+    """The module's text after one patch with these edits."""
     (patch,) = made(write(root, text), [patch_of(*edits)])
     (file,) = patch.files
     assert file.path == PATH
@@ -227,7 +227,7 @@ def test_the_form_of_the_file_stays(tmp_path, form):
 
 
 def assert_kept(old: list[str], new: list[str], expected: str) -> None:
-    """The ``old`` lines that the edits have left are in ``new`` as they were, in their order."""
+    """The lines of ``old`` that the edits leave alone are in ``new``, unchanged and in order."""
     left = iter(new)
     bare = [line.strip() for line in expected.splitlines()]
     kept = [line for line in old if line.strip() in bare]

@@ -38,7 +38,7 @@ def script(tmp_path):  # type: ignore[no-untyped-def]
 
 
 def started(*arguments: str, **settings: str | None):  # type: ignore[no-untyped-def]
-    """A process of Python on the script, which has loaded what stands for PyTorch."""
+    """A Python process that runs the script, and has loaded the stand-in for PyTorch."""
     variables = {k: v for k, v in {**os.environ, **settings}.items() if v is not None}
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -54,11 +54,11 @@ def started(*arguments: str, **settings: str | None):  # type: ignore[no-untyped
 
 @pytest.fixture
 def watch(monkeypatch):  # type: ignore[no-untyped-def]
-    """Watches this process; its list ``said`` has what it says."""
+    """Watches this process; the messages are in the list ``said``."""
     said: list[str] = []
     made = Watch(os.getpid(), "the-mark", said.append)
     made.look()
-    # What other tests have left running is none of it.
+    # Processes that other tests have left running do not count.
     made._settled.update(made._suspects)
     made._suspects.clear()
     made.said = said  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_who_becomes_another_program_is_no_suspect_any_more(watch, script):
 
 
 def test_a_child_that_is_just_about_to_be_another_program_is_none(watch, script, monkeypatch):
-    """It has closed the note of its parent, as the module subprocess does."""
+    """It has closed the note of its parent, as `subprocess` does before exec."""
     started_child = "import os\nif os.fork(): os.wait(); os._exit(0)\nos.closerange(3, 100)\n"
     script.write_text(PYTORCH.replace("sys.stdin.read()", BECOMES_ANOTHER))
     script.write_text(started_child + script.read_text())
@@ -248,13 +248,13 @@ def test_what_goes_wrong_in_a_look_ends_nothing_and_is_said_once(watch, monkeypa
 
 
 def run(script: Path, *start: str, options: tuple[str, ...] = (), **settings: str):  # type: ignore[no-untyped-def]
-    """``run`` on a process that ends when there has been a look."""
+    """Call ``run`` with a process that ends once it has been looked at."""
     script.write_text(script.read_text().replace("sys.stdin.read()", until_looked_at()))
     return command("run", *options, "--", *start, isolate=False, **settings)
 
 
 def until_looked_at() -> str:
-    """Code that waits longer than the time between two looks, on a machine that is late, too."""
+    """Code that waits longer than the time between two looks, on a slow machine too."""
     return f"import time; time.sleep(2 + 1.5 * (time.time() - {time.time()}))"
 
 

@@ -9,4 +9,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _megatron_runs(device: Any) -> None:
-    """The one of `tests/conftest.py`, for each test here."""
+    """The fixture `device` of `tests/conftest.py`, for each test here."""

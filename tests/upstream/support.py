@@ -61,12 +61,12 @@ def allocator(context: Any) -> Any:
 
 
 def free_blocks(context: Any) -> int:
-    """KV blocks that can be handed out."""
+    """The number of KV blocks that can be handed out."""
     return _first(allocator(context), "pool_avail", "total_avail", "block_count_avail")
 
 
 def all_blocks(context: Any) -> int:
-    """KV blocks in all, with the one for padding."""
+    """The number of all KV blocks, that for padding included."""
     return _first(allocator(context), "pool_size", "total_count", "block_count_total")
 
 

@@ -1,6 +1,6 @@
 """The mirror shows what the patches are for: without them, what proves a patch fails.
 
-And nothing else does: what upstream promises of the rest holds in the old releases as they are.
+Nothing else fails: what upstream tests beside that holds on the old releases as they are.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def without_patches(tmp_path_factory):  # type: ignore[no-untyped-def]
         text=True,
         check=False,
     )
-    # 0: all passed, 1: some failed. Anything else is no run.
+    # 0: all passed, 1: some failed. Any other status: pytest did not run.
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return outcomes(report)
 

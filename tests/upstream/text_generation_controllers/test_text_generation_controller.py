@@ -1,4 +1,4 @@
-"""Where the controller gets the ids of a step from."""
+"""Where the controller gets the input ids of a step."""
 
 from __future__ import annotations
 
