@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -197,12 +199,21 @@ needs_async = pytest.mark.skipif(
 )
 
 
+@cache
+def _observed(text: str) -> Observation:
+    return Planted().runner()(decode(text), "none")
+
+
+def released(text: str) -> Observation:
+    """A run of the configuration with nothing patched, which is made once."""
+    return copy(_observed(text))
+
+
 @pytest.mark.parametrize(("name", "releases", "text"), SHOWN)
 def test_a_release_is_as_wrong_as_is_known(name, releases, text):
-    configuration = decode(text)
     if RELEASE not in SpecifierSet(releases):
         pytest.skip(f"{RELEASE} does otherwise, or has no such thing")
-    judgement = judging.judge(configuration, Planted().runner())
+    judgement = judging.judge(decode(text), lambda *_: released(text))
     assert not judgement.findings
     assert name in judgement.known
 
@@ -214,7 +225,7 @@ def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
         if RELEASE not in SpecifierSet(releases):
             continue
         configuration = decode(text)
-        case = oracles.Case(configuration, Planted().runner()(configuration, "none"))
+        case = oracles.Case(configuration, released(text))
         for complaint in oracles.complaints(configuration, case.observation):
             case.observation.patches = frozenset()
             while (defect := defects.recognise(case, complaint)) and defect.mended_by:
@@ -237,16 +248,15 @@ def test_a_defect_excuses_no_run_with_the_patches_that_mend_it(device, name, rel
         pytest.skip(f"{RELEASE} does otherwise, or has no such thing")
     configuration = decode(text)
     selections = Selections()
-    released = judging.runner(selections)(configuration, "none")
     patched = judging.runner(selections)(configuration, "correctness")
     megatron_patch.uninstall()
     assert patched.patches >= {*_patches(name)} & {*selections.applied("correctness")}
-    assert not released.patches
     assert oracles.complaints(configuration, patched) == []
-    case = oracles.Case(configuration, released)
+    case = oracles.Case(configuration, released(text))
+    assert not case.observation.patches
     known = [
         complaint
-        for complaint in oracles.complaints(configuration, released)
+        for complaint in oracles.complaints(configuration, case.observation)
         if getattr(defects.recognise(case, complaint), "name", None) == name
     ]
     assert known
