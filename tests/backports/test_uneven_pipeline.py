@@ -150,12 +150,11 @@ def whole(stages: list[Any], fields: dict[str, Any]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("layers", [2, 4])
-def test_two_stages_return_what_one_model_returns(tmp_path, layers):
+def test_two_stages_return_what_one_model_returns(tmp_path):
     needs(inference_config_class(), "a context that divides the layers itself, of the engine")
     fields: dict[str, Any] = {"num_layers": 6, "position_embedding_type": "rope"}
-    stages = run_stages(tmp_path, {**fields, "num_layers_in_first_pipeline_stage": layers})
-    assert [found for _, found, _ in stages] == [layers, 6 - layers]
+    stages = run_stages(tmp_path, {**fields, "num_layers_in_first_pipeline_stage": 2})
+    assert [found for _, found, _ in stages] == [2, 4]
     alone = testing.reference_decode(whole(stages, fields), REQUESTS)
     for tokens, _, _ in stages:
         assert [tuple(found) for found in tokens] == [tuple(expected) for expected in alone]

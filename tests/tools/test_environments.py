@@ -43,11 +43,11 @@ def test_each_pin_has_its_tests_at_run_time_and_as_source(pin):
     each = [
         file for file in FILES if TOX_INI.runs("py312-mcore999", file)
     ]  # a release that is no pin
-    assert {*map(folder, each)} > {"backports", "fuzz", "lifecycle", "matrix", "operation", "soak"}
+    assert {*map(folder, each)} >= {"backports", "fuzz", "lifecycle", "matrix", "operation"}
     assert lost(TOX_INI, of(DEFAULT, pin.factor, source=False), each) == []
     source = of(DEFAULT, pin.factor, source=True)
     assert lost(TOX_INI, source, AS_SOURCE) == []
-    if pin.version in ("0.14.0", "0.16.1", "0.19.2"):
+    if pin.version == "0.16.1":
         proofs = [file for file in FILES if folder(file) == "backports"]
         assert all(TOX_INI.runs(name, file, marked="proof") for name in source for file in proofs)
     assert lost(TOX_INI, of(NIGHTLY, pin.factor, source=False), FILES) == []
@@ -61,8 +61,24 @@ def folder(file: str) -> str:
 
 @pytest.mark.parametrize("python", ["py310", "py311", "py312"])
 def test_each_python_has_the_tests_of_the_core(python):
-    core = [file for file in FILES if folder(file) in ("unit", "lifecycle")]
-    assert lost(TOX_INI, [name for name in DEFAULT if name.startswith(python)], core) == []
+    core = [file for file in FILES if folder(file) == "unit"]
+    environments = [name for name in DEFAULT if name.startswith(python)]
+    assert lost(TOX_INI, environments, core) == []
+    # All of `lifecycle` is on one of them.
+    named = {
+        word for name in environments for words in TOX_INI.pytest_arguments(name) for word in words
+    }
+    assert "tests/lifecycle" in named or len(ORDERS & named) == 4
+
+
+#: Tests that several files have.
+SUITES = [pins.REPOSITORY / "tests" / "lifecycle" / "suite.py"]
+ORDERS = {
+    word
+    for words in TOX_INI.pytest_arguments("py312-mcore018")
+    for word in words
+    if word.startswith("tests/lifecycle/") and "::" in word
+}
 
 
 @pytest.mark.parametrize("python", ["py312", "py313"])
@@ -78,8 +94,14 @@ def test_a_machine_with_one_python_has_what_others_have(python):
 def test_what_is_named_is_there():
     for name in (*DEFAULT, *NIGHTLY, *TOX_INI.labelled("py312"), *TOX_INI.labelled("py313")):
         for words in TOX_INI.pytest_arguments(name):
-            places = [word for word in words if word.startswith("tests")]
-            assert [place for place in places if not (pins.REPOSITORY / place).exists()] == []
+            for place in (word for word in words if word.startswith("tests")):
+                file, *names = place.split("::")
+                assert (pins.REPOSITORY / file).exists(), place
+                if names:
+                    text = (pins.REPOSITORY / file).read_text(encoding="utf-8")
+                    tests = (*SUITES, pins.REPOSITORY / file)
+                    assert f"class {names[0]}(" in text, place
+                    assert any(f"def {names[1]}(" in t.read_text(encoding="utf-8") for t in tests)
 
 
 MADE_UP = """\
