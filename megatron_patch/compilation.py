@@ -17,7 +17,7 @@ from typing import Any, cast
 from .definitions import Definition, statements_of
 from .edits import Add, Target
 from .errors import ForeignPatchError
-from .segments import failure
+from .segments import failure, margin_of
 
 
 def compile_code(definition: Definition, filename: str, node: ast.stmt | None = None) -> CodeType:
@@ -55,7 +55,8 @@ def _text_of(definition: Definition) -> str | None:
     scopes = definition.qualname.split(".")[:-1]
     if not scopes and definition.segment[:1].isspace():
         return None  # in a `try`
-    heads = [f"{' ' * depth}class {scope}:\n" for depth, scope in enumerate(scopes)]
+    margin = margin_of(definition.segment)  # tabs, where the file has them
+    heads = [f"{margin[:depth]}class {scope}:\n" for depth, scope in enumerate(scopes)]
     above = _imports_of(definition) + "".join(heads)
     rows = definition.first_line - 1 - above.count("\n")
     return None if rows < 0 else "\n" * rows + above + definition.segment
