@@ -47,6 +47,27 @@ def test_log_probs_that_nobody_asked_for_may_be_other_ones(device, path, left, r
     assert intended.recognise(CASE, both) is None
 
 
+LENGTH = ["ERROR_NONTRANSIENT", "MaxSequenceLengthOverflowError: request 0"]
+BLOCKS = ["ERROR_NONTRANSIENT", "BlockOverflowError: request 0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "left", "right", "covered"),
+    [
+        ("events", [LENGTH, ["FAIL", None]], [LENGTH, BLOCKS, ["FAIL", None]], True),
+        ("events", [["FAIL", None]], [BLOCKS, ["FAIL", None]], False),  # it was not refused
+        ("events", [LENGTH, ["FAIL", None]], [LENGTH, BLOCKS], False),
+        ("events", [LENGTH, ["FAIL", None]], [BLOCKS, ["FAIL", None]], False),
+        ("events", [BLOCKS, ["FAIL", None]], [BLOCKS, LENGTH, ["FAIL", None]], False),
+        ("status", [LENGTH], [LENGTH, BLOCKS], False),
+    ],
+)
+def test_a_refused_request_may_be_told_of_its_blocks_too(device, name, left, right, covered):
+    for of in ("merged", "parts[0]"):
+        found = intended.recognise(CASE, [Difference(f"requests[0].{of}.{name}", left, right)])
+        assert (found is not None) is covered
+
+
 PART = {
     "generated_tokens": [],
     "generated_log_probs": None,

@@ -186,6 +186,21 @@ def _is_put_together(case: Case, difference: Difference) -> bool:
     return bool(difference.right == [value for values in found for value in values])
 
 
+def _is_another_reason(case: Case, difference: Difference) -> bool:
+    """A request that was refused for something else is told that it has too few blocks, too."""
+    place = re.fullmatch(r"requests\[\d+\]\.(?:merged|parts\[0\])\.events", difference.path)
+    left, right = difference.left, difference.right
+    if place is None or not isinstance(left, list) or not isinstance(right, list):
+        return False
+    errors, more = (
+        [event for event in events if event[0].startswith("ERROR")] for events in (left, right)
+    )
+    if not errors or more[:-1] != errors:
+        return False
+    rest = [event for event in right if event != more[-1]]
+    return rest == left and str(more[-1][1]).startswith("BlockOverflowError")
+
+
 def _other_evictions(case: Case, differences: Sequence[Difference]) -> bool:
     """Before the first forward pass that differs, a request was paused or evicted for its blocks.
 
@@ -288,6 +303,11 @@ INTENDED = (
         "recomputed-prompt-logprobs",
         "the lists of a prompt that begins again begin again, also those that nobody has asked for",
         _has_begun_again,
+    ),
+    _single(
+        "request-block-limit",
+        "a request that is refused for its length is told, too, that it has too few blocks",
+        _is_another_reason,
     ),
     Intended(
         "one-token-prefill",
