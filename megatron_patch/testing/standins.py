@@ -8,7 +8,7 @@ kernels run in its interpreter.
 Every call of a PyTorch function passes through :class:`CudaOnCpu` first, which costs it about a
 microsecond and otherwise changes nothing, unless it names a CUDA device or pinned memory. So times
 taken here are not representative. PyTorch keeps the mode per thread: other threads than the one
-that entered it are not affected.
+that entered it are not affected, except in their backward passes.
 """
 
 from __future__ import annotations
@@ -115,6 +115,24 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
         return func(*args, **kwargs)
 
 
+class Engine:
+    """In place of autograd's, which it hands everything on to.
+
+    While PyTorch hands the call of a backward pass to a mode, the mode is off; but what recomputes
+    activations makes tensors then.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def run_backward(self, *args: Any, **kwargs: Any) -> Any:
+        with CudaOnCpu():
+            return self._engine.run_backward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
 # What makes the host wait for a CUDA device, and is no operator of a CPU's tensors.
 TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
 
@@ -198,6 +216,8 @@ def installed() -> Iterator[torch.device]:
         stack.enter_context(
             mock.patch.object(torch.cuda.random, "get_rng_state", return_value=torch.zeros(0))
         )
+        engine = Engine(torch.autograd.Variable._execution_engine)
+        stack.enter_context(mock.patch.object(torch.autograd.Variable, "_execution_engine", engine))
         # Triton runs a kernel on the CPU, in its interpreter, if it is told so before Megatron
         # defines the kernel.
         stack.enter_context(_environment_variable("TRITON_INTERPRET", "1"))

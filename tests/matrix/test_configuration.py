@@ -13,6 +13,7 @@ from tools import matrix
 from tools.differential import building
 from tools.differential.configuration import Configuration, Plan, decode, dimensions, encode
 from tools.differential.drawing import Abilities, configurations
+from tools.differential.searching import sample
 
 
 @settings(suppress_health_check=list(HealthCheck), max_examples=40)
@@ -22,6 +23,25 @@ def test_what_is_drawn_is_read_again_and_can_be_built(device, data):
     assert decode(encode(configuration)) == configuration
     assert len(dimensions(configuration)) > 20
     testing.build_context(building.spec(configuration))
+
+
+def test_what_attention_can_have_is_drawn_and_most_have_the_plainest(device):
+    able = Abilities.installed()
+    drawn = [found for seed in range(5) for found in sample(able, 100, seed)]
+    positions = {"learned_absolute", "rope", *["yarn"] * able.yarn}
+    assert {found.positions for found in drawn} == positions
+    assert len({found.window for found in drawn}) > 4
+    assert any(found.scale for found in drawn)
+    sinks = {None, "off-by-one", "learnable"} if able.sinks else {None}
+    assert {found.sinks for found in drawn} == sinks
+    skips = {None, 2, (1, 0), (0, 1)} if able.layer_windows else {None}
+    assert {found.window_skip for found in drawn} == skips
+    attention = ("window", "sinks", "scale", "positions")
+    plain = Configuration()
+    others = sum(
+        any(getattr(found, name) != getattr(plain, name) for name in attention) for found in drawn
+    )
+    assert len(drawn) / 10 < others < len(drawn) / 3
 
 
 @settings(suppress_health_check=list(HealthCheck), max_examples=20)

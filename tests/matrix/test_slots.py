@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.differential.observing import Forward
-from tools.differential.slots import spoilt, went_to_another
+from tools.differential.slots import older, rewritten, spoilt, went_to_another
 
 SIZE = 4
 
@@ -61,6 +61,17 @@ def test_what_is_computed_from_it_is_spoilt_too():
         forward(((1, 0, 8, 1), [8, 2, 5])),  # shares the second block, not the first
     ]
     assert spoilt(forwards, SIZE)[1, 0] == 3
+
+
+def test_what_is_shared_may_be_of_other_weights():
+    first = forward(((0, 0, 0, 6), [1, 2]))
+    again = forward(((0, 0, 6, 1), [1, 2]), ((1, 0, 0, 6), [1, 3]))
+    skips = forward(((0, 0, 6, 1), [1, 2]), ((1, 0, 4, 2), [1, 3]))
+    for second, shared, cached in ((again, {(0, 0)}, set()), (skips, set(), {(1, 0)})):
+        assert rewritten([first, second], SIZE) == older([first, second], SIZE) == set()
+        second.version = 1
+        assert rewritten([first, second], SIZE) == shared
+        assert older([first, second], SIZE) == cached
 
 
 def test_the_block_has_to_be_of_a_request_that_is_no_longer_there():

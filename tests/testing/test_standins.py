@@ -46,6 +46,22 @@ class TestCudaOnCpu:
         assert torch.full((2,), 7, dtype=torch.int32).tolist() == [7, 7]
         assert torch.ones(2).to(torch.int64).dtype == torch.int64
 
+    def test_what_a_backward_pass_calls_back_has_them_too(self) -> None:
+        class Doubled(torch.autograd.Function):  # type: ignore[misc]
+            @staticmethod
+            def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+                return value * 2
+
+            @staticmethod
+            def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+                return gradient * torch.full((2,), 2.0, device="cuda")
+
+        value = torch.ones(2, requires_grad=True)
+        Doubled.apply(value).sum().backward()
+        Doubled.apply(value).backward(torch.ones(2), retain_graph=True)
+        assert value.grad is not None
+        assert value.grad.tolist() == [4.0, 4.0]
+
     def test_other_threads_are_not_affected(self) -> None:
         errors: list[BaseException] = []
 

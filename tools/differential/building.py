@@ -25,6 +25,11 @@ def model_fields(configuration: Configuration) -> dict[str, Any]:
         "dtype": configuration.dtype,
         "num_speculative_tokens": configuration.speculative,
         "num_moe_experts": configuration.experts,
+        "window_size": configuration.window,
+        "window_attn_skip_freq": configuration.window_skip,
+        "softmax_type": configuration.sinks or "vanilla",
+        "softmax_scale": configuration.scale,
+        "position_embedding_type": configuration.positions,
         "activation_recomputation": configuration.recompute,
     }
 
@@ -71,16 +76,6 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         cuda_graph_scope=None if configuration.graphs is None else configuration.scope,
         materialize_only_last_token_logits=configuration.only_last,
         options=options,
-    )
-
-
-def alone(configuration: Configuration) -> testing.EngineSpec:
-    """An engine of the same model without any features, for one request."""
-    return testing.EngineSpec(
-        **model_fields(configuration),
-        enable_chunked_prefill=False if "enable_chunked_prefill" in _of_engine() else None,
-        materialize_only_last_token_logits=False,
-        max_tokens=64,
     )
 
 

@@ -122,6 +122,16 @@ class Configuration:
     grouped: bool = False
     """Two heads share keys and values."""
     experts: int | None = None
+    window: tuple[int, int] | None = None
+    """Tokens before and behind its own position that attention sees. None: all before."""
+    window_skip: int | tuple[int, ...] | None = None
+    """Each so many-th layer has no window; or, for each layer, 1 for a window and 0 for none."""
+    sinks: str | None = None
+    """A score more in attention's denominator: ``off-by-one`` or ``learnable``."""
+    scale: float | None = None
+    """What scores of attention are multiplied by."""
+    positions: str = "learned_absolute"
+    """Or ``rope``, or ``yarn``."""
     recompute: bool = False
     """Training recomputes activations."""
     token_events: bool = False
@@ -150,6 +160,11 @@ class Configuration:
             dtype=self.dtype,
             speculative=self.speculative,
             experts=self.experts,
+            window=self.window,
+            window_skip=self.window_skip,
+            sinks=self.sinks,
+            scale=self.scale,
+            positions=self.positions,
         )
 
 

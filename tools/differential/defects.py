@@ -183,13 +183,16 @@ def _begins_with(case: Case, plan: Plan, word: list[int]) -> bool:
 
 
 def _stale_prefix(case: Case, complaint: Complaint) -> bool:
-    """When the request came, it found keys and values that other weights had made."""
+    """It found keys and values that other weights had made, or a later request wrote over its own."""
     index = complaint.request
-    if index is None or complaint.kind not in VALUES:
+    if index is None or complaint.kind not in VALUES or not case.configuration.updates:
         return False
-    if not case.configuration.updates or not case.skipped(index, 0):
+    if case.configuration.prefix is None:
         return False
-    return (index, 0) in slots.older(case.observation.forwards, case.configuration.block_size)
+    forwards, size = case.observation.forwards, case.configuration.block_size
+    mixed = slots.older(forwards, size) | slots.rewritten(forwards, size)
+    parts = [int(complaint.facts["part"])] if "part" in complaint.facts else None
+    return any((index, part) in mixed for part in parts or range(len(case.parts(index))))
 
 
 def _unequal_parts(case: Case, complaint: Complaint) -> bool:
@@ -673,7 +676,7 @@ DEFECTS: tuple[Defect, ...] = (
         "a prefix from before an update",
         ">=0.17",
         "blocks that are cached stay so when the weights change, and the KV of the old weights is "
-        "handed to a new request",
+        "handed to a new request, or written anew while the one that it is of goes on",
         _stale_prefix,
     ),
     Defect(

@@ -77,6 +77,10 @@ class Abilities:
     """CUDA graphs of all layers."""
     mixed: bool
     """CUDA graphs of steps with prompts."""
+    layer_windows: bool
+    """Some layers attend within a window, and others do not."""
+    sinks: bool
+    yarn: bool
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -84,11 +88,14 @@ class Abilities:
     def installed(cls) -> Abilities:
         """Those of the installed release."""
         from megatron.core.inference.sampling_params import SamplingParams
+        from megatron.core.models.common.embeddings import yarn_rotary_pos_embedding
         from megatron.core.transformer.moe import moe_utils
+        from megatron.core.transformer.transformer_config import TransformerConfig
 
         engine, version = engine_class(), core_release()
         known = {*parameters_of(engine), *context_parameters()}
         sampling = parameters_of(SamplingParams)
+        of_model = parameters_of(TransformerConfig)
         return cls(
             version=version,
             per_request="sampling_params" in parameters_of(engine.add_request),
@@ -107,6 +114,9 @@ class Abilities:
             experts=hasattr(moe_utils, "te_general_gemm"),
             blocks=version >= Version("0.16"),
             mixed="use_cuda_graphs_for_non_decode_steps" in known,
+            layer_windows="window_attn_skip_freq" in of_model,
+            sinks="softmax_type" in of_model,
+            yarn=hasattr(yarn_rotary_pos_embedding, "_yarn_get_concentration_factor_from_config"),
         )
 
 
@@ -224,6 +234,22 @@ def _crowd(draw: Any, found: dict[str, Any]) -> None:
     )
 
 
+def _with_other_attention(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
+    """Have attention that is not the plainest, in one way or in several at a time."""
+    if draw(st.booleans()):
+        # Narrower than most prompts, so that sequences outgrow it.
+        found["window"] = (draw(st.sampled_from([0, 1, 3, 7, 8, 15])), 0)
+        if able.layer_windows:
+            found["window_skip"] = draw(st.sampled_from([None, None, 2, (1, 0), (0, 1)]))
+    if able.sinks and draw(st.booleans()):
+        found["sinks"] = draw(st.sampled_from(["off-by-one", "learnable"]))
+    if draw(st.booleans()):
+        found["scale"] = draw(st.sampled_from([0.05, 0.5, 1.0]))
+    found["positions"] = draw(
+        st.sampled_from(["learned_absolute", "rope", *["yarn", "yarn"] * able.yarn])
+    )
+
+
 @st.composite
 def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
@@ -264,6 +290,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     if able.speculative and one_in(6):
         found["speculative"] = draw(st.integers(1, 2))
         found["only_last"] = False
+    if one_in(4):
+        _with_other_attention(able, draw, found)
     wave_wide: dict[str, Any] = {}
     if not able.per_request:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from megatron_patch import testing
-from megatron_patch.testing.releases import parameters_of, set_inference_mode
+from megatron_patch.testing.releases import parameters_of
 
-from . import building, draws
+from . import alone, draws
 from .company import COMPANY
 from .configuration import Configuration, Plan
 from .observing import Observation, Record
@@ -166,8 +164,11 @@ def _requests(case: Case) -> Iterator[Complaint]:
         why, refused = refusal(case, plan), case.record["refused"].get(str(index))
         if why is not None and (case.parts(index) or not ended):
             yield from _refused(case, index, why)
-        if why is not None or ended:
-            continue  # what is complete where the engine has ended is a matter of chance
+        if why is not None:
+            continue
+        if ended:  # then it is a matter of chance what is complete
+            yield from _tokens(case, index, plan)
+            continue
         if refused is not None:
             text = f"refused with {refused['type']}: {refused['text']}"
             yield Complaint("status", index, text, dict(refused))
@@ -265,7 +266,7 @@ def _may_be_trimmed(case: Case, index: int, plan: Plan, word: list[int]) -> bool
     if not plan.greedy or not case.told or case.configuration.updates:
         return True
     before = [*plan.prompt, *generated(case, index)]
-    rows = reference(case, (*before, *word), 0)[len(before) - 1 : -1]
+    rows = reference(case, (*before, *word))[len(before) - 1 : -1]
     best = rows.max(-1).values
     chosen = [float(row[token]) for row, token in zip(rows, word, strict=True)]
     return all(value >= float(top) - TOLERANCE for value, top in zip(chosen, best, strict=True))
@@ -299,13 +300,25 @@ def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
     """Compare tokens, logits and log probs with those of the model alone."""
     if not case.told:
         return
+    wrong = list(_tokens(case, index, plan))
+    yield from wrong
+    if not wrong:  # otherwise what follows is no wonder
+        tokens = generated(case, index)
+        yield from _drawn(case, index, plan, tokens)
+        yield from _log_probs(case, index, plan, [*plan.prompt, *tokens])
+
+
+def _tokens(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
+    """The first token that is not what the model alone says, or whose logits are not."""
+    if not case.told:
+        return
     parts, tokens = case.parts(index), generated(case, index)
     sequence = [*plan.prompt, *tokens]
     for place, (part, token) in enumerate(_places(parts)):
-        version = _version(case, index, part, place, parts)
-        if version is None:
+        versions = _versions(case, index, part, place, parts)
+        if versions is None:
             continue
-        row = reference(case, tuple(sequence), version)[len(plan.prompt) - 1 + place]
+        row = reference(case, tuple(sequence), versions)[len(plan.prompt) - 1 + place]
         if plan.meant and not draws.allows(row, plan.sampling, token, TOLERANCE):
             right = int(row.argmax())
             text = f"token {place} is {token}, the model alone has {right}: {tokens}"
@@ -319,8 +332,6 @@ def _values(case: Case, index: int, plan: Plan) -> Iterator[Complaint]:
             facts = {"part": part, "place": place, "skipped": case.skipped(index, part)}
             yield Complaint("logits", index, text, facts)
             return
-    yield from _drawn(case, index, plan, tokens)
-    yield from _log_probs(case, index, plan, sequence)
 
 
 def _drawn(case: Case, index: int, plan: Plan, tokens: list[int]) -> Iterator[Complaint]:
@@ -349,7 +360,7 @@ def _log_probs(case: Case, index: int, plan: Plan, sequence: list[int]) -> Itera
     if len(versions) > 1:
         return
     version = versions.pop() if versions else 0
-    rows = reference(case, tuple(sequence), version).log_softmax(-1)
+    rows = reference(case, tuple(sequence), ((0, version),)).log_softmax(-1)
     right = [float(rows[at, token]) for at, token in enumerate(sequence[1:])]
     split = len(plan.prompt) - 1
     # Before 0.16 the first one that is generated may be in the list of the prompt.
@@ -376,50 +387,20 @@ def _places(parts: list[Record]) -> Iterator[tuple[int, int]]:
             yield number, token
 
 
-def _version(case: Case, index: int, part: int, place: int, parts: list[Record]) -> int | None:
-    """The version of the weights that a generated token comes from; None if it is several."""
+def _versions(
+    case: Case, index: int, part: int, place: int, parts: list[Record]
+) -> alone.Versions | None:
+    """The versions of the weights that a generated token comes from; None if they are not known."""
     if not case.configuration.updates:
-        return 0
+        return alone.RELEASED
     before = sum(len(item["generated_tokens"]) for item in parts[:part])
     forwards = {(of, at): forward for of, at, forward in case.observation.generated[index]}
     until = forwards.get((part, place - before))
-    if until is None:
-        return None
-    versions = {version for *_, version in case.rows(index, part, until)}
-    return versions.pop() if len(versions) == 1 else None
+    return None if until is None else alone.versions(case.rows(index, part, until)) or None
 
 
-@cache
-def _model(configuration: Configuration) -> Any:
-    return testing.build_model(testing.EngineSpec(**building.model_fields(configuration)))
-
-
-def reference(case: Case, sequence: tuple[int, ...], version: int) -> Tensor:
+def reference(
+    case: Case, sequence: tuple[int, ...], versions: alone.Versions = alone.RELEASED
+) -> Tensor:
     """Logits of the model alone, of all places of a sequence: (tokens, vocabulary), float32."""
-    import torch
-
-    kept = case.observation.references
-    if (sequence, version) in kept:
-        return kept[sequence, version]
-    configuration = case.configuration
-    model = _model(configuration.of_model())
-    if not hasattr(model, "released"):
-        model.released = {n: p.detach().clone() for n, p in model.named_parameters()}
-    weights = case.observation.weights[version] if configuration.updates else model.released
-    device = next(model.parameters()).device
-    hidden = torch.ones(len(sequence), len(sequence), dtype=torch.bool, device=device).triu(1)
-    before = set_inference_mode(False)
-    try:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-            logits = model(
-                torch.tensor([sequence], device=device),
-                torch.arange(len(sequence), device=device)[None],
-                hidden[None, None],
-                runtime_gather_output=True,  # of tensor-parallel ranks
-            )[0].float()
-    finally:
-        set_inference_mode(before)
-    kept[sequence, version] = logits
-    return logits
+    return alone.logits(case.configuration, case.observation, sequence, versions)

@@ -63,6 +63,32 @@ def older(forwards: list[Forward], size: int) -> set[tuple[int, int]]:
     return found
 
 
+def rewritten(forwards: list[Forward], size: int) -> set[tuple[int, int]]:
+    """Parts of requests of which another one wrote keys and values anew, with other weights."""
+    found: set[tuple[int, int]] = set()
+    versions: dict[Slot, int] = {}
+    own: dict[tuple[int, int], dict[Slot, int]] = {}
+    for forward in forwards:
+        for row, (index, part, offset, _) in enumerate(forward.rows):
+            for _, slot in _slots(forward, row, offset, size):
+                versions[slot] = forward.version
+                own.setdefault((index, part), {})[slot] = forward.version
+        for row, (index, part, *_) in enumerate(forward.rows):
+            wrote = own.get((index, part), {})
+            if any(wrote.get(slot, now) != now for slot, now in _now(forward, row, versions, size)):
+                found.add((index, part))
+    return found
+
+
+def _now(
+    forward: Forward, row: int, versions: dict[Slot, int], size: int
+) -> Iterator[tuple[Slot, int]]:
+    """The slots of a request, and the version of what is there."""
+    for _, slot in _slots(forward, row, 0, size):
+        if slot in versions:
+            yield slot, versions[slot]
+
+
 def went_to_another(forwards: list[Forward], number: int) -> bool:
     """Whether all tokens that went astray in a forward pass went to blocks of other requests.
 
