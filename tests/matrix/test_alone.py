@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import megatron_patch
+from megatron_patch import testing
 from tools.differential import alone, building, judging, oracles
 from tools.differential.configuration import Configuration, Happening, Plan
 from tools.differential.drawing import Abilities
@@ -89,3 +90,45 @@ def test_an_engine_that_attends_otherwise_is_found(device, monkeypatch, name, ha
     assert {item.kind for item in found} <= {"token", "logits"}
     assert found
     megatron_patch.uninstall()
+
+
+LATENTS = Configuration(
+    requests=(Plan(stem=1, length=60, num_tokens=8), Plan(stem=2, num_tokens=8, arrival=2)),
+    happenings=(Happening(3, "update"),),
+    block_size=64,
+    max_tokens=128,
+    longest=128,
+    latents=True,
+)
+
+
+@pytest.mark.parametrize("happenings", [(), LATENTS.happenings], ids=["alike", "updated"])
+def test_latents_that_are_rotated_otherwise_are_found(device, monkeypatch, happenings):
+    right = replace(LATENTS, happenings=happenings)
+    run_with = judging.runner(Selections())
+    assert oracles.complaints(right, run_with(right, "correctness")) == []
+    spec = building.spec
+    faster = {"rotary_base": 100.0}
+    monkeypatch.setattr(building, "spec", lambda wrong: replace(spec(wrong), model_options=faster))
+    found = oracles.complaints(right, run_with(right, "correctness"))
+    assert {item.kind for item in found} <= {"token", "logits"}
+    assert found
+    megatron_patch.uninstall()
+
+
+def test_latents_of_an_update_are_those_that_the_engine_uses(device):
+    """A pass has latents of other weights, and makes keys and values of them with its own."""
+    observation = judging.runner(Selections())(LATENTS, "correctness")
+    megatron_patch.uninstall()
+    observation.forwards[4].version = 0
+    assert {item.request for item in oracles.complaints(LATENTS, observation)} == {0, 1}
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_an_engine_serves_no_latents_that_it_does_not_cache(device, size):
+    """So that is not drawn."""
+    spec = replace(
+        building.spec(LATENTS), kv_lora_rank=12, cache_mla_latents=False, block_size_tokens=size
+    )
+    with pytest.raises(AssertionError, match=r"block size of 64|mla latents must be true"):
+        testing.decode(testing.build_engine(spec), [testing.Request((1, 2), 2)])

@@ -36,7 +36,8 @@ def test_what_attention_can_have_is_drawn_and_most_have_the_plainest(device):
     assert {found.sinks for found in drawn} == sinks
     skips = {None, 2, (1, 0), (0, 1)} if able.layer_windows else {None}
     assert {found.window_skip for found in drawn} == skips
-    attention = ("window", "sinks", "scale", "positions")
+    assert {found.block_size for found in drawn if found.latents} == {64}
+    attention = ("window", "sinks", "scale", "positions", "latents")
     plain = Configuration()
     others = sum(
         any(getattr(found, name) != getattr(plain, name) for name in attention) for found in drawn

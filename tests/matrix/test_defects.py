@@ -218,6 +218,19 @@ def test_a_release_is_as_wrong_as_is_known(name, releases, text):
     assert name in judgement.known
 
 
+@needs_drafts
+def test_a_model_whose_latents_are_cached_drafts_nothing(device):
+    """A release does not come that far without its patch."""
+    configuration = decode(
+        '{"requests":[{"length":70,"num_tokens":7}],"block_size":64,"max_tokens":128,'
+        '"longest":128,"only_last":false,"speculative":1,"latents":true}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert not judgement.findings
+    assert judgement.known == ["drafts of a model whose latents are cached"]
+
+
 def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
     """A complaint may come from several defects, each with patches of its own."""
     ids = {patch.id for patch in SERIES}

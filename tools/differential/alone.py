@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Versions = tuple[tuple[int, int], ...]
 """Positions of a sequence, in order, and the version of the weights from there on."""
 
+KEPT = (".linear_qkv", ".linear_kv_down_proj")
+"""Layers that return what is cached, or what it is made of: keys and values, or latents."""
+
 RELEASED: Versions = ((0, 0),)
 
 
@@ -99,7 +102,7 @@ def _keeping(model: Any, first: int, earlier: dict[Any, Tensor]) -> Iterator[Non
     import torch
 
     def keep(layer: Any, args: Any, output: Any) -> Any:
-        value, bias = output  # of (tokens, 1, queries with keys and values)
+        value, bias = output  # of (tokens, 1, ...)
         if first:
             value = torch.cat([earlier[layer][:first], value[first:]])
         earlier[layer] = value
@@ -107,6 +110,6 @@ def _keeping(model: Any, first: int, earlier: dict[Any, Tensor]) -> Iterator[Non
 
     with ExitStack() as stack:
         for name, layer in model.named_modules():
-            if name.endswith(".linear_qkv"):
+            if name.endswith(KEPT):
                 stack.callback(layer.register_forward_hook(keep).remove)
         yield

@@ -11,6 +11,8 @@ from megatron_patch.testing.releases import context_parameters
 from .configuration import VOCABULARY, Configuration, Plan
 
 LAYERS, HIDDEN, HEADS = 2, 32, 2
+LATENT = 12
+"""Numbers of a token that keys and values of all heads are made of, beside its position's."""
 
 
 def model_fields(configuration: Configuration) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def model_fields(configuration: Configuration) -> dict[str, Any]:
         "softmax_type": configuration.sinks or "vanilla",
         "softmax_scale": configuration.scale,
         "position_embedding_type": configuration.positions,
+        "kv_lora_rank": LATENT if configuration.latents else None,
+        "cache_mla_latents": False,  # without an engine there is no cache
         "activation_recomputation": configuration.recompute,
     }
 
@@ -67,7 +71,7 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         # One block is for padding.
         fields["buffer_size_gb"] = (blocks + aside + 1.5) * block_gb(configuration)
     return testing.EngineSpec(
-        **model_fields(configuration),
+        **{**model_fields(configuration), "cache_mla_latents": True},
         **fields,
         block_size_tokens=configuration.block_size,
         max_requests=configuration.max_requests,
@@ -89,9 +93,11 @@ def student(configuration: Configuration) -> testing.EngineSpec:
 
 def block_gb(configuration: Configuration) -> float:
     """GiB of a KV block."""
-    width = HIDDEN // HEADS * (1 if configuration.grouped else HEADS)
+    width = 2 * HIDDEN // HEADS * (1 if configuration.grouped else HEADS)
+    if configuration.latents:
+        width = LATENT + HIDDEN // HEADS // 2
     size = 4 if configuration.dtype == "float32" else 2
-    return 2 * LAYERS * configuration.block_size * width * size / 1024**3
+    return LAYERS * configuration.block_size * width * size / 1024**3
 
 
 def _all(configuration: Configuration) -> tuple[Plan, ...]:

@@ -132,6 +132,8 @@ class Configuration:
     """What scores of attention are multiplied by."""
     positions: str = "learned_absolute"
     """Or ``rope``, or ``yarn``."""
+    latents: bool = False
+    """Multi-latent attention, whose latents are what is cached."""
     recompute: bool = False
     """Training recomputes activations."""
     token_events: bool = False
@@ -165,6 +167,7 @@ class Configuration:
             sinks=self.sinks,
             scale=self.scale,
             positions=self.positions,
+            latents=self.latents,
         )
 
 

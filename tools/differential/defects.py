@@ -321,6 +321,18 @@ def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _drafts_of_latents(case: Case, complaint: Complaint) -> bool:
+    """A layer that drafts is called without the context that latents are cached in."""
+    configuration = case.configuration
+    return (
+        complaint.kind == "exception"
+        and complaint.facts["type"] == "AssertionError"
+        and "Caching MLA latents only works with dynamic" in complaint.facts["text"]
+        and configuration.latents
+        and configuration.speculative > 0
+    )
+
+
 def _refused_again(case: Case, complaint: Complaint) -> bool:
     """The engine was suspended with a refused request, and resumed before the next step."""
     return (
@@ -816,6 +828,13 @@ DEFECTS: tuple[Defect, ...] = (
         "a layer of multi-token prediction passes a padding mask to the function that recomputes "
         "it, which takes none: a training step raises",
         _drafting_layer_recomputed,
+    ),
+    Defect(
+        "drafts of a model whose latents are cached",
+        ">=0.17",
+        "layers of multi-token prediction get no context when they draft, and those with "
+        "multi-latent attention whose latents are to be cached refuse to run without one",
+        _drafts_of_latents,
     ),
     Defect(
         "a sequence that is too long, at its turn",

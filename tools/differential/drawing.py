@@ -27,6 +27,8 @@ from .configuration import (
 
 MOST_TOKENS = 14
 LAST_STEP = 16
+OF_LATENTS = 64
+"""Tokens of a block of latents: the kernel takes no other."""
 
 SAMPLINGS = (GREEDY, GREEDY, (1.0, 0, 0.0), (0.7, 0, 0.0), (1.5, 5, 0.0), (1.0, 0, 0.9))
 ODD_SAMPLINGS = (
@@ -250,6 +252,21 @@ def _with_other_attention(able: Abilities, draw: Any, found: dict[str, Any]) -> 
     )
 
 
+def _with_latents(draw: Any, found: dict[str, Any]) -> None:
+    """Have multi-latent attention, and sequences of more than one of its blocks.
+
+    A model whose latents are cached refuses to be trained, or called without its engine.
+    """
+    found.update(latents=True, block_size=OF_LATENTS, longest=128, max_tokens=128, grouped=False)
+    found["requests"] = tuple(
+        replace(plan, length=plan.length + draw(st.sampled_from([0, 0, 30, 44])))
+        for plan in found["requests"]
+    )
+    found["happenings"] = tuple(
+        item for item in found["happenings"] if item.what not in ("train", "evaluate")
+    )
+
+
 @st.composite
 def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
@@ -290,7 +307,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     if able.speculative and one_in(6):
         found["speculative"] = draw(st.integers(1, 2))
         found["only_last"] = False
-    if one_in(4):
+    latents = one_in(12)
+    if not latents and one_in(4):
         _with_other_attention(able, draw, found)
     wave_wide: dict[str, Any] = {}
     if not able.per_request:
@@ -306,6 +324,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     found["happenings"] = happenings(able, draw)
     if crowded:
         _crowd(draw, found)
+    if latents:
+        _with_latents(draw, found)
     if one_in(6):
         _with_odd_sampling(able, draw, found)
     if one_in(6):

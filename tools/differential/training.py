@@ -20,8 +20,14 @@ RATE = 0.05
 
 
 def weights(model: Any) -> dict[str, Tensor]:
-    """Copies of the parameters."""
-    return {name: value.detach().clone() for name, value in model.named_parameters()}
+    """Copies of the parameters.
+
+    A projection of latents that Megatron has taken apart for its engine has the name that it had.
+    """
+    return {
+        name.replace(".linear_kv_up_proj_linear.", ".linear_kv_up_proj."): value.detach().clone()
+        for name, value in model.named_parameters()
+    }
 
 
 def next_epoch(engine: Any, epoch: int) -> None:
