@@ -34,15 +34,17 @@ def test_what_attention_can_have_is_drawn_and_most_have_the_plainest(device):
     assert any(found.scale for found in drawn)
     sinks = {None, "off-by-one", "learnable"} if able.sinks else {None}
     assert {found.sinks for found in drawn} == sinks
-    skips = {None, 2, (1, 0), (0, 1)} if able.layer_windows else {None}
-    assert {found.window_skip for found in drawn} == skips
+    assert any(found.window_skip for found in drawn) is able.layer_windows
     assert {found.block_size for found in drawn if found.latents} == {64}
+    assert any(found.hybrid is not None for found in drawn) is able.hybrid
     attention = ("window", "sinks", "scale", "positions", "latents")
     plain = Configuration()
     others = sum(
         any(getattr(found, name) != getattr(plain, name) for name in attention) for found in drawn
     )
     assert len(drawn) / 10 < others < len(drawn) / 3
+    hybrids = sum(found.hybrid is not None for found in drawn)
+    assert hybrids < len(drawn) / 4
 
 
 @settings(suppress_health_check=list(HealthCheck), max_examples=20)

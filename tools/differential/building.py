@@ -8,6 +8,7 @@ from typing import Any
 from megatron_patch import testing
 from megatron_patch.testing.releases import context_parameters
 
+from . import states
 from .configuration import VOCABULARY, Configuration, Plan
 
 LAYERS, HIDDEN, HEADS = 2, 32, 2
@@ -60,6 +61,10 @@ def spec(configuration: Configuration) -> testing.EngineSpec:
         options["use_cuda_graphs_for_non_decode_steps"] = True
     if configuration.token_events:
         options["track_generated_token_events"] = True
+    if configuration.hybrid is not None:
+        steps = configuration.max_tokens // configuration.block_size
+        cached = None if configuration.prefix is None else steps
+        options.update(states.options(LAYERS, configuration.hybrid, cached))
     if configuration.spare_blocks is not None:
         blocks = configuration.spare_blocks
         aside = -(-configuration.longest // configuration.block_size)

@@ -134,6 +134,9 @@ class Configuration:
     """Or ``rope``, or ``yarn``."""
     latents: bool = False
     """Multi-latent attention, whose latents are what is cached."""
+    hybrid: int | None = None
+    """The context is that of a model with a Mamba layer, too, of whose states the prefix cache has
+    room for so many. None: without one."""
     recompute: bool = False
     """Training recomputes activations."""
     token_events: bool = False

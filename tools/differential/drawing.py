@@ -83,6 +83,8 @@ class Abilities:
     """Some layers attend within a window, and others do not."""
     sinks: bool
     yarn: bool
+    hybrid: bool
+    """Models with Mamba layers."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -118,6 +120,7 @@ class Abilities:
             mixed="use_cuda_graphs_for_non_decode_steps" in known,
             layer_windows="window_attn_skip_freq" in of_model,
             sinks="softmax_type" in of_model,
+            hybrid="mamba_inference_state_config" in known,
             yarn=hasattr(yarn_rotary_pos_embedding, "_yarn_get_concentration_factor_from_config"),
         )
 
@@ -267,6 +270,22 @@ def _with_latents(draw: Any, found: dict[str, Any]) -> None:
     )
 
 
+def _with_cached_states(draw: Any, found: dict[str, Any]) -> None:
+    """Have a prompt end with a block, as only then its state is cached, and come again.
+
+    It is the same, or goes on with one or two tokens more.
+    """
+    first, *others = found["requests"]
+    size = found["block_size"]
+    first = replace(first, length=size * max(1, min(first.length, 40) // size))
+    again = replace(
+        first,
+        length=first.length + draw(st.integers(0, 2)),
+        arrival=first.arrival + draw(st.integers(1, 6)),
+    )
+    found["requests"] = (first, *others, again)
+
+
 @st.composite
 def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
@@ -310,6 +329,9 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     latents = one_in(12)
     if not latents and one_in(4):
         _with_other_attention(able, draw, found)
+    if able.hybrid and not latents and "speculative" not in found and one_in(6):
+        # Nothing stands for the states of drafts.
+        found["hybrid"] = draw(st.integers(0, 6))
     wave_wide: dict[str, Any] = {}
     if not able.per_request:
         wave_wide["sampling"] = draw(st.sampled_from(SAMPLINGS))
@@ -326,6 +348,8 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         _crowd(draw, found)
     if latents:
         _with_latents(draw, found)
+    if found.get("hybrid") and found.get("prefix") and draw(st.booleans()):
+        _with_cached_states(draw, found)
     if one_in(6):
         _with_odd_sampling(able, draw, found)
     if one_in(6):

@@ -52,6 +52,8 @@ class Forward:
     """The KV blocks of each of ``rows``; -1 where there is none."""
     astray: list[tuple[int, int, int]] = field(default_factory=list)
     """Tokens whose keys and values go elsewhere: the index in ``rows``, the position, the block."""
+    states: list[tuple[int, int, int]] = field(default_factory=list)
+    """Mamba states that are not those of the tokens before: the request, the part, the position."""
     ahead: bool = False
     """The pass was launched before it was known which requests go on (asynchronous scheduling)."""
     stayed: list[int] = field(default_factory=list)

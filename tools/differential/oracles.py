@@ -140,6 +140,9 @@ def _engine(case: Case) -> Iterator[Complaint]:
     error = record["error"]
     if error is not None:
         yield Complaint("exception", None, f"{error['type']}: {error['text']}", dict(error))
+    for index, part, position in _states(case):
+        text = f"the Mamba state before token {position} is not that of the tokens before"
+        yield Complaint("state", index, text, {"part": part, "position": position})
     for text in case.observation.invariants:
         yield Complaint("blocks", None, text)
     if any(forward.astray for forward in case.observation.forwards):
@@ -154,6 +157,16 @@ def _engine(case: Case) -> Iterator[Complaint]:
         if record["end"]["requests"]:
             text = f"an idle engine has {record['end']['requests']} requests"
             yield Complaint("requests left", None, text)
+
+
+def _states(case: Case) -> list[tuple[int, int, int]]:
+    """Of each request, the first one that is wrong."""
+    found: dict[int, tuple[int, int, int]] = {}
+    if case.configuration.dtype == "float32":  # in others they are not exact
+        for forward in case.observation.forwards:
+            for state in forward.states:
+                found.setdefault(state[0], state)
+    return list(found.values())
 
 
 def _requests(case: Case) -> Iterator[Complaint]:

@@ -12,7 +12,7 @@ from megatron_patch.testing.decoding import add_request, has_work, stepper
 from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import set_inference_mode
 
-from . import blocks, building, draws, observing, training
+from . import blocks, building, draws, observing, states, training
 from .company import COMPANY, Guest
 from .configuration import VOCABULARY, Configuration, Plan
 from .observing import Filed, Forward, Observation, Shortage, plain
@@ -106,6 +106,7 @@ class Run:
         self._held: dict[int, set[int]] = {}
         """By their ids, the blocks of the requests that the last forward pass found."""
         self._evicted = 0
+        self._layer = states.Layer()
 
     def run(self) -> Observation:
         """Build the engine, run it, and note the end."""
@@ -267,6 +268,8 @@ class Run:
                 forward.astray = blocks.astray(context, self.configuration.block_size)
                 known = context.request_ids[:end].tolist()
                 self._held = dict(zip(known, map(set, blocks.held(context)), strict=False))
+                if self.configuration.hybrid is not None:
+                    self._run_layer(forward, args[0])
             self.seen.forwards.append(forward)
 
         def after(module: Any, args: Any, output: Any) -> None:
@@ -285,6 +288,14 @@ class Run:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _run_layer(self, forward: Forward, tokens: Any) -> None:
+        """Have the states of the Mamba layer see the tokens of a forward pass."""
+        prompts = [
+            plain(observing.parts_of(self.records[index])[part].prompt_tokens)
+            for index, part, *_ in forward.rows
+        ]
+        forward.states = self._layer.run(self.engine.context, forward, tokens[0].tolist(), prompts)
 
     def _note_progress(self, before: int) -> None:
         """Note which forward pass each new token came from, and what is wrong with the context.
