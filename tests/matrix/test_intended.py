@@ -6,6 +6,7 @@ import json
 
 import pytest
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from tools.differential import intended, oracles
 from tools.differential.comparing import Difference
@@ -341,3 +342,18 @@ def test_the_first_generated_log_prob_goes_to_those(device, name, left, right, c
         case = oracles.Case(Configuration(requests=(Plan(log_probs="all"),)), observation)
         found = intended.recognise(case, [Difference(path, left, right)])
         assert (found is not None) is (covered and not merged)
+
+
+EVICTED_BEFORE = (
+    '{"requests":[{"stem":7,"length":9,"num_tokens":12,"arrival":3},{"stem":2,"num_tokens":13,'
+    '"arrival":4},{"stem":5,"length":5,"num_tokens":11,"arrival":3},{"stem":4,"length":9,'
+    '"num_tokens":9},{"stem":3,"length":3,"num_tokens":12,"arrival":3}],"spare_blocks":2,'
+    '"block_size":4,"only_last":false,"prefix":"LRU","scheduling":"async"}'
+)
+
+
+@pytest.mark.skipif(RELEASE < Version("0.19"), reason="it has no asynchronous scheduling")
+def test_an_eviction_before_the_pass_of_a_step_is_noted(device):
+    observation = Planted().runner()(decode(EVICTED_BEFORE), "none")
+    noted = sum(shortage.evicted for shortage in observation.shortages)
+    assert noted == observation.record["end"]["evicted"] > 0

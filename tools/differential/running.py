@@ -189,8 +189,10 @@ class Run:
                 if self.peers.any(busy):
                     if busy:
                         before = len(self.seen.forwards)
+                        # A step may evict requests before its forward pass, or behind it.
+                        held = self._held
                         self.steps.append(self._step(make_step))
-                        self._note_progress(before)
+                        self._note_progress(before, held)
                     else:  # others need the experts of this rank
                         engine.controller.dummy_forward()
                 elif self.peers.all(self._is_over(step)):
@@ -297,10 +299,11 @@ class Run:
         ]
         forward.states = self._layer.run(self.engine.context, forward, tokens[0].tolist(), prompts)
 
-    def _note_progress(self, before: int) -> None:
+    def _note_progress(self, before: int, held: dict[int, set[int]]) -> None:
         """Note which forward pass each new token came from, and what is wrong with the context.
 
-        ``before``: how many forward passes there had been when the step began.
+        ``before``: how many forward passes there had been when the step began. ``held``: by their
+        ids, the blocks of the requests that there were then.
         """
         forwards, context = self.seen.forwards, self.engine.context
         launched = len(forwards) - 1 if len(forwards) > before else None
@@ -325,9 +328,9 @@ class Run:
         for text in blocks.inconsistencies(context):
             if text not in self.seen.invariants:
                 self.seen.invariants.append(text)
-        self._note_shortage()
+        self._note_shortage({**held, **self._held})
 
-    def _note_shortage(self) -> None:
+    def _note_shortage(self, held: dict[int, set[int]]) -> None:
         """Note who is paused, who was evicted in the step, and which blocks they had."""
         context, engine = self.engine.context, self.engine
         there = context.request_ids[: context.total_request_count].tolist()
@@ -336,14 +339,14 @@ class Run:
         if evicted:
             self._evicted += evicted
             done = {self.ids[index] for index, future in self.futures.items() if future.done()}
-            left |= self._held.keys() - set(there) - done
+            left |= held.keys() - set(there) - done
         if left:
             shared = {
                 block
                 for number in left
-                for other, held in self._held.items()
+                for other, blocks_of_other in held.items()
                 if other != number
-                for block in self._held.get(number, set()) & held
+                for block in held.get(number, set()) & blocks_of_other
             }
             cached, passes = blocks.cached(context), len(self.seen.forwards)
             self.seen.shortages.append(Shortage(passes, evicted, cached, len(shared)))
