@@ -329,8 +329,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     latents = one_in(12)
     if not latents and one_in(4):
         _with_other_attention(able, draw, found)
-    if able.hybrid and not latents and "speculative" not in found and one_in(6):
-        # Nothing stands for the states of drafts.
+    if able.hybrid and not latents and one_in(6):
         found["hybrid"] = draw(st.integers(0, 6))
     wave_wide: dict[str, Any] = {}
     if not able.per_request:

@@ -83,11 +83,18 @@ class Layer:
                 seen[:] = [*seen, *prompts[row][len(seen) : offset]]
             slot = int(context.mamba_metadata.request_to_mamba_state_idx[first + row])
             right = after(0, seen[:offset])
-            for states in (context.mamba_ssm_states, context.mamba_conv_states):
+            new = tokens[begin : begin + count]
+            for name in ("ssm", "conv"):
+                states = getattr(context, f"mamba_{name}_states")
                 if not bool((states[:, slot] == right).all()):
                     wrong.append((index, part, offset))
                 before = int(states[0, slot].flatten()[0])
-                states[:, slot] = after(before, tokens[begin : begin + count])
-            seen[offset:] = tokens[begin : begin + count]
+                states[:, slot] = after(before, new)
+                # Of each draft, to go back to where it is not accepted.
+                of_drafts = getattr(context, f"mamba_intermediate_{name}_states", None)
+                if of_drafts is not None and count <= of_drafts.shape[2]:
+                    for place in range(count):
+                        of_drafts[:, slot, place] = after(before, new[: place + 1])
+            seen[offset:] = new
             begin += count
         return wrong
