@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,9 @@ def test_ranks_share_requests_or_experts():
         False,
         (),
     )
+    # What ends the engine of a release would have the other rank wait.
+    assert not ranks.suited(replace(CONFIGURATION, latents=True), "expert").latents
+    assert ranks.suited(replace(CONFIGURATION, latents=True), "tensor").latents
     shares = [ranks.share(found, "expert", rank).requests for rank in range(ranks.WORLD)]
     assert sorted(map(len, shares)) == [1, 2]
     assert ranks.share(found, "tensor", 1) == found

@@ -72,7 +72,13 @@ def suited(configuration: Configuration, kind: str) -> Configuration:
             for plan in configuration.requests
         )
         return replace(
-            found, requests=plans, happenings=(), prefix=None, chunked=False, spare_blocks=None
+            found,
+            requests=plans,
+            happenings=(),
+            prefix=None,
+            chunked=False,
+            spare_blocks=None,
+            latents=False,
         )
     return found
 
