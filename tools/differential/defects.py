@@ -183,7 +183,7 @@ def _begins_with(case: Case, plan: Plan, word: list[int]) -> bool:
 
 
 def _stale_prefix(case: Case, complaint: Complaint) -> bool:
-    """It found keys and values that other weights had made, or a later request wrote over its own."""
+    """It found keys and values of other weights, or a later request wrote over its own."""
     index = complaint.request
     if index is None or complaint.kind not in VALUES or not case.configuration.updates:
         return False
