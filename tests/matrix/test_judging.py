@@ -215,6 +215,33 @@ def test_no_stop_word_was_taken_from_what_each_pass_gave_a_token_of(device, also
     assert found == (["ends early"] if also else [])
 
 
+@pytest.mark.skipif(not PER_REQUEST, reason=f"{RELEASE} samples all requests alike")
+def test_what_an_engine_that_ends_has_handed_out_is_judged(device):
+    """Tokens are right or wrong however many there are, and who is completed has all log probs."""
+    plans = (
+        Plan(stem=1, num_tokens=3, log_probs="generated"),
+        Plan(stem=2, num_tokens=9, log_probs="generated"),
+    )
+    configuration = Configuration(requests=plans, scheduling=LEGACY)
+    observation = Planted().runner()(configuration, "none")
+    observation.record["error"] = {"type": "KeyError", "text": "7", "place": "", "during": ""}
+    completed, begun = (request["parts"][0] for request in observation.record["requests"])
+    begun["status"] = "ACTIVE_AND_GENERATING_TOKENS"
+    begun["generated_log_probs"].pop()  # it may have been lost with the step that raised
+
+    def found() -> list[tuple[str, int | None]]:
+        return [
+            (item.kind, item.request) for item in oracles.complaints(configuration, observation)
+        ]
+
+    assert found() == [("exception", None)]
+    begun["generated_tokens"][4] ^= 1
+    assert found() == [("exception", None), ("token", 1)]
+    for part in (completed, observation.record["requests"][0]["merged"]):
+        part["generated_log_probs"] = part["generated_log_probs"][:-1]
+    assert found() == [("exception", None), ("count", 0), ("token", 1)]
+
+
 BLOCK = (
     '{"requests":[{"length":22},{"stem":4,"length":5,"num_tokens":7,"arrival":3},{"stem":1,'
     '"length":13,"num_tokens":7}],"spare_blocks":0,"only_last":false,"speculative":1}'

@@ -179,7 +179,9 @@ def _requests(case: Case) -> Iterator[Complaint]:
             yield from _refused(case, index, why)
         if why is not None:
             continue
-        if ended:  # then it is a matter of chance what is complete
+        if ended:  # then it is a matter of chance what else is complete
+            if case.parts(index) and case.parts(index)[-1]["status"] == "COMPLETED":
+                yield from _counts(case, index, plan)
             yield from _tokens(case, index, plan)
             continue
         if refused is not None:
