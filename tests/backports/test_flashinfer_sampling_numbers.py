@@ -33,10 +33,10 @@ def is_there() -> bool:
 
 @pytest.fixture
 def flashinfer(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stand-ins for flashinfer's kernels, without CUDA graphs of other tests."""
+    """flashinfer's kernels or stand-ins for them, without CUDA graphs of other tests."""
     testing.context_class()
     needs(is_there(), "flashinfer")
-    kernels = flashinfer_kernels.module()
+    kernels = flashinfer_kernels.module(device)
     monkeypatch.setattr(importlib.import_module(MODULE), "flashinfer", kernels)
     testing.drop_cuda_graphs()
     with module_standins.importable({"flashinfer": kernels}):
