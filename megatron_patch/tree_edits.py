@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from typing import cast
 
 from .definitions import Definition
 from .edits import Before, Replace, Substitute, source_of
@@ -15,6 +16,7 @@ from .fingerprint import FunctionTree
 from .line_numbers import File, lines_around, renumber
 from .matching import Bindings, exchanged, mark
 from .rewrite import prefixed, replaced
+from .segments import margin_of
 from .substituting import only_place
 
 
@@ -44,12 +46,24 @@ def edited(
             renumber(new, text, text, lines_around([tree], file), file, label)
             mark(new)
             tree = replaced(definition, tree, new[0])
+            _indent_docstring(tree, margin_of(definition.segment))
         else:
             new = ast.parse(edit.statements).body
             renumber(new, edit.statements, edit.statements, [], file, label)
             mark(new)
             tree = prefixed(definition, tree, edit, new)
     return tree
+
+
+def _indent_docstring(tree: FunctionTree, margin: str) -> None:
+    """Give the lines of a docstring the margin of the method that they are in, as text has it."""
+    text = ast.get_docstring(tree, clean=False)
+    if text is not None:
+        first, *others = text.split("\n")
+        # Its last line is not blank in the file: the quotes are there.
+        filled = [margin + line if line.strip() else line for line in others[:-1]]
+        docstring = cast(ast.Constant, cast(ast.Expr, tree.body[0]).value)
+        docstring.value = "\n".join([first, *filled, *(margin + line for line in others[-1:])])
 
 
 def _filled(put: str, bindings: Bindings) -> str:

@@ -48,6 +48,10 @@ def other_hook(item) -> None:
 
 
 def replacement(self, x):
+    """What it does.
+
+    And what not.
+    """
     # about nothing
     return x
 
@@ -55,7 +59,9 @@ def replacement(self, x):
 def test_hooks_and_replacements():
     for edit in (Before("m:A.f", hook), Replace("m:A.f", replacement)):
         tree, file = edited(definition(), edit)
-        assert equal(tree, rewrite.edited(definition(), edit).node)
+        text = rewrite.edited(definition(), edit)
+        assert equal(tree, text.node)
+        assert ast.get_docstring(tree, clean=False) == ast.get_docstring(text.node, clean=False)
         size = len(TEXT.splitlines())
         assert [
             line for line in file.lines[size:] if "self.seen = None" in line or "return x" in line
