@@ -6,7 +6,8 @@ Runs the engine of ``bench_decode.py`` under Python's own profiler and lists fun
 spent in each without what it calls; operators of torch count for the function that calls them. The
 profiler costs time with every call: the step is timed without it too, and the shares say more than
 the sums. On a CUDA device a second run, under torch's profiler, counts the calls of the CUDA
-runtime, which is where the host launches work and waits for it.
+runtime, which is where the host launches work and waits for it, and what the GPU then does: its
+kernels and copies, and how long it was idle before each of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -27,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from megatron_patch import testing
 from tools import benchmarking
+
+TABLES = ("functions", "runtime", "gpu", "idle_before")
 
 
 def place(file: str) -> str:
@@ -54,18 +57,49 @@ def functions(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str
     return sorted(rows, key=lambda row: -row["own_us"])
 
 
-def runtime_calls(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str, Any]]:
-    """Calls and microseconds per decode step of each function of the CUDA runtime."""
-    events, steps = benchmarking.cuda_events(engine, requests)
+#: A name, and when it began and ended, in microseconds.
+Span = tuple[str, float, float]
+
+
+def per_step(spans: Iterable[Span], steps: int) -> list[dict[str, Any]]:
+    """Calls and microseconds per step of each name, most time first."""
     spent: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.name.startswith("cuda"):
-            spent[event.name].append(event.time_range.elapsed_us())
+    for name, start, end in spans:
+        spent[name].append(end - start)
     rows = [
         {"function": name, "calls": len(times) / steps, "own_us": sum(times) / steps}
         for name, times in spent.items()
     ]
     return sorted(rows, key=lambda row: -row["own_us"])
+
+
+def idle(work: Iterable[Span]) -> list[Span]:
+    """The times in which the GPU does nothing, each by the name of what it does next."""
+    spans, end = [], None
+    for name, start, stop in sorted(work, key=lambda span: span[1:]):
+        if end is not None and start > end:
+            spans.append((name, end, start))
+        end = stop if end is None else max(end, stop)
+    return spans
+
+
+def cuda_tables(engine: Any, requests: Sequence[testing.Request]) -> dict[str, Any]:
+    """Of a decode step: the calls of the CUDA runtime, what the GPU does, and when it is idle."""
+    from torch.autograd import DeviceType
+
+    events, steps = benchmarking.cuda_events(engine, requests)
+    calls, work = [], []
+    for event in events:
+        span = (event.name, event.time_range.start, event.time_range.end)
+        if event.device_type == DeviceType.CUDA:
+            work.append(span)
+        elif event.name.startswith("cuda"):
+            calls.append(span)
+    return {
+        "runtime": per_step(calls, steps),
+        "gpu": per_step(work, steps),
+        "idle_before": per_step(idle(work), steps),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--patches", default="all", help="a value of MEGATRON_PATCH; default: all")
     parser.add_argument("--rows", type=int, default=30, help="how many functions to print")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of them there")
+    parser.add_argument("--commit", help="default: that of the working tree")
     options = parser.parse_args(arguments)
 
     device = testing.start()
@@ -84,21 +119,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         step = statistics.median(benchmarking.decode_steps(engine, requests))
         result = {
             **benchmarking.machine(device),
+            **benchmarking.provenance("profile_decode.py", options),
             "patches": options.patches,
             "step_us": step,
             "functions": functions(engine, requests),
-            "runtime": runtime_calls(engine, requests) if device.type == "cuda" else [],
+            **(
+                cuda_tables(engine, requests)
+                if device.type == "cuda"
+                else {"runtime": [], "gpu": [], "idle_before": []}
+            ),
         }
     print(
         f"megatron-core {result['megatron_core']} on {result['device']}, patches "
         f"{options.patches}: {step:.0f} us a step without a profiler"
     )
-    for title in ("functions", "runtime"):
+    for title in TABLES:
         print(f"\n{title}: own us a step, with what they call, calls a step")
         for row in result[title][: options.rows]:
             print(
                 f"{row['own_us']:9.1f} {row.get('total_us', row['own_us']):9.1f} "
-                f"{row['calls']:8.1f}  {row['function']}"
+                f"{row['calls']:8.1f}  {row['function'][:100]}"
             )
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -1,11 +1,13 @@
-"""Stand-ins for the sampling kernels of flashinfer, in plain PyTorch.
+"""The sampling kernels of flashinfer, or stand-ins for them in plain PyTorch.
 
-As flashinfer's, they take a seed and an offset from the generator on the host, advance it, and use
-both as numbers: a CUDA graph that captures them has those of the capture.
+As flashinfer's, the stand-ins take a seed and an offset from the generator on the host, advance it,
+and use both as numbers: a CUDA graph that captures them has those of the capture.
 """
 
 from __future__ import annotations
 
+import importlib
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -38,7 +40,21 @@ def sampling_from_probs(probs: Tensor, **options: Any) -> Tensor:
     return top_k_top_p_sampling_from_probs(probs, None, None, **options)
 
 
-def module() -> ModuleType:
+def module(device: torch.device) -> ModuleType:
+    """flashinfer, where it is installed and ``device`` runs it; or else the stand-ins."""
+    return stand_ins() if device.type == "cpu" or find_spec("flashinfer") is None else _installed()
+
+
+def _installed() -> ModuleType:
+    flashinfer = importlib.import_module("flashinfer")
+    # Compiled in their first call, which must not be within a capture.
+    probs = torch.full((1, 4), 0.25, device="cuda")
+    flashinfer.sampling.top_k_top_p_sampling_from_probs(probs, 4, 1.0)
+    flashinfer.sampling.sampling_from_probs(probs)
+    return flashinfer
+
+
+def stand_ins() -> ModuleType:
     """In place of ``flashinfer``, for batches without top-k and top-p."""
     kernels = {
         function.__name__: function

@@ -33,10 +33,10 @@ def is_there() -> bool:
 
 @pytest.fixture
 def flashinfer(device: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """flashinfer's kernels, and no CUDA graph of another test."""
+    """flashinfer's kernels or the stand-ins, and no CUDA graph of another test."""
     testing.context_class()
     needs(is_there(), "flashinfer")
-    kernels = flashinfer_kernels.module()
+    kernels = flashinfer_kernels.module(device)
     monkeypatch.setattr(importlib.import_module(MODULE), "flashinfer", kernels)
     testing.drop_cuda_graphs()
     with module_standins.importable({"flashinfer": kernels}):

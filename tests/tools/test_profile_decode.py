@@ -34,11 +34,22 @@ def test_functions_of_megatron_by_the_time_that_is_their_own(tmp_path, capsys):
     (update,) = (row for row in rows if row["function"].endswith(" update_requests"))
     assert update["function"].startswith("megatron/core/inference/contexts/dynamic_context.py:")
     assert update["calls"] == 1
-    assert result["runtime"] == []  # that of CUDA
+    cuda = ("runtime", "gpu", "idle_before")
+    assert [result[table] for table in cuda] == [[], [], []]
     printed = capsys.readouterr().out.splitlines()
     assert "patches none" in printed[0]
     assert printed[3].endswith(rows[0]["function"])
-    assert len(printed) == 3 + 3 + 2
+    assert len(printed) == 3 + 3 + 2 * len(cuda)
+
+
+def test_the_gpu_is_idle_where_nothing_overlaps():
+    work = [("b", 5.0, 7.0), ("a", 0.0, 4.0), ("c", 6.0, 9.0), ("d", 8.0, 8.5), ("a", 11.0, 12.0)]
+    idle = profile_decode.idle(work)
+    assert idle == [("b", 4.0, 5.0), ("a", 9.0, 11.0)]
+    assert profile_decode.per_step(idle, steps=2) == [
+        {"function": "a", "calls": 0.5, "own_us": 1.0},
+        {"function": "b", "calls": 0.5, "own_us": 0.5},
+    ]
 
 
 @pytest.mark.parametrize(

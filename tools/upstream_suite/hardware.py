@@ -2,8 +2,8 @@
 
 Flash-attn is stood in for by `megatron_patch.testing`. Of Transformer Engine there is only the
 question whether FP8 is supported, which test modules ask when they are imported; Megatron itself
-finds no Transformer Engine. Where there is no GPU, parts of `torch.cuda` are stood in for too, and
-NCCL by gloo: enough to try things out.
+finds no Transformer Engine, and its local layers where it would have those over it. Where there is
+no GPU, parts of `torch.cuda` are stood in for too, and NCCL by gloo: enough to try things out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
+
+from . import te_layers
 
 
 def stand_in(stack: ExitStack) -> list[str]:
@@ -50,6 +52,9 @@ def stand_in(stack: ExitStack) -> list[str]:
     if utils.get_te_version() is None:
         # In 0.16 the question whether it is at least some version raises where there is none.
         stack.enter_context(mock.patch.object(utils, "_te_version", utils.PkgVersion("0.0.0")))
+    if te_layers.are_missing():
+        missing.append("layers of transformer_engine")
+        te_layers.install(stack)
     return missing
 
 
