@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -242,9 +244,12 @@ def test_memory_that_was_exchanged_is_refreshed(compared, owner):
 def test_nothing_keeps_the_rows_of_the_gpu_alive_in_suspension():
     context = testing.build_context(testing.EngineSpec(**support.deallocating()))
     decode_step(context=context)
+    rows = weakref.ref(context.active_logit_idxs)
     support.deallocate(context)
     held = [name for name, value in vars(context).items() if isinstance(value, torch.Tensor)]
     assert held == []
+    gc.collect()
+    assert rows() is None
 
 
 @only_patched
