@@ -9,7 +9,7 @@ model, without any error.
 With this patch such a request keeps the end of the state that it had.
 
 What differs from upstream: it has a kernel of its own for that, of which this is the plain PyTorch.
-Not covered: 0.16, which loses the inputs of a prompt's last chunk in other code.
+0.16 reads the later chunks of a prompt one at a time, in code that upstream has since removed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MAMBA_CONV_STATE = Patch(
     upstream_commit="436bae00bba299f6f396704335803504732205fc",
     upstream_date="2026-08-22",
     fixed_in="0.20.0",
-    releases=">=0.17,<0.20",
+    releases=">=0.16,<0.20",
     removal="no supported release is older than 0.20.0",
     updated="2026-11-27",
     target=TARGET,
-    variants=(Variant("0.17", HUNKS.of("0.17")),),
+    variants=(Variant("0.17", HUNKS.of("0.17")), Variant("0.16", HUNKS.of("0.16"))),
     told_by=(TARGET,),
 )
