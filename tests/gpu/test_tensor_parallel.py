@@ -53,8 +53,8 @@ def run_ranks(folder: Path, backend: str, graphs: int | None) -> list[dict[str, 
 
 
 def states_of_engine(states: dict[str, str]) -> dict[str, str]:
-    """Those of the patches that a process without the HTTP server has, too."""
-    return {patch.id: states[patch.id] for patch in SERIES if not patch.is_of_server}
+    """Those of the patches that each process with an engine has."""
+    return {patch.id: states[patch.id] for patch in SERIES if not patch.may_stay_pending}
 
 
 RUNS = [
