@@ -247,6 +247,22 @@ def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
                 assert defects.recognise(case, complaint) is not defect
 
 
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.15,<0.16"), reason=f"{RELEASE} keeps nothing that it refused"
+)
+def test_what_an_engine_keeps_of_what_it_refused_is_told_though_it_ended(device):
+    """Its end is a defect of another cause, which is there with patches too."""
+    text = (
+        '{"requests":[{"length":2,"num_tokens":1},{"length":25,"num_tokens":48},{"length":5}],'
+        '"happenings":[{"step":3,"what":"train"}],"block_size":4,"graphs":1,"scope":"layer"}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert [(item.kind, item.request) for item in found] == [("exception", None), ("no answer", 1)]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
 def _patches(name: str) -> tuple[str, ...]:
     """The patches that mend a defect."""
     (defect,) = (defect for defect in defects.DEFECTS if defect.name == name)

@@ -177,6 +177,8 @@ def _requests(case: Case) -> Iterator[Complaint]:
         why, refused = refusal(case, plan), case.record["refused"].get(str(index))
         if why is not None and (case.parts(index) or not ended):
             yield from _refused(case, index, why)
+        if why is not None and ended and _is_kept(case, index):
+            yield Complaint("no answer", index, f"the engine kept what it had refused: {why}")
         if why is not None:
             continue
         if ended:  # then it is a matter of chance what else is complete
@@ -194,6 +196,15 @@ def _requests(case: Case) -> Iterator[Complaint]:
         yield from _ending(case, index, plan)
         yield from _counts(case, index, plan)
         yield from _values(case, index, plan)
+
+
+def _is_kept(case: Case, index: int) -> bool:
+    """Whether a request was refused, and no step of the engine handed it out until it ended."""
+    parts = case.parts(index)
+    told = any(index in step[1] for step in case.record["steps"])
+    if not parts or parts[-1]["status"] != "FAILED" or told:
+        return False
+    return all(kind != "FAIL" for kind, _ in parts[-1]["events"])
 
 
 def refusal(case: Case, plan: Plan) -> str | None:
