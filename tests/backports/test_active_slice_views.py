@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import weakref
 from collections import Counter
+from copy import deepcopy
 
 import pytest
 import torch
@@ -250,6 +252,19 @@ def test_nothing_keeps_the_rows_of_the_gpu_alive_in_suspension():
     assert held == []
     gc.collect()
     assert rows() is None
+
+
+@only_patched
+@pytest.mark.parametrize("copy", [lambda c: pickle.loads(pickle.dumps(c)), deepcopy])
+def test_a_copy_of_a_context_is_told_nothing_by_the_original(compared, copy):
+    original = decode_step().context
+    compared.refresh(original)
+    context = copy(original)
+    # As often written to as the original, and with something else.
+    while context.active_logit_idxs._version < original.active_logit_idxs._version:
+        context.active_logit_idxs.fill_(7)
+    compared.refresh(context)
+    assert torch.equal(context.active_logit_idxs, original.active_logit_idxs)
 
 
 @only_patched

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+import megatron_patch
 from megatron_patch import testing
 from megatron_patch.testing import EngineSpec, Request, graph_counts
 from megatron_patch.testing.releases import parameters_of, set_inference_mode
@@ -34,6 +37,27 @@ STEPS = 23
 def expected(device: Any) -> tuple[tuple[int, ...], ...]:
     """The tokens of ``REQUESTS``, by the model of ``SPEC`` without an engine."""
     return testing.reference_decode(testing.build_model(SPEC), REQUESTS)
+
+
+def copied(copy: Callable[[Any], Any]) -> str:
+    """What becomes of a copy of the context of an engine that has decoded."""
+    engine = testing.build_engine(SPEC)
+    testing.decode(engine, REQUESTS)
+    try:
+        copy(engine.context)
+    except Exception as error:
+        return repr(error)
+    return "a copy"
+
+
+@pytest.mark.parametrize("copy", [pickle.dumps, deepcopy], ids=["pickle", "deepcopy"])
+def test_with_patches_a_context_is_copied_as_it_is_without(
+    unpatched: None, copy: Callable[[Any], Any]
+) -> None:
+    released = copied(copy)
+    megatron_patch.install()
+    assert copied(copy) == released
+    megatron_patch.uninstall()
 
 
 def test_the_model_is_worth_testing_with(expected: tuple[tuple[int, ...], ...]) -> None:
