@@ -94,13 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--force", action="store_true", help="add it although a backport is drifted"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        default=pins.default_cache(),
-        help="keep wheels there; default: %(default)s",
-    )
+    pins.add_cache_option(parser)
     options = parser.parse_args(arguments)
     try:
         return _add(options.version, options.cache, options.force, options.dry_run)

@@ -172,13 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("old", metavar="OLD", help="a released version, or a directory")
     parser.add_argument("new", metavar="NEW", help="a released version, or a directory")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        default=pins.default_cache(),
-        help="keep wheels there; default: %(default)s",
-    )
+    pins.add_cache_option(parser)
     options = parser.parse_args(arguments)
     try:
         with tree_of(options.old, options.cache) as old, tree_of(options.new, options.cache) as new:

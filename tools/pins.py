@@ -7,6 +7,7 @@ any machine gets the same ones. Nothing of Megatron is installed, imported or ex
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -70,6 +71,17 @@ def default_cache() -> Path:
     """Where wheels are kept."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home, "megatron-patch", "wheels")
+
+
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Give a tool that reads wheels the option that says where they are kept."""
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=default_cache(),
+        help="keep wheels there; default: %(default)s",
+    )
 
 
 def wheel(version: str, cache: Path) -> Path:

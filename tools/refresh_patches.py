@@ -298,13 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only-pin", metavar="VERSION", help="write the directory of that pin alone, and no table"
     )
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        default=pins.default_cache(),
-        help="keep wheels there; default: %(default)s",
-    )
+    pins.add_cache_option(parser)
     options = parser.parse_args(arguments)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     try:
