@@ -19,6 +19,7 @@ from typing import Any
 from .definitions import lines_of
 from .edits import METAVARIABLE
 from .fingerprint import walk
+from .segments import margin_of
 
 
 class File:
@@ -101,7 +102,7 @@ def renumber(
         numbers.append(replaced[rows[row]])
         if file.has(numbers[row]) and METAVARIABLE not in unfilled:
             there = old[rows[row]]
-            shifts[row] = _margin(there) - _margin(line)
+            shifts[row] = len(margin_of(there)) - len(margin_of(line))
     for node in _placed(nodes):
         _move(node, numbers, shifts)
 
@@ -116,10 +117,6 @@ def _move(node: Any, numbers: Sequence[int], shifts: dict[int, int]) -> None:
         # One line, and no columns of it: they are those of another text.
         node.end_lineno = node.lineno
         node.col_offset = node.end_col_offset = -1
-
-
-def _margin(line: str) -> int:
-    return len(line) - len(line.lstrip())
 
 
 def _rows_left_alone(before: list[str], after: list[str]) -> dict[int, int]:

@@ -18,13 +18,6 @@ from .definitions import first_line, last_line, statements_of
 from .edits import METAVARIABLE
 from .fingerprint import FunctionNode, FunctionTree, below, counted, equal, walk
 
-#: Statements with others below them.
-_COMPOUND = (
-    *FunctionNode,
-    *(ast.ClassDef, ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try),
-    *(ast.Match, getattr(ast, "TryStar", ast.Try)),  # from Python 3.11 on
-)
-
 #: What the metavariables of a pattern stand for in one place.
 Bindings = Mapping[str, ast.expr]
 
@@ -245,7 +238,7 @@ def bodies(node: ast.AST, rows: Sequence[int] | None = None) -> Iterator[list[as
         if body:
             yield body
         for statement in body:
-            if isinstance(statement, _COMPOUND) and _may_have(statement, rows):
+            if _may_have(statement, rows):
                 yield from bodies(statement, rows)
     for name in ("handlers", "cases"):
         for part in getattr(node, name, []):

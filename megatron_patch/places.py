@@ -143,7 +143,6 @@ class Addition:
     target: Target
     owner: Any
     value: Any
-    tree: None = None  #: nobody edits it
 
     @property
     def place(self) -> object:

@@ -61,9 +61,12 @@ class Stack:
 
     def forget_trees(self) -> None:
         """Keep no trees, which are there because the next patch may be for the same function."""
+        from .places import CodeChange
+
         for case in self._cases:
             for change in case.changes:
-                change.tree = None
+                if isinstance(change, CodeChange):
+                    change.tree = None
 
     def on_top(self, function: FunctionType) -> CodeChange | None:
         """The last change of a function's code."""
