@@ -61,6 +61,7 @@ from .upstream.latent_cache_decode_flag import LATENT_CACHE_DECODE_FLAG
 from .upstream.lru_prefix_cache import LRU_PREFIX_CACHE
 from .upstream.mamba_cache_room import MAMBA_CACHE_ROOM
 from .upstream.mamba_chunk_match import MAMBA_CHUNK_MATCH
+from .upstream.mamba_conv_state import MAMBA_CONV_STATE
 from .upstream.mamba_metadata_reset import MAMBA_METADATA_RESET
 from .upstream.one_choice_per_answer import ONE_CHOICE_PER_ANSWER
 from .upstream.one_token_prefill import ONE_TOKEN_PREFILL
@@ -160,4 +161,5 @@ SERIES: tuple[Patch, ...] = (
     MAMBA_SKIPPED_TOKENS,
     GRAPH_INPUT_COPIES,
     FLASHINFER_SAMPLING_NUMBERS,
+    MAMBA_CONV_STATE,
 )
