@@ -104,9 +104,10 @@ def verify_ranks(group: Any = None) -> None:
 
     Compares the version of Megatron-Core, the version of this package, and the state and reason
     of each patch, so that a node with another Megatron or other environment variables is found.
-    Those of the HTTP server, which some ranks alone import, are left out. Call it on all ranks,
-    once, after the import of Megatron's inference engine and before serving. It is a collective: a
-    rank that does not call it makes the others wait.
+    Those of the HTTP server, which some ranks alone import, are left out; those of Mamba layers
+    may be pending on all ranks, which then run no hybrid model. Call it on all ranks, once, after
+    the import of Megatron's inference engine and before serving. It is a collective: a rank that
+    does not call it makes the others wait.
 
     Args:
         group: a ``torch.distributed`` process group of any size, gloo or NCCL; ``None`` is the
@@ -120,7 +121,13 @@ def verify_ranks(group: Any = None) -> None:
 
     The cost is that of one ``all_gather_object`` of about 200 bytes and 150 for each patch.
     """
-    compared = [entry for entry in status() if not _engine.cases[entry.id].patch.is_of_server]
+
+    def is_compared(entry: PatchStatus) -> bool:
+        patch = _engine.cases[entry.id].patch
+        waits = entry.state is State.PENDING and patch.may_stay_pending
+        return not (waits or patch.is_of_server)
+
+    compared = [entry for entry in status() if is_compared(entry)]
     _ranks.verify_ranks(compared, megatron_version(), __version__, _engine.given, group)
 
 

@@ -67,6 +67,9 @@ NEEDS_NONE = "needs none"
 #: The package of the HTTP server.
 SERVER = "megatron.core.inference.text_generation_server"
 
+#: The package of Mamba layers.
+MAMBA = "megatron.core.ssm"
+
 
 class Patch(NamedTuple):
     """One upstream change brought to older source, or a change of ours that upstream lacks.
@@ -109,6 +112,12 @@ class Patch(NamedTuple):
     def is_of_server(self) -> bool:
         """Whether it is of the HTTP server, which most processes of an engine never import."""
         return self.target.startswith(f"{SERVER}.")
+
+    @property
+    def may_stay_pending(self) -> bool:
+        """Whether a process with an engine can do without its target: it is of the HTTP server, or
+        of Mamba layers, which an engine imports for a hybrid model alone."""
+        return self.is_of_server or self.target.startswith(f"{MAMBA}.")
 
     @property
     def origin(self) -> Origin:

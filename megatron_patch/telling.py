@@ -36,7 +36,7 @@ class Teller:
         states = [case.state for case in cases if case.state is not State.DISABLED]
         counts: Counter[State] = Counter(states)
         waiting = [case.patch for case in cases if case.state is State.PENDING]
-        if self._summarised or not counts or not all(patch.is_of_server for patch in waiting):
+        if self._summarised or not counts or not all(patch.may_stay_pending for patch in waiting):
             return
         self._summarised = True
         if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun starts many processes a node

@@ -67,7 +67,7 @@ def _needs_a_look(entry: PatchStatus) -> bool:
     if entry.state is not State.PENDING:
         return entry.state in UNHEALTHY
     # Releases without an HTTP server for the dynamic engine have none to patch.
-    return not any(patch.id == entry.id and patch.is_of_server for patch in SERIES)
+    return not any(patch.id == entry.id and patch.may_stay_pending for patch in SERIES)
 
 
 def _modules(patch: Patch) -> list[str]:
@@ -97,7 +97,9 @@ def _explained(entry: PatchStatus, problems: dict[str, str]) -> PatchStatus:
     if entry.state is not State.PENDING or problem is None:
         return entry
     reason = f"{patch.target} cannot be patched: {problem}"
-    return entry._replace(state=State.FAILED, reason=reason)
+    # Without Triton, for example, there are no Mamba layers, and engines of other models run.
+    waits = patch.may_stay_pending and not patch.is_of_server
+    return entry._replace(state=State.PENDING if waits else State.FAILED, reason=reason)
 
 
 def _version(distribution: str) -> str | None:

@@ -53,8 +53,8 @@ def run_ranks(folder: Path, backend: str, graphs: int | None) -> list[dict[str, 
 
 
 def states_of_engine(states: dict[str, str]) -> dict[str, str]:
-    """The states of the patches whose targets a process without the HTTP server imports."""
-    return {patch.id: states[patch.id] for patch in SERIES if not patch.is_of_server}
+    """The states of the patches whose targets each process with an engine imports."""
+    return {patch.id: states[patch.id] for patch in SERIES if not patch.may_stay_pending}
 
 
 RUNS = [

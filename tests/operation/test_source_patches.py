@@ -114,9 +114,11 @@ def test_afterwards_a_process_leaves_it_alone(patched, needed):
     states = {patch["id"]: patch["state"] for patch in report["patches"]}
     settled = {"upstreamed", "not_applicable"}
     # Releases without an HTTP server for the dynamic engine have none to judge.
-    of_server = {patch.id for patch in SERIES if patch.is_of_server}
-    assert all(state in settled for id, state in states.items() if id not in of_server)
-    assert {id: states[id] for id in needed} == dict.fromkeys(needed, "upstreamed")
+    waiting = {patch.id for patch in SERIES if patch.may_stay_pending}
+    assert all(state in settled for id, state in states.items() if id not in waiting)
+    # Without Triton, 0.16 has no Mamba layers to import.
+    judged = [id for id in needed if id not in waiting or states[id] != "pending"]
+    assert {id: states[id] for id in judged} == dict.fromkeys(judged, "upstreamed")
 
 
 def test_by_default_what_is_opt_in_is_left_out(released, needed, tmp_path):
