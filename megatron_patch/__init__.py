@@ -121,14 +121,10 @@ def verify_ranks(group: Any = None) -> None:
 
     The cost is that of one ``all_gather_object`` of about 200 bytes and 150 for each patch.
     """
-
-    def is_compared(entry: PatchStatus) -> bool:
-        patch = _engine.cases[entry.id].patch
-        waits = entry.state is State.PENDING and patch.may_stay_pending
-        return not (waits or patch.is_of_server)
-
-    compared = [entry for entry in status() if is_compared(entry)]
-    _ranks.verify_ranks(compared, megatron_version(), __version__, _engine.given, group)
+    patches = {case.patch.id: case.patch for case in _engine.cases.values()}
+    compared = [entry for entry in status() if not patches[entry.id].is_of_server]
+    waiting = [patch.id for patch in patches.values() if patch.may_stay_pending]
+    _ranks.verify_ranks(compared, megatron_version(), __version__, _engine.given, group, waiting)
 
 
 def _series() -> tuple[Patch, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from .errors import RankMismatchError
@@ -19,8 +19,9 @@ def verify_ranks(
     package: str,
     variables: Mapping[str, str],
     group: Any,
+    may_stay_pending: Collection[str] = (),
 ) -> None:
-    """See :func:`megatron_patch.verify_ranks`."""
+    """See :func:`megatron_patch.verify_ranks`; ``may_stay_pending`` are ids of patches."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
         raise RuntimeError(
@@ -36,7 +37,7 @@ def verify_ranks(
     summaries, settings = (
         dict(zip(members, column, strict=True)) for column in zip(*everyone, strict=True)
     )
-    problems = differences(summaries)
+    problems = differences(summaries, may_stay_pending)
     if problems:
         problems += causes(settings)
         raise RankMismatchError("the ranks do not run the same:\n" + "\n".join(problems))
@@ -51,7 +52,9 @@ def summary(statuses: Sequence[PatchStatus], version: str | None, package: str) 
     }
 
 
-def differences(everyone: Mapping[int, Summary]) -> list[str]:
+def differences(
+    everyone: Mapping[int, Summary], may_stay_pending: Collection[str] = ()
+) -> list[str]:
     """A line for each name that the summaries, by rank, differ in or that is still pending."""
     problems = []
     for name in dict.fromkeys(name for one in everyone.values() for name in one):
@@ -59,7 +62,7 @@ def differences(everyone: Mapping[int, Summary]) -> list[str]:
         first = values[min(values)]
         if len(set(values.values())) > 1:
             problems.append(f"  {name}: {_groups(values)}")
-        elif first.startswith(f"{State.PENDING} "):
+        elif first.startswith(f"{State.PENDING} ") and name not in may_stay_pending:
             problems.append(
                 f"  {name}: {first} on all ranks; call verify_ranks() after the import of "
                 "Megatron's inference engine"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
 import inspect
-from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -16,24 +13,16 @@ import torch
 from torch import Tensor
 
 from megatron_patch.backports.upstream.mamba_conv_state import MAMBA_CONV_STATE
-from megatron_patch.testing import module_standins
 
+from ..mamba import import_mamba
 from .checks import assert_state_of_record, needs, proof
 
 WIDTH, CHANNELS, SLOTS = 4, 6, 5
 
 
 @pytest.fixture
-def module(device) -> Iterator[Any]:
-    """The module of the target, which 0.16 cannot import without Triton."""
-    with contextlib.ExitStack() as stack:
-        if importlib.util.find_spec("triton") is None:
-            language = module_standins.module("triton.language", None, {"constexpr": int})
-            contents = {"language": language, "jit": lambda kernel: kernel}
-            triton = module_standins.module("triton", None, contents)
-            both = {"triton": triton, "triton.language": language}
-            stack.enter_context(module_standins.importable(both))
-        yield importlib.import_module("megatron.core.ssm.mamba_mixer")
+def module(device) -> Any:
+    return import_mamba("megatron.core.ssm.mamba_mixer")
 
 
 def test_state(module):
@@ -76,7 +65,6 @@ class Layer:
             monkeypatch.setattr(kernels, "causal_conv1d_varlen_fn", self.convolve)
         monkeypatch.setattr(module, "causal_conv1d_varlen_states", varlen_states, raising=False)
         monkeypatch.setattr(module, "tensor_masked_update", masked_update)
-        self.prefill = mixer._ssm_prefill
         self.states = torch.zeros(SLOTS, CHANNELS, WIDTH)
         one = torch.ones(1)
         part = SimpleNamespace(
@@ -87,7 +75,10 @@ class Layer:
             get_conv1d_weight=lambda: torch.ones(CHANNELS, 1, WIDTH),
             get_conv1d_bias=lambda: torch.ones(CHANNELS),
         )
-        self.mixer = SimpleNamespace(cp=part, d_state=2, d_conv=WIDTH, activation="silu")
+        # Without causal_conv1d and mamba_ssm none can be built: what the prefill reads is set here.
+        self.mixer = mixer.__new__(mixer)
+        torch.nn.Module.__init__(self.mixer)
+        self.mixer.__dict__.update(cp=part, d_state=2, d_conv=WIDTH, activation="silu")
 
     def convolve(self, **_: Any) -> Tensor:
         raise States
@@ -105,8 +96,7 @@ class Layer:
             needs(len(chunks) == 1, "chunks of several requests in one step")
             options = {"is_chunked_prefill": True}
         with pytest.raises(States):
-            self.prefill(
-                self.mixer,
+            self.mixer._ssm_prefill(
                 inputs,
                 conv_state=self.states,
                 ssm_state=torch.zeros(SLOTS, 1, 2, 2),

@@ -86,6 +86,17 @@ def test_a_target_module_that_cannot_be_imported(tree, text, says):
     assert says in done.stdout
 
 
+def test_mamba_layers_that_cannot_be_imported_are_no_failure(tree):
+    context(tree).write_text("class DynamicInferenceContext:\n    pass\n")
+    (tree / "megatron" / "core" / "ssm" / "mamba_mixer.py").write_text("import triton\n")
+    done = run("status", path=tree)
+    assert done.returncode == 0, done.stdout
+    _, behind = done.stdout.split("mamba-conv-state: pending\n")
+    reason, _ = behind.split("\n", 1)
+    assert "MambaMixer._ssm_prefill cannot be patched: " in reason
+    assert "No module named 'triton'" in reason
+
+
 def test_drifted_source(tree):
     context(tree).write_text(DRIFTED)
     done = run("status", path=tree)

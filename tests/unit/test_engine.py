@@ -514,15 +514,18 @@ def test_one_summary_a_process_when_all_are_settled(
         assert message.endswith(": 2 applied, 1 upstreamed, 0 drifted")
 
 
-def test_what_only_a_server_imports_holds_up_no_summary(workshop, both, caplog, monkeypatch):
+@pytest.mark.parametrize("constant", ["SERVER", "MAMBA"])
+def test_what_not_every_engine_imports_holds_up_no_summary(
+    workshop, both, caplog, monkeypatch, constant
+):
     caplog.set_level("INFO", "megatron_patch")
-    monkeypatch.setattr("megatron_patch.model.SERVER", "server_package")
-    (workshop.directory / "server_package").mkdir()
-    workshop.write("server_package/module", MODULE)
-    module = "server_package.module"
+    monkeypatch.setattr(f"megatron_patch.model.{constant}", "some_package")
+    (workshop.directory / "some_package").mkdir()
+    workshop.write("some_package/module", MODULE)
+    module = "some_package.module"
     edit = Substitute(f"{module}:Thing.one", "1", "10")
-    of_server = make_patch(edit, known=digest_in(MODULE), id="of-server")
-    engine = workshop.engine(both, of_server)
+    late = make_patch(edit, known=digest_in(MODULE), id="late")
+    engine = workshop.engine(both, late)
     assert caplog.messages == []
     importlib.import_module("target_module")
     assert len(caplog.messages) == 1
@@ -530,7 +533,7 @@ def test_what_only_a_server_imports_holds_up_no_summary(workshop, both, caplog, 
     importlib.import_module(module)
     assert {entry.state for entry in engine.status()} == {State.APPLIED}
     assert len(caplog.messages) == 1
-    for name in (module, "server_package"):
+    for name in (module, "some_package"):
         sys.modules.pop(name)
 
 

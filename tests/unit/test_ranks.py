@@ -10,9 +10,10 @@ import torch
 
 import megatron_patch
 from megatron_patch import Kind, PatchStatus, State
+from megatron_patch.model import MAMBA, SERVER
 from megatron_patch.ranks import causes, differences, summary
 
-from .trees import IMPORT_ALL, environment, write_tree
+from .trees import IMPORT_ALL, MODULES, environment, write_tree
 
 
 def status(id: str, state: State, reason: str = "why") -> PatchStatus:
@@ -47,6 +48,13 @@ def test_a_patch_that_only_some_know():
 def test_a_patch_that_is_pending_everywhere_is_not_verified():
     (line,) = differences({rank: one(a=State.PENDING) for rank in range(2)})
     assert "call verify_ranks() after the import of Megatron's inference engine" in line
+
+
+def test_a_patch_may_be_pending_where_no_rank_needs_it():
+    waiting = {rank: one(a=State.PENDING) for rank in range(2)}
+    assert differences(waiting, {"a"}) == []
+    (line,) = differences({**waiting, 2: one(a=State.APPLIED)}, {"a"})
+    assert line == "  a: pending (why) on ranks 0-1; applied (why) on rank 2"
 
 
 def test_a_setting_that_differs_is_named_with_its_values():
@@ -99,12 +107,14 @@ if __name__ == "__main__":
 """
 
 
-def run_ranks(tmp_path, world: int, backend: str = "gloo") -> list[str]:  # type: ignore[no-untyped-def]
+def run_ranks(  # type: ignore[no-untyped-def]
+    tmp_path, world: int, backend: str = "gloo", imports: str = IMPORT_ALL
+) -> list[str]:
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     write_tree(tmp_path / "tree", "class DynamicInferenceContext:\n    pass\n")
     done = subprocess.run(
-        [sys.executable, str(script), str(world), backend, IMPORT_ALL],
+        [sys.executable, str(script), str(world), backend, imports],
         env=environment(tmp_path / "tree"),
         capture_output=True,
         text=True,
@@ -129,6 +139,15 @@ def test_one_other_rank_makes_all_raise_and_a_group_without_it_is_equal(tmp_path
 
 def test_a_world_of_one(tmp_path):
     assert run_ranks(tmp_path, 1) == ["all 0 equal", "small 0 equal"]
+
+
+def test_ranks_without_a_server_and_a_hybrid_model_are_equal(tmp_path):
+    needed = [name for name in MODULES if not name.startswith((SERVER, MAMBA))]
+    assert 0 < len(needed) < len(MODULES)
+    assert run_ranks(tmp_path, 1, imports=f"import {', '.join(needed)}") == [
+        "all 0 equal",
+        "small 0 equal",
+    ]
 
 
 @pytest.mark.gpu
