@@ -23,7 +23,8 @@ with a digest that `check` prints.
 
 With `--check`, nothing is proved: the digests of each entry have to be those that its commit has.
 
-`--plan` only says how much there is to do. Megatron is executed: use a clone that you trust.
+With `--patch ID`, questions about other patches stay open. `--plan` only says how much there is to
+do. Megatron is executed: use a clone that you trust.
 
     python tools/prove.py --sample 2 --seed 7
 
@@ -52,15 +53,12 @@ from megatron_patch.model import Patch  # noqa: E402
 from tools.history.commits import Clone, Commit  # noqa: E402
 from tools.history.drift import touching  # noqa: E402
 from tools.history.git import CloneError  # noqa: E402
-from tools.history.trees import tree_of  # noqa: E402
 from tools.proving import entries, sampling, trees, wanted  # noqa: E402
 from tools.proving.answers import Answer, Journal, answer  # noqa: E402
 from tools.proving.checking import complaints  # noqa: E402
+from tools.proving.options import parser  # noqa: E402
 from tools.proving.runs import Bench  # noqa: E402
 from tools.proving.wanted import Question  # noqa: E402
-
-#: No release that is supported branched off before.
-SINCE = "2025-06-01"
 
 
 def commits_of(clone: Clone, patches: Sequence[Patch], since: str) -> list[Commit]:
@@ -99,7 +97,7 @@ def prove(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prove, or write what was proved; returns the exit status."""
-    made = parser()
+    made = parser((__doc__ or "").splitlines()[0])
     options = made.parse_args(arguments)
     if options.sample:
         if options.megatron or options.journal or options.write or options.check:
@@ -142,7 +140,9 @@ def run_on_trees(journal: Journal, options: argparse.Namespace) -> int:
     for tree in options.tree:
         patches = knowing(journal, keep=not options.anew)
         asked = [
-            question for question in trees.ask(tree, patches, options.read) if question not in tried
+            question
+            for question in trees.ask(tree, asked_about(patches, options), options.read)
+            if question not in tried
         ]
         print(f"{tree.version}: {len(asked)} questions", *(question.patch for question in asked))
         if asked and not options.plan:
@@ -184,11 +184,16 @@ def knowing(journal: Journal, *, keep: bool) -> list[Patch]:
     return [patch._replace(sources=tuple(map(ledger.source, known[patch.id]))) for patch in SERIES]
 
 
+def asked_about(patches: Sequence[Patch], options: argparse.Namespace) -> list[Patch]:
+    """Those that ``--patch`` names, or all."""
+    return [patch for patch in patches if not options.patch or patch.id in options.patch]
+
+
 def planned(
     clone: Clone, journal: Journal, tried: set[Question], options: argparse.Namespace
 ) -> Plan:
     """What has to be asked, where, with what the journal has answered so far."""
-    patches = knowing(journal, keep=not options.anew)
+    patches = asked_about(knowing(journal, keep=not options.anew), options)
     commits = commits_of(clone, patches, options.since)
     questions = wanted.ask(clone, patches, commits, options.read)
     return wanted.cover({q: commits for q, commits in questions.items() if q not in tried})
@@ -209,53 +214,6 @@ def proved(
         }
         for done in concurrent.futures.as_completed(running):
             yield *running[done], done.result()
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--megatron", type=Path, metavar="CLONE", help="a clone of Megatron-LM")
-    made.add_argument(
-        "--tree",
-        type=tree_of,
-        action="append",
-        default=[],
-        metavar="VERSION=DIR",
-        help="a release, and the folder that its `megatron` is in; repeatable",
-    )
-    made.add_argument(
-        "--since",
-        default=SINCE,
-        metavar="YYYY-MM-DD",
-        help="leave out older commits of branches; default: %(default)s",
-    )
-    made.add_argument("--journal", type=Path, metavar="FILE", help="keep the answers there")
-    made.add_argument(
-        "--read",
-        action="append",
-        default=[],
-        metavar="DIGEST",
-        help="of code that a variant replaces or relies on, and that you have read; repeatable",
-    )
-    made.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="prove at so many commits at a time"
-    )
-    made.add_argument("--python", default=sys.executable, help="the Python that runs the proofs")
-    made.add_argument(
-        "--seconds", type=float, default=900, help="limit for the proofs of one commit"
-    )
-    made.add_argument("--again", action="store_true", help="ask again what stayed unknown")
-    made.add_argument("--anew", action="store_true", help="take nothing for proved: ask everything")
-    made.add_argument("--plan", action="store_true", help="say what there is to do")
-    made.add_argument("--check", action="store_true", help="compare the ledger with its commits")
-    made.add_argument("--sample", type=int, metavar="N", help="prove N builds again")
-    made.add_argument(
-        "--entries", type=int, metavar="N", help="prove N entries of each build; default: all"
-    )
-    made.add_argument("--seed", type=int, metavar="S", help="of the sample; default: any")
-    made.add_argument("--cache", type=Path, metavar="DIR", help="keep the wheels of a sample there")
-    made.add_argument("--write", action="store_true", help="write the ledger of the answers")
-    return made
 
 
 if __name__ == "__main__":

@@ -77,6 +77,22 @@ def test_run_patches_a_script_that_does_not_know_of_us(tmp_path):
     assert states(done.stdout)[ID][0] == ("applied" if APPLICABLE else "upstreamed")
 
 
+def test_an_engine_logs_the_summary_that_the_readme_shows(tmp_path):
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    (shown,) = re.findall(r"`(megatron-core \S+: \d+ applied, .*)`", readme)
+    if not shown.startswith(f"megatron-core {core_version()}: "):
+        pytest.skip("the README shows another release")
+    script = tmp_path / "engine.py"
+    script.write_text(
+        "import logging\nlogging.basicConfig(level='INFO')\n"
+        "from megatron_patch import testing\ntesting.start()\n"
+    )
+    done = megatron_patch_command("run", sys.executable, "-W", "ignore", str(script))
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("INFO:megatron_patch:")]
+    assert said == [f"INFO:megatron_patch:{shown}"]
+
+
 def fork_of_the_release(root: Path, *names: str) -> Path:
     """A copy of the release that logs in the first of these methods that it has."""
     if not APPLICABLE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.unit.sample import make_patch
 from tools import prove
 from tools.history.commits import Clone
 from tools.proving import wanted
+from tools.proving.answers import Journal
 
 from .history_repository import FILE, GET, RESET, Upstream, digest, source
 
@@ -84,3 +86,19 @@ def test_an_entry_that_somebody_has_made_is_found(clone, ledger, capsys, commit)
     assert "a-patch" in complaint
     assert (commit or head)[:10] in complaint
     assert (digest("get", 5) if commit is None else "no such commit") in complaint
+
+
+@pytest.mark.parametrize(("named", "asked"), [(None, ["one", "two"]), (["two"], ["two"])])
+def test_one_patch_can_be_asked_about_alone(clone, monkeypatch, tmp_path, named, asked):
+    both = [unproved()._replace(id="one"), unproved()._replace(id="two")]
+    monkeypatch.setattr(prove, "knowing", lambda journal, keep: both)
+    monkeypatch.setattr(prove, "commits_of", lambda clone, *_: clone.first_parent("main"))
+    options = argparse.Namespace(patch=named, anew=False, since="", read=[])
+    plan = prove.planned(clone, Journal(tmp_path / "journal"), set(), options)
+    assert sorted(question.patch for _, questions in plan for question in questions) == asked
+
+
+def test_a_patch_that_the_series_lacks_is_an_error(clone, capsys):
+    with pytest.raises(SystemExit):
+        prove.main(["--megatron", str(clone.path), "--check", "--patch", "no-such-patch"])
+    assert "invalid choice: 'no-such-patch'" in capsys.readouterr().err
