@@ -104,10 +104,10 @@ def verify_ranks(group: Any = None) -> None:
 
     Compares the version of Megatron-Core, the version of this package, and the state and reason
     of each patch, so that a node with another Megatron or other environment variables is found.
-    Those of the HTTP server, which some ranks alone import, are left out; those of Mamba layers
-    may be pending on all ranks, which then run no hybrid model. Call it on all ranks, once, after
-    the import of Megatron's inference engine and before serving. It is a collective: a rank that
-    does not call it makes the others wait.
+    Those of the HTTP server, which some ranks alone import, are left out; those of Mamba layers and
+    of latent attention may be pending on all ranks, whose model then has none. Call it on all
+    ranks, once, when the model is built and before serving. It is a collective: a rank that does
+    not call it makes the others wait.
 
     Args:
         group: a ``torch.distributed`` process group of any size, gloo or NCCL; ``None`` is the

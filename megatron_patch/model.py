@@ -70,6 +70,9 @@ SERVER = "megatron.core.inference.text_generation_server"
 #: The package of Mamba layers.
 MAMBA = "megatron.core.ssm"
 
+#: The modules of layers that not every model has.
+LAYERS = (MAMBA, "megatron.core.transformer.multi_latent_attention")
+
 
 class Patch(NamedTuple):
     """One upstream change brought to older source, or a change of ours that upstream lacks.
@@ -116,8 +119,9 @@ class Patch(NamedTuple):
     @property
     def may_stay_pending(self) -> bool:
         """Whether a process with an engine can do without its target: it is of the HTTP server, or
-        of Mamba layers, which an engine imports for a hybrid model alone."""
-        return self.is_of_server or self.target.startswith(f"{MAMBA}.")
+        of layers that are imported for some models alone."""
+        module = self.target.partition(":")[0]
+        return self.is_of_server or any(f"{module}.".startswith(f"{name}.") for name in LAYERS)
 
     @property
     def origin(self) -> Origin:

@@ -65,7 +65,7 @@ def differences(
         elif first.startswith(f"{State.PENDING} ") and name not in may_stay_pending:
             problems.append(
                 f"  {name}: {first} on all ranks; call verify_ranks() after the import of "
-                "Megatron's inference engine"
+                "Megatron's inference engine and when the model is built"
             )
     return problems
 

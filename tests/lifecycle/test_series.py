@@ -10,12 +10,20 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from .fresh import InFreshProcess
 from .suite import Snapshot, harness, identical, same
 
+MODELS = {
+    "gpt": ("megatron.core.models.gpt.gpt_layer_specs", "megatron.core.models.gpt.gpt_model"),
+    "hybrid": (
+        "megatron.core.models.mamba.mamba_layer_specs",
+        "megatron.core.models.mamba.mamba_model",
+    ),
+}
 RELEASE = Version(os.environ["TESTED_MEGATRON_CORE"])  # from `tests/conftest.py`
 
 
@@ -58,6 +66,19 @@ class TestSeries(InFreshProcess):
         self.assert_settled()
         megatron_patch.uninstall()
         same({entry.state.value for entry in megatron_patch.status()}, {"disabled"})
+
+    @pytest.mark.parametrize("model", ["gpt", "hybrid"])
+    def test_all_that_each_process_with_a_model_imports_is_settled(self, model):
+        """Others hold up neither the summary nor ``verify_ranks()``."""
+        from ..mamba import import_mamba
+
+        megatron_patch = self.all_patches()
+        importlib.import_module("megatron.core.inference.engines.dynamic_engine")
+        for name in MODELS[model]:
+            import_mamba(name)
+        cases = megatron_patch._engine.cases.values()
+        waiting = {c.patch.id for c in cases if c.state.value == "pending"}
+        assert waiting <= {c.patch.id for c in cases if c.patch.may_stay_pending}
 
     def test_what_runs_is_what_the_edits_make_of_the_text(self):
         """Code that runs comes of edited trees, files of edited text."""

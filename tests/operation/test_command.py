@@ -85,7 +85,8 @@ def test_an_engine_logs_the_summary_that_the_readme_shows(tmp_path):
     script = tmp_path / "engine.py"
     script.write_text(
         "import logging\nlogging.basicConfig(level='INFO')\n"
-        "from megatron_patch import testing\ntesting.start()\n"
+        "import megatron.core.inference.engines.dynamic_engine\n"
+        "import megatron.core.models.gpt.gpt_layer_specs\n"
     )
     done = megatron_patch_command("run", sys.executable, "-W", "ignore", str(script))
     assert done.returncode == 0, done.stderr

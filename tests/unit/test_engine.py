@@ -514,12 +514,14 @@ def test_one_summary_a_process_when_all_are_settled(
         assert message.endswith(": 2 applied, 1 upstreamed, 0 drifted")
 
 
-@pytest.mark.parametrize("constant", ["SERVER", "MAMBA"])
+@pytest.mark.parametrize(
+    ("constant", "names"), [("SERVER", "some_package"), ("LAYERS", ("some_package.module",))]
+)
 def test_what_not_every_engine_imports_holds_up_no_summary(
-    workshop, both, caplog, monkeypatch, constant
+    workshop, both, caplog, monkeypatch, constant, names
 ):
     caplog.set_level("INFO", "megatron_patch")
-    monkeypatch.setattr(f"megatron_patch.model.{constant}", "some_package")
+    monkeypatch.setattr(f"megatron_patch.model.{constant}", names)
     (workshop.directory / "some_package").mkdir()
     workshop.write("some_package/module", MODULE)
     module = "some_package.module"

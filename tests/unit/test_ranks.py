@@ -10,7 +10,7 @@ import torch
 
 import megatron_patch
 from megatron_patch import Kind, PatchStatus, State
-from megatron_patch.model import MAMBA, SERVER
+from megatron_patch.model import LAYERS, SERVER
 from megatron_patch.ranks import causes, differences, summary
 
 from .trees import IMPORT_ALL, MODULES, environment, write_tree
@@ -141,8 +141,8 @@ def test_a_world_of_one(tmp_path):
     assert run_ranks(tmp_path, 1) == ["all 0 equal", "small 0 equal"]
 
 
-def test_ranks_without_a_server_and_a_hybrid_model_are_equal(tmp_path):
-    needed = [name for name in MODULES if not name.startswith((SERVER, MAMBA))]
+def test_ranks_without_a_server_and_some_layers_are_equal(tmp_path):
+    needed = [name for name in MODULES if not name.startswith((SERVER, *LAYERS))]
     assert 0 < len(needed) < len(MODULES)
     assert run_ranks(tmp_path, 1, imports=f"import {', '.join(needed)}") == [
         "all 0 equal",
