@@ -29,6 +29,11 @@ from . import graphs
 
 CPU = torch.device("cpu")
 
+#: What makes the host wait for a CUDA device, and is no operator of a CPU's tensors.
+TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
+#: The functions that the mode looks at whatever they are called with.
+WATCHED = frozenset((Tensor.to, Tensor.cuda, Tensor.pin_memory, *TRANSFERS))
+
 
 class Event:
     """In place of :class:`torch.cuda.Event`."""
@@ -98,6 +103,8 @@ class CudaOnCpu(TorchFunctionMode):  # type: ignore[misc]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if not kwargs and func not in WATCHED:  # most calls, of which a step has hundreds
+            return func(*args)
         # Not `is_capturing`, which the compiler takes for the function that it stands in for.
         if graphs.current() is not None:
             _refuse_transfers(func, kwargs or {})
@@ -131,10 +138,6 @@ class Engine:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
-
-
-# What makes the host wait for a CUDA device, and is no operator of a CPU's tensors.
-TRANSFERS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)
 
 
 def _refuse_transfers(func: Any, kwargs: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Census:
         )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_garbage_is_searched_for() -> Iterator[None]:
     """Syntax trees are no garbage: searching them for some takes a third of the time."""
     gc.disable()

@@ -121,6 +121,12 @@ SHARE = max(EXAMPLES // max(1, len(MUTATED)), EXAMPLES // 20)
 OF_EACH_SORT = EXAMPLES // 100
 
 
+@lru_cache(maxsize=64)  # each mutant comes of one original
+def names(text: str) -> set[str]:
+    """Those of the functions of a module."""
+    return {name for name, _ in functions(ast.parse(text))}
+
+
 @lru_cache(maxsize=64)
 def parsed(text: str, qualname: str) -> Code:
     return Code(text, qualname)
@@ -248,7 +254,7 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
 def test_a_function_that_is_gone_or_there_twice(
     mutator: Mutator, case: Case, target: Target, census: Census
 ) -> None:
-    old = full(target.module) or ""
+    old = small(case, target.module)
     for edit in places(mutator, old, target.qualname):
         new = parsed(old, target.qualname).edited(edit)
         with told(old, new):
@@ -287,12 +293,11 @@ def test_changes_elsewhere_do_not_matter(case: Case, census: Census) -> None:
         pytest.skip(f"{RELEASE} has nothing for {case.patch.id}")
     recognised: set[str] = set()
     for module in {target.module for target in case.targets}:
-        bystanders = {name for name, _ in functions(ast.parse(small(case, module)))}
-        if not bystanders - looked_at(case.patch, module):
+        if not names(small(case, module)) - looked_at(case.patch, module):
             continue
 
         def check(data: st.DataObject, old: str, module: str = module) -> None:
-            others = {name for name, _ in functions(ast.parse(old))} - looked_at(case.patch, module)
+            others = names(old) - looked_at(case.patch, module)
             new = mutated(data, CHANGING, old, data.draw(st.sampled_from(sorted(others))), 5)
             with told(old, new):
                 assert judgement_on(case, module, new) == case.judgement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import megatron_patch
 from megatron_patch import State, testing
 
-pytest.importorskip("transformers", reason="needs transformers: tox run -f oracle")
+pytest.importorskip("transformers", reason="needs transformers: pip install '.[oracle]'")
 
 from .pairs import PAIRS, PATCHES, Pair
 
@@ -28,21 +29,31 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(name: str, **fields: Any) -> tuple[Pair, Any]:
+@functools.cache
+def pair_of(name: str) -> Pair:
+    return PAIRS[name]()
+
+
+def build(name: str, **fields: Any) -> Any:
+    """Megatron's engine with the weights of the pair."""
     try:
-        pair = PAIRS[name]()
-        return pair, pair.build_engine(**fields)
+        return pair_of(name).build_engine(**fields)
     except testing.UnsupportedError as error:
         pytest.skip(str(error))
+
+
+@functools.cache
+def generated(name: str) -> tuple[tuple[int, ...], ...]:
+    """What ``transformers`` generates for the requests."""
+    return tuple(map(pair_of(name).generate, REQUESTS))
 
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", PAIRS)
 def test_tokens_are_the_same(name, engine):
-    pair, built = build(name, **ENGINES[engine])
-    decoded = testing.decode(built, REQUESTS, capture_logits=False)
-    assert decoded.tokens == tuple(map(pair.generate, REQUESTS))
+    decoded = testing.decode(build(name, **ENGINES[engine]), REQUESTS, capture_logits=False)
+    assert decoded.tokens == generated(name)
 
 
 @pytest.mark.parametrize("name", PATCHES)
@@ -53,6 +64,5 @@ def test_without_the_patches_they_are_not(unpatched, name):
     if all(states[patch] is not State.APPLIED for patch in PATCHES[name]):
         pytest.skip("the release needs none of them")
     megatron_patch.uninstall()
-    pair, built = build(name, **ENGINES["eager"])
-    decoded = testing.decode(built, REQUESTS, capture_logits=False)
-    assert decoded.tokens != tuple(map(pair.generate, REQUESTS))
+    decoded = testing.decode(build(name, **ENGINES["eager"]), REQUESTS, capture_logits=False)
+    assert decoded.tokens != generated(name)
