@@ -85,6 +85,13 @@ def device() -> Iterator[Any]:
     testing.stop()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_is_no_garbage() -> None:
+    """What earlier files have imported and kept is not searched again in the tests of this one."""
+    gc.collect()
+    gc.freeze()
+
+
 #: The file whose tests have left Megatron as it was released, for further tests in it.
 LEFT_UNPATCHED = pytest.StashKey[Path | None]()
 

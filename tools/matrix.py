@@ -16,6 +16,7 @@ Exit status: 0 if nothing was found, 1 if something was, 2 for a bad command lin
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import sys
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fill:  # a switch of PyTorch that is on by default, in this mode only
         torch.use_deterministic_algorithms(True, warn_only=True)
     selections = Selections(options.patches)
+    # What was imported is no garbage, and Megatron searches it for some at the end of each run.
+    gc.freeze()
     run_with = judging.runner(selections)
     try:
         applied = selections.applied(ALL)
