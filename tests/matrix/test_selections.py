@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from types import FunctionType
 
 import pytest
@@ -10,6 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 import megatron_patch
 from megatron_patch.backports import SERIES
+from megatron_patch.model import MAMBA
 from tools.differential.selections import ALL, CORRECTNESS, NONE, PERFORMANCE, Selections
 
 from ..conftest import RELEASE
@@ -81,7 +83,11 @@ def test_the_same_is_changed_as_by_installing(found, selection):
 
 def test_the_matrix_has_each_patch_that_the_release_needs_and_that_is_on_by_default(found):
     needed = [
-        patch for patch in SERIES if patch.default and RELEASE in SpecifierSet(patch.releases)
+        patch
+        for patch in SERIES
+        if patch.default and RELEASE in SpecifierSet(patch.releases)
+        # Without Triton, 0.16 has no Mamba layers.
+        if find_spec("triton") or not patch.target.startswith(MAMBA)
     ]
     assert found.applied(ALL) == [patch.id for patch in needed]
     for selection in (PERFORMANCE, CORRECTNESS):
