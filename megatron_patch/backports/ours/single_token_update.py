@@ -33,16 +33,19 @@ SINGLE_TOKEN_UPDATE = Patch(
     summary="Do without the work of speculative tokens where there are none",
     symptom=(
         "update_requests() of every decode step expands each request to one token with operators "
-        "that change nothing; on 0.17 it waits for the GPU twice more than it needs to"
+        "that change nothing; on 0.17 it waits for the GPU for each number that it counts"
     ),
-    outcome="the same bookkeeping with fewer operators, and on 0.17 two waits for the GPU less",
+    outcome=(
+        "the same bookkeeping with a third of the operators and two waits for the GPU on 0.17, and "
+        "with a tenth of the operators from 0.18 on"
+    ),
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,
     fixed_in=None,
     releases=">=0.17,<0.20",
     removal="upstream does no such work, and no supported release is older",
-    updated="2026-11-25",
+    updated="2026-11-27",
     target=UPDATE,
     variants=(
         Variant("0.17", HUNKS.of("0.17")),
