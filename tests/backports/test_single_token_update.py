@@ -130,6 +130,20 @@ def test_in_a_decode_step_nothing_is_repeated():
     assert counts["aten::repeat"] == counts["aten::any"] == 0
 
 
+def test_a_default_device_of_the_process_does_not_matter():
+    """As of `torch.set_default_device()`: the bookkeeping says itself where it is."""
+    context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
+    for index in range(4):
+        support.add(context, index, range(1, 3 + index), num_tokens=20)
+    context.initialize_attention_state()
+    device = context.request_ids.device
+    mask, tokens = torch.ones(4, dtype=torch.uint8, device=device), torch.arange(4, device=device)
+    with torch.device("meta"):
+        context.update_requests(mask, tokens)
+    assert context.token_to_request_idx[:4].tolist() == [0, 1, 2, 3]
+    assert context.token_to_pos_ids[:4].tolist() == [2, 3, 4, 5]
+
+
 # ------------------------------------------------------------------------ what it does
 
 
