@@ -74,7 +74,7 @@ class Bookkeeping:
             getattr(controller, "_transfer_samples_to_cpu", None),
         )
 
-        def noted() -> dict[str, Any]:
+        def noted(*args: Any) -> dict[str, Any]:
             with Operators() as operators:
                 if transfer is not None:
 
@@ -83,7 +83,7 @@ class Bookkeeping:
                         return transfer(count)
 
                     controller._transfer_samples_to_cpu = waiting
-                result = bookkeep()
+                result = bookkeep(*args)
             self.operators.append(Counter(operators.names))
             self.results.append(result)
             return dict(result)

@@ -51,9 +51,11 @@ BOOKKEEPING_READS = Patch(
     updated="2026-11-27",
     target=TARGET,
     variants=(
+        Variant("main-3cbe5c68a4", HUNKS.of("main-3cbe5c68a4")),
         Variant("0.16", HUNKS.of("0.16")),
         Variant("0.17", HUNKS.of("0.17")),
         Variant("0.18", HUNKS.of("0.18")),
+        Variant("main-da5a81d491", HUNKS.of("main-da5a81d491")),
     ),
     told_by=(TARGET,),
 )
