@@ -11,6 +11,7 @@ from .ours.active_slice_views import ACTIVE_SLICE_VIEWS
 from .ours.attention_length_views import ATTENTION_LENGTH_VIEWS
 from .ours.attention_metadata_update import ATTENTION_METADATA_UPDATE
 from .ours.attention_softmax_scale import ATTENTION_SOFTMAX_SCALE
+from .ours.bookkeeping_reads import BOOKKEEPING_READS
 from .ours.cached_prompt_logprobs import CACHED_PROMPT_LOGPROBS
 from .ours.draft_positions import DRAFT_POSITIONS
 from .ours.evicted_long_requests import EVICTED_LONG_REQUESTS
@@ -29,10 +30,12 @@ from .ours.moved_draft_blocks import MOVED_DRAFT_BLOCKS
 from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
+from .ours.request_metadata_copies import REQUEST_METADATA_COPIES
 from .ours.resumed_stop_words import RESUMED_STOP_WORDS
 from .ours.sampling_parameters import SAMPLING_PARAMETERS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
 from .ours.single_token_update import SINGLE_TOKEN_UPDATE
+from .ours.staged_request_arrays import STAGED_REQUEST_ARRAYS
 from .ours.stop_word_logprobs import STOP_WORD_LOGPROBS
 from .ours.streamed_segments import STREAMED_SEGMENTS
 from .ours.suspended_refused_requests import SUSPENDED_REFUSED_REQUESTS
@@ -162,4 +165,7 @@ SERIES: tuple[Patch, ...] = (
     GRAPH_INPUT_COPIES,
     FLASHINFER_SAMPLING_NUMBERS,
     MAMBA_CONV_STATE,
+    BOOKKEEPING_READS,
+    STAGED_REQUEST_ARRAYS,
+    REQUEST_METADATA_COPIES,
 )

@@ -71,11 +71,8 @@ def operators_of_a_decode_step() -> Counter[str]:
 
 @only_patched
 def test_a_decode_step_after_a_decode_step_refreshes_and_nothing_else():
-    labels = len(testing.build_context(testing.EngineSpec()).request_metadata)
-    counts = operators_of_a_decode_step()
-    # Two slices for the prompts, of which there are none.
-    assert counts.pop("aten::slice") == 2
-    assert counts == {"aten::copy_": labels, "aten::cumsum": 1, "aten::sub_": 1}
+    # Two slices for the prompts, of which there are none; all else is written through arrays.
+    assert operators_of_a_decode_step() == {"aten::slice": 2}
 
 
 @proof

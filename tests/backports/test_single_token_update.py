@@ -25,6 +25,7 @@ from tools.benchmarking import selected
 
 from ..conftest import RELEASE, expected_state, not_in_source
 from ..upstream import support
+from .bookkeeping import assert_same, start_alike, state
 from .checks import (
     Operators,
     as_it_is,
@@ -75,13 +76,16 @@ def test_a_decode_step_takes_fewer_operators_and_waits_less(unpatched):
     without = operators_of_a_decode_step()
     megatron_patch.install()
     patched = operators_of_a_decode_step()
-    # Where the bookkeeping is on the GPU, two counts are read together: one wait, and no operator.
-    together = {"aten::stack": 1} if ON_GPU else {}
-    assert patched - without == together
-    assert without.total() - patched.total() >= 18
+    # Written to where they belong, or through an array of the same memory.
+    in_place = ("aten::add_", "aten::remainder_", "aten::masked_fill_")
+    instead = dict.fromkeys(in_place, 1) if ON_GPU else {"aten::detach": 1}
+    assert patched - without == instead
+    assert without.total() - patched.total() >= (50 if ON_GPU else 60)
     # Each of these reads a number back: where the bookkeeping is on the GPU, the host waits for it.
+    # Two lists are read instead: of which requests go on, and of which need a block.
     waits = "aten::_local_scalar_dense"
-    assert without[waits] - patched[waits] == (3 if ON_GPU else 1)
+    assert without[waits] >= 4
+    assert patched[waits] == 0
 
 
 @only_patched
@@ -122,45 +126,25 @@ def test_a_decode_step_repeats_nothing_and_writes_its_tokens():
 @only_patched
 def test_in_a_decode_step_nothing_is_repeated():
     counts = operators_of_a_decode_step()
-    assert counts["aten::arange"] == 1
+    assert counts["aten::arange"] == (1 if ON_GPU else 0)
     assert counts["aten::repeat"] == counts["aten::any"] == 0
 
 
+def test_a_default_device_of_the_process_does_not_matter():
+    """As of `torch.set_default_device()`: the bookkeeping says itself where it is."""
+    context = testing.build_context(testing.EngineSpec(max_requests=16, max_tokens=192))
+    for index in range(4):
+        support.add(context, index, range(1, 3 + index), num_tokens=20)
+    context.initialize_attention_state()
+    device = context.request_ids.device
+    mask, tokens = torch.ones(4, dtype=torch.uint8, device=device), torch.arange(4, device=device)
+    with torch.device("meta"):
+        context.update_requests(mask, tokens)
+    assert context.token_to_request_idx[:4].tolist() == [0, 1, 2, 3]
+    assert context.token_to_pos_ids[:4].tolist() == [2, 3, 4, 5]
+
+
 # ------------------------------------------------------------------------ what it does
-
-
-def state(context) -> dict[str, object]:
-    """The context's and its allocator's numbers, tensors as bytes; not the KV cache."""
-    found: dict[str, object] = {}
-    for owner in (context, support.allocator(context)):
-        for name, value in vars(owner).items():
-            key = f"{type(owner).__name__}.{name}"
-            if isinstance(value, torch.Tensor) and name != "memory_buffer":
-                found[key] = value.cpu().contiguous().flatten().view(torch.uint8).clone()
-            elif value is None or isinstance(value, (bool, int)):
-                found[key] = value
-    return found
-
-
-def assert_same(one: object, other: object, where: str = "") -> None:
-    """Equal dicts, tensors or numbers."""
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for name in one:
-            assert_same(one[name], other[name], f"{where} {name}")
-    elif isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype, where
-        assert one.equal(other), where
-    else:
-        assert one == other, where
-
-
-def start_alike(one, other) -> None:
-    """Give two contexts the same contents, also in memory that was never written to."""
-    for name, value in vars(one).items():
-        if isinstance(value, torch.Tensor) and name != "memory_buffer":
-            vars(other)[name].copy_(value)
 
 
 @pytest.fixture

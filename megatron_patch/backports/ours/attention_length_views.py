@@ -7,10 +7,12 @@ two zeros that are there already, and fills three paddings of no tokens where a 
 of its graph.
 
 With this patch the slices are kept as long as the active requests are as many, in the same place,
-and the tensors and their memory are the same; the results are written where they belong; and
+and the tensors and their memory are the same, and as numpy's arrays, which cost less than tensors;
+the results are written where they belong; and
 padding is written where there is any. All tensors have the values that they had.
 
-Not covered: the block table, which is written in between. While the context is suspended with
+Not covered: the block table, which is written in between, and PyTorch's version counters
+(``Tensor._version``) of the lengths, which stay what they are. While the context is suspended with
 ``RECOMPUTE``, the slices keep the old pinned buffer of the bookkeeping, of which they are a part,
 until the next step.
 """
@@ -35,13 +37,13 @@ HELPER = f"{CONTEXT}._attention_length_views"
 TRANSFER = f"{CONTEXT}.transfer_bookkeeping_to_gpu"
 
 
-def _attention_length_views(self: Any) -> tuple[torch.Tensor, ...]:
+def _attention_length_views(self: Any) -> tuple[Any, ...]:
     """The active requests' part of the tensors of lengths, and zeros in front of the sums.
 
     Returns:
-        Query lengths and KV offsets as the context keeps them; and, as attention gets them,
-        query lengths, their sums, KV lengths and their sums. The sums are without the zero
-        in front.
+        numpy's arrays of the same memory: query lengths and KV offsets as the context keeps
+        them; and, as attention gets them, query lengths, their sums, KV lengths and their sums.
+        The sums are without the zero in front.
     """
     first = self.paused_request_count
     count = self.total_request_count - first
@@ -55,13 +57,15 @@ def _attention_length_views(self: Any) -> tuple[torch.Tensor, ...]:
     )
     # Not `==` of the tensors, which compares what is in them. Their memory may be exchanged, too.
     key = (first, count, *map(id, tensors), *map(torch.Tensor.data_ptr, tensors))
-    views: tuple[torch.Tensor, ...]
-    zeros: tuple[torch.Tensor, ...]
-    kept_key, views, zeros, _ = self.__dict__.get("_attention_lengths", (None, (), (), ()))
+    arrays: tuple[Any, ...]
+    sums: tuple[Any, ...]
+    kept_key, arrays, sums, _ = self.__dict__.get("_attention_lengths", (None, (), (), ()))
     if kept_key != key:
-        lengths, kv_offsets, mha_lengths, cu_lengths, mha_kv_lengths, cu_kv_lengths = tensors
-        zeros = (cu_lengths[0], cu_kv_lengths[0])
-        views = (
+        lengths, kv_offsets, mha_lengths, cu_lengths, mha_kv_lengths, cu_kv_lengths = (
+            tensor.numpy() for tensor in tensors
+        )
+        sums = (cu_lengths, cu_kv_lengths)
+        arrays = (
             lengths[first : first + count],
             kv_offsets[first : first + count],
             mha_lengths[:count],
@@ -70,10 +74,10 @@ def _attention_length_views(self: Any) -> tuple[torch.Tensor, ...]:
             cu_kv_lengths[1 : count + 1],
         )
         # The tensors are kept so that none of their ids becomes another's.
-        self._attention_lengths = (key, views, zeros, tensors)
-    for zero in zeros:
-        zero.zero_()
-    return views
+        self._attention_lengths = (key, arrays, sums, tensors)
+    for of_all in sums:
+        of_all[0] = 0
+    return arrays
 
 
 ATTENTION_LENGTH_VIEWS = Patch(
@@ -84,14 +88,14 @@ ATTENTION_LENGTH_VIEWS = Patch(
         "`initialize_attention_state()` shows up in the host profile of every decode step, with "
         "thirty small operators for four tensors of lengths"
     ),
-    outcome="the same values, from six operators where a batch stays as it is",
+    outcome="the same values, from no operator where a batch stays as it is",
     upstream_pr=None,
     upstream_commit=None,
     upstream_date=None,
     fixed_in=None,
     releases=">=0.18,<0.20",
     removal="upstream keeps the slices of the lengths, in all supported releases",
-    updated="2026-11-25",
+    updated="2026-11-27",
     target=TRANSFER,
     variants=(
         Variant(
