@@ -55,7 +55,7 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
         number = passes()
         if number is None:
             return original(probabilities, *args, **kwargs)
-        generator = kwargs.get("generator") or torch.default_generator
+        generator = kwargs.get("generator") or default_generator(probabilities.device)
         state = generator.get_state().numpy(force=True).tobytes()
         given = probabilities.detach().clone()
         drawn = original(probabilities, *args, **kwargs)
@@ -64,6 +64,15 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
 
     with mock.patch.object(torch, "multinomial", multinomial):
         yield
+
+
+def default_generator(device: Any) -> Any:
+    """PyTorch's own generator of random numbers for a device."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[device.index or 0]
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

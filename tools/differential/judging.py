@@ -16,6 +16,7 @@ from . import comparing, defects, intended, oracles
 from .company import COMPANY
 from .comparing import Difference
 from .configuration import Configuration
+from .devices import told_of_lost_device
 from .observing import Observation
 from .oracles import Complaint
 from .running import run
@@ -74,6 +75,10 @@ def runner(selections: Selections) -> Runner:
     """A function that runs a configuration with its company and with a selection in force."""
 
     def run_with(configuration: Configuration, selection: str) -> Observation:
+        with told_of_lost_device(configuration, selection):
+            return run_in_company(configuration, selection)
+
+    def run_in_company(configuration: Configuration, selection: str) -> Observation:
         guest = COMPANY.get(configuration.company or "")
         # Some releases print what they do.
         with ExitStack() as stack:
