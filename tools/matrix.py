@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return on_ranks(options)
         if options.fresh:
             return in_fresh_processes(options)
-        search = Search(Abilities.installed(), run_with, applied)
+        search = Search(Abilities.installed(), run_with, applied, told=_told)
         seconds = options.seconds or (600.0 if options.examples is None else None)
         begin = time.monotonic()
         search.run(
@@ -185,6 +185,11 @@ def in_fresh_processes(options: argparse.Namespace) -> int:
     for result in results:
         print(f"FOUND: {result}")
     return 1 if results else 0
+
+
+def _told(configuration: Configuration, finding: judging.Finding) -> None:
+    """What was found, before it is made smaller, which takes a minute: a search may be killed."""
+    print(f"found: {finding}\n  {command(configuration)}", file=sys.stderr, flush=True)
 
 
 def _progress(search: Search) -> None:

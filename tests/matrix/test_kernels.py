@@ -166,3 +166,73 @@ def test_a_device_that_is_not_there_is_refused(capsys, monkeypatch):
         matrix.main(["--device", "cuda"])
     assert ended.value.code == 2
     assert "there is no CUDA device" in capsys.readouterr().err
+
+
+class Cuda:
+    """In place of the parts of a device that are asked whether it is of use."""
+
+    type = "cuda"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> None:
+        self.fails, self.state = fails, ["as it was"]
+        monkeypatch.setattr(devices, "running", lambda: self)
+        monkeypatch.setattr(devices, "default_generator", lambda device: self)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self._do("wait"))
+        monkeypatch.setattr(torch, "rand", lambda *shape, device: self._do("draw"))
+
+    on_cpu = False
+
+    @property
+    def device(self) -> Cuda:
+        return self
+
+    def _do(self, what: str) -> None:
+        if what == self.fails:
+            raise RuntimeError(f"cannot {what}\nand more")
+        if what == "draw":
+            self.state = ["another"]
+
+    def get_state(self) -> list[str]:
+        return self.state
+
+    def set_state(self, state: list[str]) -> None:
+        self.state = state
+
+
+def test_a_device_is_lost_where_it_cannot_be_waited_for_or_drawn_on(monkeypatch):
+    for fails in ("wait", "draw"):
+        Cuda(monkeypatch, fails)
+        assert devices._failure() == f"cannot {fails}"
+
+
+def test_a_device_of_use_has_its_random_numbers_afterwards(monkeypatch):
+    device = Cuda(monkeypatch)
+    assert devices._failure() is None
+    assert device.state == ["as it was"]
+
+
+class Probabilities:
+    """Of a GPU, as far as it is asked for them."""
+
+    def __init__(self, *numbers: float) -> None:
+        self.numbers = torch.tensor([numbers])
+        self.device = torch.device("cuda")
+
+    def __ge__(self, other: float) -> torch.Tensor:
+        return self.numbers >= other
+
+    def __lt__(self, other: float) -> torch.Tensor:
+        return self.numbers < other
+
+    def sum(self, dimension: int) -> torch.Tensor:
+        return self.numbers.sum(dimension)
+
+
+@pytest.mark.parametrize("numbers", [(0.5, float("nan")), (float("inf"), 0.0), (1.5, -0.5), (0, 0)])
+def test_what_a_kernel_would_assert_is_an_exception_in_the_words_of_a_cpu(numbers):
+    with pytest.raises(RuntimeError) as on_cpu:
+        torch.multinomial(torch.tensor([numbers], dtype=torch.float32), 1)
+    with pytest.raises(RuntimeError) as on_gpu:
+        draws._check(Probabilities(*numbers))
+    assert str(on_gpu.value) == str(on_cpu.value).partition("\n")[0]
+    draws._check(Probabilities(0.5, 0.5))

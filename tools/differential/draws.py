@@ -45,7 +45,8 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
     """Add each draw of the ``with`` block to ``draws``.
 
     ``passes`` gives :attr:`Draw.passes`, or None where a draw is not to be noted. The draws
-    themselves are what they would be anyway.
+    themselves are what they would be anyway. On a GPU, what cannot be drawn from is the exception
+    that it is on a CPU, and not an assertion of the kernel, which would end the process.
     """
     import torch
 
@@ -55,6 +56,7 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
         number = passes()
         if number is None:
             return original(probabilities, *args, **kwargs)
+        _check(probabilities)
         generator = kwargs.get("generator") or default_generator(probabilities.device)
         state = generator.get_state().numpy(force=True).tobytes()
         given = probabilities.detach().clone()
@@ -64,6 +66,16 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
 
     with mock.patch.object(torch, "multinomial", multinomial):
         yield
+
+
+def _check(probabilities: Tensor) -> None:
+    """Raise RuntimeError for what a kernel of a GPU would assert, in the words of a CPU."""
+    if probabilities.device.type == "cpu":
+        return
+    if not bool(((probabilities >= 0) & (probabilities < float("inf"))).all()):  # NaN is neither
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+    if not bool((probabilities.sum(-1) > 0).all()):
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
 
 
 def default_generator(device: Any) -> Any:

@@ -100,6 +100,8 @@ class Search:
     lost: DeviceLostError | None = None
     """The device was lost, and the search over."""
     wanted: Callable[[Finding], bool] = lambda finding: True
+    told: Callable[[Configuration, Finding], None] = lambda configuration, finding: None
+    """Called with each finding at once, before it is shrunk."""
 
     def run(
         self,
@@ -159,6 +161,7 @@ class Search:
                 if not target:
                     target.append(finding.signature)
                     since[:] = [time.monotonic(), float(self.examples)]
+                    self.told(configuration, finding)
                 if finding.signature == target[0]:
                     failing[text] = configuration, finding
                     return True
