@@ -263,6 +263,23 @@ def test_what_an_engine_keeps_of_what_it_refused_is_told_though_it_ended(device)
     assert (judgement.findings, judgement.fixed) == ([], True)
 
 
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.18"), reason=f"{RELEASE} measures no request by its blocks"
+)
+def test_a_request_that_was_refused_though_it_fits_is_told_though_the_engine_ended(device):
+    """Its end is a defect of another cause, which is there with patches too."""
+    text = (
+        '{"requests":[{"stem":6,"length":75,"num_tokens":10},{"length":11,"num_tokens":9}],'
+        '"happenings":[{"step":1}],"spare_blocks":-1,"block_size":4,"longest":96,"graphs":1,'
+        '"scope":"layer","chunked":true,"suspension":"offload"}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert [(item.kind, item.request) for item in found] == [("exception", None), ("status", 0)]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
 def _patches(name: str) -> tuple[str, ...]:
     """The patches that mend a defect."""
     (defect,) = (defect for defect in defects.DEFECTS if defect.name == name)

@@ -182,8 +182,11 @@ def _requests(case: Case) -> Iterator[Complaint]:
         if why is not None:
             continue
         if ended:  # then it is a matter of chance what else is complete
-            if case.parts(index) and case.parts(index)[-1]["status"] == "COMPLETED":
+            status = case.parts(index)[-1]["status"] if case.parts(index) else None
+            if status == "COMPLETED":
                 yield from _counts(case, index, plan)
+            elif status == "FAILED":
+                yield from _ending(case, index, plan)
             yield from _tokens(case, index, plan)
             continue
         if refused is not None:
