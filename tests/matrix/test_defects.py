@@ -111,6 +111,12 @@ SHOWN = [
         '"scope":"layer","suspension":"offload"}',
     ),
     (
+        "graphs captured between two chunks of a prompt",
+        ">=0.17",
+        '{"requests":[{"length":75,"num_tokens":3}],"happenings":[{"step":1}],"longest":96,'
+        '"graphs":1,"scope":"layer","chunked":true,"suspension":"offload"}',
+    ),
+    (
         "nothing to sample after a suspension",
         ">=0.19",
         '{"requests":[{"length":8,"num_tokens":8}],"happenings":[{"step":3,"steps":2}],'
@@ -278,6 +284,23 @@ def test_a_request_that_was_refused_though_it_fits_is_told_though_the_engine_end
     judgement = judging.judge(decode(text), judging.runner(Selections()))
     megatron_patch.uninstall()
     assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} captures no graphs again"
+)
+@pytest.mark.parametrize("length", [75, 90])
+def test_what_is_read_of_no_block_is_no_finding(device, length):
+    """A kernel reads something else with each patch, and the stand-in refuses what it may."""
+    configuration = decode(
+        f'{{"requests":[{{"stem":6,"length":{length},"num_tokens":6}}],"happenings":[{{"step":1}}],'
+        '"block_size":4,"longest":96,"graphs":1,"scope":"layer","chunked":true,'
+        '"suspension":"offload"}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert judgement.findings == []
+    assert judgement.known == ["graphs captured between two chunks of a prompt"]
 
 
 def _patches(name: str) -> tuple[str, ...]:

@@ -310,6 +310,33 @@ def _captured_again(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def forgotten_prompts(case: Case) -> dict[tuple[int, int], int]:
+    """(request, part) -> number of the first forward pass without the blocks of its earlier chunks.
+
+    Empty unless graphs may have been captured between them, as an engine was resumed.
+    """
+    configuration = case.configuration
+    suspended = any(item.what == "suspend" for item in configuration.happenings)
+    if configuration.graphs is None or configuration.suspension != "offload" or not suspended:
+        return {}
+    return slots.forgotten(case.observation.forwards, configuration.block_size)
+
+
+def _captured_between_chunks(case: Case, complaint: Complaint) -> bool:
+    """A value comes from such a pass, or attention has refused the table of it."""
+    forgotten = forgotten_prompts(case)
+    if complaint.kind == "exception":
+        last = len(case.observation.forwards) - 1
+        return "block_table" in complaint.facts["text"] and last in forgotten.values()
+    if complaint.request is None or complaint.kind not in VALUES:
+        return False
+    origin = case.origin(complaint.request, int(complaint.facts["place"]))
+    if origin is None:
+        return False
+    first = forgotten.get((complaint.request, origin[0]))
+    return first is not None and first <= origin[1]
+
+
 def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
     """A training step of a model that drafts, with recomputed activations."""
     configuration = case.configuration
@@ -864,5 +891,12 @@ DEFECTS: tuple[Defect, ...] = (
         "an engine that is resumed captures its graphs again with dummy requests, for which there "
         "is no room beside the requests that it has kept",
         _captured_again,
+    ),
+    Defect(
+        "graphs captured between two chunks of a prompt",
+        ">=0.17",
+        "an engine that is resumed captures its graphs again and then resets its context, which "
+        "has kept the first chunks of a prompt: their blocks are no longer in its table",
+        _captured_between_chunks,
     ),
 )

@@ -121,12 +121,32 @@ def judge(
         seen[performance] = run_with(configuration, performance)
         judgement.findings[:0] = _same(seen, none, performance)
     _compare(configuration, seen, none, patched, judgement)
+    _leave_out_forgotten(configuration, seen, judgement)
     if judgement.findings and not everything:
         again = run_with(configuration, none)
         if comparing.differences(seen[none].record, again.record):
             return Judgement(known=judgement.known, unstable=True)
         _leave_out_unwritten(configuration, seen, correctness, run_with, judgement)
     return judgement
+
+
+def _leave_out_forgotten(
+    configuration: Configuration, seen: dict[str, Observation], judgement: Judgement
+) -> None:
+    """Say nothing of what performance patches change of a run from where it reads no block at all.
+
+    The keys and values are then those of whatever stands where the kernel looks.
+    """
+    left = []
+    for finding in judgement.findings:
+        case = oracles.Case(configuration, seen[finding.between[0]])
+        first = min(defects.forgotten_prompts(case).values(), default=None)
+        apart = intended.first_apart(case, finding.differences)
+        if finding.kind != "performance" or first is None or apart < first:
+            left.append(finding)
+        else:
+            judgement.unstable = True
+    judgement.findings = left
 
 
 def _leave_out_unwritten(
