@@ -287,6 +287,22 @@ def test_a_request_that_was_refused_though_it_fits_is_told_though_the_engine_end
 
 
 @pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.18,<0.19"), reason=f"{RELEASE} files the top-n of no chunk"
+)
+def test_a_list_that_is_longer_than_its_tokens_is_told_though_the_engine_ended(device):
+    """It ends at an empty prompt while a long one is read in part."""
+    text = (
+        '{"requests":[{"stem":6,"length":72,"num_tokens":8,"log_probs":"generated","top_n":3},'
+        '{"length":0}],"longest":96,"only_last":false,"chunked":true}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert ("count", 0) in [(item.kind, item.request) for item in found]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
     RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} captures no graphs again"
 )
 @pytest.mark.parametrize("length", [75, 90])

@@ -187,6 +187,9 @@ def _requests(case: Case) -> Iterator[Complaint]:
                 yield from _counts(case, index, plan)
             elif status == "FAILED":
                 yield from _ending(case, index, plan)
+            elif status is not None:  # what is missing may have come, but what is too much not
+                surplus = (item for item in _counts(case, index, plan) if "off" in item.facts)
+                yield from (item for item in surplus if item.facts["off"] > 0)
             yield from _tokens(case, index, plan)
             continue
         if refused is not None:
