@@ -319,6 +319,23 @@ def test_what_is_read_of_no_block_is_no_finding(device, length):
     assert judgement.known == ["graphs captured between two chunks of a prompt"]
 
 
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} recomputes no suspended requests"
+)
+@pytest.mark.parametrize("hybrid", ["", ',"hybrid":0'])
+def test_what_has_outgrown_a_step_comes_back_unless_the_model_is_a_hybrid(device, hybrid):
+    configuration = decode(
+        '{"requests":[{"length":60,"num_tokens":14}],"happenings":[{"step":8}],"longest":96,'
+        f'"suspension":"recompute"{hybrid}}}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert judgement.findings == []
+    assert "a request that has outgrown a step" in judgement.known
+    of_hybrids = "a request of a hybrid model that has outgrown a step"
+    assert (of_hybrids in judgement.known) is bool(hybrid)
+
+
 def _patches(name: str) -> tuple[str, ...]:
     """The patches that mend a defect."""
     (defect,) = (defect for defect in defects.DEFECTS if defect.name == name)

@@ -456,6 +456,11 @@ def _outgrown_a_step(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def _hybrid_outgrown_a_step(case: Case, complaint: Complaint) -> bool:
+    """The same of a model whose Mamba layers are not prepared for chunks."""
+    return case.configuration.hybrid is not None and _outgrown_a_step(case, complaint)
+
+
 def _empty_prompt(case: Case, complaint: Complaint) -> bool:
     """There is an empty prompt, and it was given to the step or the call that raised."""
     if complaint.kind == "not refused":
@@ -827,6 +832,13 @@ DEFECTS: tuple[Defect, ...] = (
         "that is too long for a step",
         _outgrown_a_step,
         ("evicted-long-requests",),
+    ),
+    Defect(
+        "a request of a hybrid model that has outgrown a step",
+        ">=0.16",
+        "it could only come back in chunks, for which Mamba layers are prepared with chunked "
+        "prefill alone",
+        _hybrid_outgrown_a_step,
     ),
     Defect(
         "an empty prompt",
