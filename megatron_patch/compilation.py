@@ -141,7 +141,8 @@ def check_decorators(
     """Raise ``ForeignPatchError`` unless ``value`` is ``function`` as the source decorates it.
 
     Static methods, class methods and properties are looked into; other decorators are evaluated
-    again, in the module's and the class's namespaces, and compared.
+    again, in the module's and the class's namespaces, and compared. One that raises says nothing
+    of what it made, and so counts as another.
     """
     decorators = definition.node.decorator_list
     while value is not function:
@@ -170,7 +171,10 @@ def check_decorators(
         twin.__dict__.update(function.__dict__)
         made: Any = twin
         for node in reversed(decorators):
-            made = evaluate(node)(made)
+            try:
+                made = evaluate(node)(made)
+            except Exception as error:  # one that may be called once, such as one that registers
+                raise _foreign(definition, value) from error
         if type(made) is not type(value) or _code(made) != _code(value):
             raise _foreign(definition, value)
 

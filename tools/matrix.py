@@ -9,8 +9,16 @@ nothing. A correctness patch may change something only where the unpatched run i
 then the patched run has to be right. What is wrong with both, and is no known defect of the
 release, is found too.
 
-What the installed release lacks is not drawn. Everything is deterministic from the seed. On a CPU.
-Exit status: 0 if nothing was found, 1 if something was, 2 for a bad command line.
+What the installed release lacks is not drawn. Everything is deterministic from the seed.
+
+Runs on a CUDA device if there is one, with real graphs, streams and kernels, and otherwise on a CPU
+with stand-ins for them. With flash-attn, everything is in bfloat16 and has blocks of 256 tokens,
+which take prompts that are as many times longer; the model alone then tells of no token whether it
+is right. On a GPU, an index out of range takes the device from the process: the configuration is
+printed, and the search ends.
+
+Exit status: 0 if nothing was found, 1 if something was, 2 for a bad command line or a device that
+is not there.
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -33,8 +42,9 @@ import megatron_patch
 from megatron_patch import testing
 from tools.differential import fresh, judging, ranks, report
 from tools.differential.configuration import Configuration, decode, encode
+from tools.differential.devices import DeviceLostError
 from tools.differential.drawing import Abilities
-from tools.differential.searching import Found, Search, sample
+from tools.differential.searching import Found, Search, command, sample
 from tools.differential.selections import ALL, Selections
 
 
@@ -68,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--repeat", metavar="CONFIGURATION", help="run this one alone; a failure prints it"
     )
+    made.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="run there; default: on a CUDA device if there is one",
+    )
     made.add_argument("--most", type=int, default=20, help="stop after so many findings")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the report there")
     return made
@@ -78,8 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.simplefilter("ignore")  # Megatron's own, of optional packages
     logging.disable(logging.WARNING)
+    if options.device == "cpu" or options.ranks is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before PyTorch looks for devices
     import torch
 
+    if options.device == "cuda" and (options.ranks is not None or not torch.cuda.is_available()):
+        parser().error("there is no CUDA device, or the ranks have none: they run on a CPU")
     # So that Megatron is imported as it was released: modules keep what they import by name.
     megatron_patch.uninstall()
     testing.start()
@@ -102,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return on_ranks(options)
         if options.fresh:
             return in_fresh_processes(options)
-        search = Search(Abilities.installed(), run_with, applied)
+        search = Search(Abilities.installed(), run_with, applied, told=_told)
         seconds = options.seconds or (600.0 if options.examples is None else None)
         begin = time.monotonic()
         search.run(
@@ -122,12 +141,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.text(made))
     for found in search.found:
         print(f"FOUND: {found}")
-    return 1 if search.found else 0
+    if search.lost is not None:
+        print(f"LOST: {search.lost}; repeat with\n  {command(search.lost.configuration)}")
+    return 1 if search.found or search.lost is not None else 0
 
 
 def repeat(configuration: Configuration, run_with: judging.Runner, applied: Sequence[str]) -> int:
     """Judge one configuration and print what it shows."""
-    judgement = judging.judge(configuration, run_with)
+    try:
+        judgement = judging.judge(configuration, run_with)
+    except DeviceLostError as error:
+        print(f"LOST: {error}")
+        return 1
     for finding in judgement.findings:
         patches = judging.attribute(configuration, finding, run_with, applied)
         print(f"FOUND: {Found(configuration, finding, 1, tuple(patches))}")
@@ -163,6 +188,11 @@ def in_fresh_processes(options: argparse.Namespace) -> int:
     for result in results:
         print(f"FOUND: {result}")
     return 1 if results else 0
+
+
+def _told(configuration: Configuration, finding: judging.Finding) -> None:
+    """What was found, before it is made smaller, which takes a minute: a search may be killed."""
+    print(f"found: {finding}\n  {command(configuration)}", file=sys.stderr, flush=True)
 
 
 def _progress(search: Search) -> None:

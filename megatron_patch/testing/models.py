@@ -79,8 +79,8 @@ def transformer_config(spec: EngineSpec) -> Any:
         )
         arguments["add_bias_linear"] = False
         name = "inference_moe_token_dispatcher_type"
-        if running().on_cpu and name in parameters_of(TransformerConfig):
-            arguments[name] = "nccl"  # through the process group, also on a CPU
+        if name in parameters_of(TransformerConfig):
+            arguments[name] = "nccl"  # through the process group, whatever links the ranks
     if spec.activation_recomputation:
         arguments["recompute_granularity"] = "full"
         arguments["recompute_method"] = "uniform"

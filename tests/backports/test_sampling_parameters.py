@@ -134,6 +134,22 @@ def test_any_combination_is_sampled(controller, parameters):
     assert allowed.gather(1, tokens[:, None]).all()
 
 
+def multiply_by_reciprocal(logits: torch.Tensor, divisor: float) -> torch.Tensor:
+    """What ``div_()`` does with a number on a GPU, where it rounds the reciprocal to float32."""
+    reciprocal = torch.tensor(1.0) / torch.tensor(divisor, dtype=torch.float32)
+    return logits.copy_(logits.float() * reciprocal.to(logits.device))
+
+
+@proof
+@pytest.mark.parametrize("parameters", [(1e-40, 0, 0.0), (1e-40, 5, 0.9), (1e-45, 0, 0.9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tiny_temperature_is_sampled_on_a_gpu(controller, monkeypatch, parameters, dtype):
+    monkeypatch.setattr(torch.Tensor, "div_", multiply_by_reciprocal)
+    logits = logits_of(1, dtype=dtype)
+    tokens, _ = sample(controller, logits, parameters)
+    assert logits.gather(1, tokens[:, None])[:, 0].equal(logits.amax(-1))
+
+
 @pytest.mark.parametrize("parameters", [*TAKEN, *REFUSED])
 def test_tokens_come_from_the_filtered_distribution(controller, parameters):
     logits = logits_of(2, rows=1)

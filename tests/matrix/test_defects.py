@@ -111,6 +111,12 @@ SHOWN = [
         '"scope":"layer","suspension":"offload"}',
     ),
     (
+        "graphs captured between two chunks of a prompt",
+        ">=0.17",
+        '{"requests":[{"length":75,"num_tokens":3}],"happenings":[{"step":1}],"longest":96,'
+        '"graphs":1,"scope":"layer","chunked":true,"suspension":"offload"}',
+    ),
+    (
         "nothing to sample after a suspension",
         ">=0.19",
         '{"requests":[{"length":8,"num_tokens":8}],"happenings":[{"step":3,"steps":2}],'
@@ -261,6 +267,73 @@ def test_what_an_engine_keeps_of_what_it_refused_is_told_though_it_ended(device)
     judgement = judging.judge(decode(text), judging.runner(Selections()))
     megatron_patch.uninstall()
     assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.18"), reason=f"{RELEASE} measures no request by its blocks"
+)
+def test_a_request_that_was_refused_though_it_fits_is_told_though_the_engine_ended(device):
+    """Its end is a defect of another cause, which is there with patches too."""
+    text = (
+        '{"requests":[{"stem":6,"length":75,"num_tokens":10},{"length":11,"num_tokens":9}],'
+        '"happenings":[{"step":1}],"spare_blocks":-1,"block_size":4,"longest":96,"graphs":1,'
+        '"scope":"layer","chunked":true,"suspension":"offload"}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert [(item.kind, item.request) for item in found] == [("exception", None), ("status", 0)]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.18,<0.19"), reason=f"{RELEASE} files the top-n of no chunk"
+)
+def test_a_list_that_is_longer_than_its_tokens_is_told_though_the_engine_ended(device):
+    """It ends at an empty prompt while a long one is read in part."""
+    text = (
+        '{"requests":[{"stem":6,"length":72,"num_tokens":8,"log_probs":"generated","top_n":3},'
+        '{"length":0}],"longest":96,"only_last":false,"chunked":true}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert ("count", 0) in [(item.kind, item.request) for item in found]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} captures no graphs again"
+)
+@pytest.mark.parametrize("length", [75, 90])
+def test_what_is_read_of_no_block_is_no_finding(device, length):
+    """A kernel reads something else with each patch, and the stand-in refuses what it may."""
+    configuration = decode(
+        f'{{"requests":[{{"stem":6,"length":{length},"num_tokens":6}}],"happenings":[{{"step":1}}],'
+        '"block_size":4,"longest":96,"graphs":1,"scope":"layer","chunked":true,'
+        '"suspension":"offload"}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert judgement.findings == []
+    assert judgement.known == ["graphs captured between two chunks of a prompt"]
+
+
+@pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} recomputes no suspended requests"
+)
+@pytest.mark.parametrize("hybrid", ["", ',"hybrid":0'])
+def test_what_has_outgrown_a_step_comes_back_unless_the_model_is_a_hybrid(device, hybrid):
+    configuration = decode(
+        '{"requests":[{"length":60,"num_tokens":14}],"happenings":[{"step":8}],"longest":96,'
+        f'"suspension":"recompute"{hybrid}}}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert judgement.findings == []
+    assert "a request that has outgrown a step" in judgement.known
+    of_hybrids = "a request of a hybrid model that has outgrown a step"
+    assert (of_hybrids in judgement.known) is bool(hybrid)
 
 
 def _patches(name: str) -> tuple[str, ...]:

@@ -357,3 +357,20 @@ def test_an_eviction_before_the_pass_of_a_step_is_noted(device):
     observation = Planted().runner()(decode(EVICTED_BEFORE), "none")
     noted = sum(shortage.evicted for shortage in observation.shortages)
     assert noted == observation.record["end"]["evicted"] > 0
+
+
+def test_the_log_prob_of_a_chunk_that_nobody_asked_for_is_told_by_its_value(device):
+    """A list of a cached prompt that is read in chunks may have those of one chunk only."""
+    prompt = Plan(length=20)
+    observation = Observation(
+        {"requests": [{"parts": []}]},
+        [Forward(0, [(0, 0, 8, 4)]), Forward(0, [(0, 0, 12, 8)])],
+    )
+    case = oracles.Case(Configuration(requests=(prompt,)), observation)
+    rows = oracles.reference(case, prompt.prompt).log_softmax(-1)
+    right, other = (float(rows[place - 1, prompt.prompt[place]]) for place in (12, 11))
+    for value, covered in ((right, True), (other, False), (right + 0.01, False)):
+        difference = Difference("requests[0].merged.prompt_log_probs[0]", -1.0, value)
+        assert (intended.recognise(case, [difference]) is not None) is covered
+    asked = oracles.Case(Configuration(requests=(Plan(length=20, log_probs="all"),)), observation)
+    assert intended.recognise(asked, [Difference(difference.path, -1.0, right)]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import py_compile
@@ -312,6 +313,37 @@ def test_code_that_is_not_that_of_the_source_is_left_alone(workshop, both):
     assert only(engine).state is State.SHADOWED
     assert "not compiled from the module's source" in only(engine).reason
     assert (thing().one(), thing().two()) == (1, 3)
+
+
+REGISTERING = """
+HANDLERS = {}
+def handles(name):
+    def register(function):
+        assert name not in HANDLERS
+        HANDLERS[name] = function
+        return function
+    return register
+@handles("one")
+def one():
+    return 1
+"""
+
+
+@pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")
+def test_a_wrapper_on_a_function_that_is_registered_is_reported_and_stays(workshop):
+    """Its decorator refuses a second one, so that nothing can be compared with what it made."""
+    module = workshop.load("target_module", REGISTERING)
+    released = module.one
+    module.one = wrapper = functools.wraps(released)(lambda: released() + 100)
+    target = "target_module:one"
+    patch = make_patch(Substitute(target, "1", "10"), known=lambda _: workshop.digest(target))
+    engine = workshop.engine(patch)
+    assert only(engine).state is State.SHADOWED
+    assert module.one is wrapper
+    assert module.HANDLERS == {"one": released}
+    module.one = released
+    engine.install(Settings(frozenset({"sample"}), strict=False))
+    assert (only(engine).state, module.one()) == (State.APPLIED, 10)
 
 
 @pytest.mark.filterwarnings("ignore::megatron_patch.MegatronPatchWarning")

@@ -53,11 +53,15 @@ class Plan:
     """Its termination id is the token at that place of what the model alone generates."""
     odd_stop: str | None = None
     """A key of :data:`ODD_STOPS`."""
+    times: int = 1
+    """How often each token of the stem comes, one after the other, so that the beginnings that
+    stems have in common are as long as blocks of so many times the tokens."""
 
     @property
     def prompt(self) -> tuple[int, ...]:
         """The tokens; a prompt longer than its stem goes on with the stem's beginning."""
-        return (stems()[self.stem] * (1 + self.length // LONGEST_PROMPT))[: self.length]
+        stem = tuple(token for token in stems()[self.stem] for _ in range(self.times))
+        return (stem * (1 + self.length // len(stem)))[: self.length]
 
     @property
     def greedy(self) -> bool:

@@ -310,6 +310,33 @@ def _captured_again(case: Case, complaint: Complaint) -> bool:
     )
 
 
+def forgotten_prompts(case: Case) -> dict[tuple[int, int], int]:
+    """(request, part) -> number of the first forward pass without the blocks of its earlier chunks.
+
+    Empty unless graphs may have been captured between them, as an engine was resumed.
+    """
+    configuration = case.configuration
+    suspended = any(item.what == "suspend" for item in configuration.happenings)
+    if configuration.graphs is None or configuration.suspension != "offload" or not suspended:
+        return {}
+    return slots.forgotten(case.observation.forwards, configuration.block_size)
+
+
+def _captured_between_chunks(case: Case, complaint: Complaint) -> bool:
+    """A value comes from such a pass, or attention has refused the table of it."""
+    forgotten = forgotten_prompts(case)
+    if complaint.kind == "exception":
+        last = len(case.observation.forwards) - 1
+        return "block_table" in complaint.facts["text"] and last in forgotten.values()
+    if complaint.request is None or complaint.kind not in VALUES:
+        return False
+    origin = case.origin(complaint.request, int(complaint.facts["place"]))
+    if origin is None:
+        return False
+    first = forgotten.get((complaint.request, origin[0]))
+    return first is not None and first <= origin[1]
+
+
 def _drafting_layer_recomputed(case: Case, complaint: Complaint) -> bool:
     """A training step of a model that drafts, with recomputed activations."""
     configuration = case.configuration
@@ -427,6 +454,11 @@ def _outgrown_a_step(case: Case, complaint: Complaint) -> bool:
         for index in (indices if complaint.request is None else [complaint.request])
         for part in case.parts(index)[1:]
     )
+
+
+def _hybrid_outgrown_a_step(case: Case, complaint: Complaint) -> bool:
+    """The same of a model whose Mamba layers are not prepared for chunks."""
+    return case.configuration.hybrid is not None and _outgrown_a_step(case, complaint)
 
 
 def _empty_prompt(case: Case, complaint: Complaint) -> bool:
@@ -802,6 +834,13 @@ DEFECTS: tuple[Defect, ...] = (
         ("evicted-long-requests",),
     ),
     Defect(
+        "a request of a hybrid model that has outgrown a step",
+        ">=0.16",
+        "it could only come back in chunks, for which Mamba layers are prepared with chunked "
+        "prefill alone",
+        _hybrid_outgrown_a_step,
+    ),
+    Defect(
         "an empty prompt",
         ">=0.14",
         "a request without any token is taken, and the step that it is admitted to raises",
@@ -864,5 +903,12 @@ DEFECTS: tuple[Defect, ...] = (
         "an engine that is resumed captures its graphs again with dummy requests, for which there "
         "is no room beside the requests that it has kept",
         _captured_again,
+    ),
+    Defect(
+        "graphs captured between two chunks of a prompt",
+        ">=0.17",
+        "an engine that is resumed captures its graphs again and then resets its context, which "
+        "has kept the first chunks of a prompt: their blocks are no longer in its table",
+        _captured_between_chunks,
     ),
 )

@@ -12,6 +12,7 @@ from packaging.version import Version
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
 from megatron_patch.testing.version import core_release
 
+from . import kernels
 from .company import COMPANY
 from .configuration import (
     GREEDY,
@@ -85,6 +86,11 @@ class Abilities:
     yarn: bool
     hybrid: bool
     """Models with Mamba layers."""
+    windows: bool = True
+    latents: bool = True
+    """Multi-latent attention."""
+    stretched: bool = False
+    """Attention is that of flash-attn: see :mod:`.kernels`."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -122,6 +128,9 @@ class Abilities:
             sinks="softmax_type" in of_model,
             hybrid="mamba_inference_state_config" in known,
             yarn=hasattr(yarn_rotary_pos_embedding, "_yarn_get_concentration_factor_from_config"),
+            windows=kernels.have_windows(),
+            latents=not kernels.are_real(),
+            stretched=kernels.are_real(),
         )
 
 
@@ -241,7 +250,7 @@ def _crowd(draw: Any, found: dict[str, Any]) -> None:
 
 def _with_other_attention(able: Abilities, draw: Any, found: dict[str, Any]) -> None:
     """Have attention that is not the plainest, in one way or in several at a time."""
-    if draw(st.booleans()):
+    if able.windows and draw(st.booleans()):
         # Narrower than most prompts, so that sequences outgrow it.
         found["window"] = (draw(st.sampled_from([0, 1, 3, 7, 8, 15])), 0)
         if able.layer_windows:
@@ -326,7 +335,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
     if able.speculative and one_in(6):
         found["speculative"] = draw(st.integers(1, 2))
         found["only_last"] = False
-    latents = one_in(12)
+    latents = able.latents and one_in(12)
     if not latents and one_in(4):
         _with_other_attention(able, draw, found)
     if able.hybrid and not latents and one_in(6):
@@ -372,4 +381,5 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found["company"] = draw(st.sampled_from([None, *possible]))
         if found["company"] == "own context":
             found.pop("scope", None)  # CUDA graphs refuse a class that they do not know
-    return Configuration(**{**found, **able.only})
+    configuration = Configuration(**{**found, **able.only})
+    return kernels.stretched(configuration) if able.stretched else configuration

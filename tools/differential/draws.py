@@ -45,7 +45,8 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
     """Add each draw of the ``with`` block to ``draws``.
 
     ``passes`` gives :attr:`Draw.passes`, or None where a draw is not to be noted. The draws
-    themselves are what they would be anyway.
+    themselves are what they would be anyway. On a GPU, what cannot be drawn from is the exception
+    that it is on a CPU, and not an assertion of the kernel, which would end the process.
     """
     import torch
 
@@ -55,7 +56,8 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
         number = passes()
         if number is None:
             return original(probabilities, *args, **kwargs)
-        generator = kwargs.get("generator") or torch.default_generator
+        _check(probabilities)
+        generator = kwargs.get("generator") or default_generator(probabilities.device)
         state = generator.get_state().numpy(force=True).tobytes()
         given = probabilities.detach().clone()
         drawn = original(probabilities, *args, **kwargs)
@@ -64,6 +66,25 @@ def noted(draws: list[Draw], passes: Callable[[], int | None]) -> Iterator[None]
 
     with mock.patch.object(torch, "multinomial", multinomial):
         yield
+
+
+def _check(probabilities: Tensor) -> None:
+    """Raise RuntimeError for what a kernel of a GPU would assert, in the words of a CPU."""
+    if probabilities.device.type == "cpu":
+        return
+    if not bool(((probabilities >= 0) & (probabilities < float("inf"))).all()):  # NaN is neither
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+    if not bool((probabilities.sum(-1) > 0).all()):
+        raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+
+
+def default_generator(device: Any) -> Any:
+    """PyTorch's own generator of random numbers for a device."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.default_generator
+    return torch.cuda.default_generators[device.index or 0]
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:

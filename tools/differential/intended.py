@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .comparing import Difference
 from .observing import Record
-from .oracles import Case
+from .oracles import TOLERANCE, Case, reference
 from .running import stop_words
 
 ROUNDING = 1e-4
@@ -118,7 +118,22 @@ def _is_where_a_chunk_ends(case: Case, difference: Difference) -> bool:
         return False
     index, part = int(place[1]), int(place[2] or 0)
     begins = {offset for offset, _, _ in case.rows(index, part)}
-    return int(place[3]) + 1 in begins
+    if int(place[3]) + 1 in begins:
+        return True
+    unasked = case.configuration.requests[index].log_probs is None
+    return unasked and any(_is_own(case, index, begin, difference.right) for begin in begins)
+
+
+def _is_own(case: Case, index: int, begin: int, found: object) -> bool:
+    """Whether this is the log prob that the model alone gives the prompt's token at a place.
+
+    Where nobody asks for them, a list may have those of one chunk only.
+    """
+    prompt = case.configuration.requests[index].prompt
+    if not case.told or case.configuration.updates or not 0 < begin < len(prompt):
+        return False
+    right = reference(case, prompt)[begin - 1].log_softmax(-1)[prompt[begin]]
+    return isinstance(found, float) and abs(found - float(right)) <= TOLERANCE
 
 
 def _is_first_generated(case: Case, difference: Difference) -> bool:

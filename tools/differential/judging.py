@@ -16,6 +16,7 @@ from . import comparing, defects, intended, oracles
 from .company import COMPANY
 from .comparing import Difference
 from .configuration import Configuration
+from .devices import told_of_lost_device
 from .observing import Observation
 from .oracles import Complaint
 from .running import run
@@ -74,6 +75,10 @@ def runner(selections: Selections) -> Runner:
     """A function that runs a configuration with its company and with a selection in force."""
 
     def run_with(configuration: Configuration, selection: str) -> Observation:
+        with told_of_lost_device(configuration, selection):
+            return run_in_company(configuration, selection)
+
+    def run_in_company(configuration: Configuration, selection: str) -> Observation:
         guest = COMPANY.get(configuration.company or "")
         # Some releases print what they do.
         with ExitStack() as stack:
@@ -116,12 +121,32 @@ def judge(
         seen[performance] = run_with(configuration, performance)
         judgement.findings[:0] = _same(seen, none, performance)
     _compare(configuration, seen, none, patched, judgement)
+    _leave_out_forgotten(configuration, seen, judgement)
     if judgement.findings and not everything:
         again = run_with(configuration, none)
         if comparing.differences(seen[none].record, again.record):
             return Judgement(known=judgement.known, unstable=True)
         _leave_out_unwritten(configuration, seen, correctness, run_with, judgement)
     return judgement
+
+
+def _leave_out_forgotten(
+    configuration: Configuration, seen: dict[str, Observation], judgement: Judgement
+) -> None:
+    """Say nothing of what performance patches change of a run from where it reads no block at all.
+
+    The keys and values are then those of whatever stands where the kernel looks.
+    """
+    left = []
+    for finding in judgement.findings:
+        case = oracles.Case(configuration, seen[finding.between[0]])
+        first = min(defects.forgotten_prompts(case).values(), default=None)
+        apart = intended.first_apart(case, finding.differences)
+        if finding.kind != "performance" or first is None or apart < first:
+            left.append(finding)
+        else:
+            judgement.unstable = True
+    judgement.findings = left
 
 
 def _leave_out_unwritten(

@@ -182,8 +182,14 @@ def _requests(case: Case) -> Iterator[Complaint]:
         if why is not None:
             continue
         if ended:  # then it is a matter of chance what else is complete
-            if case.parts(index) and case.parts(index)[-1]["status"] == "COMPLETED":
+            status = case.parts(index)[-1]["status"] if case.parts(index) else None
+            if status == "COMPLETED":
                 yield from _counts(case, index, plan)
+            elif status == "FAILED":
+                yield from _ending(case, index, plan)
+            elif status is not None:  # what is missing may have come, but what is too much not
+                surplus = (item for item in _counts(case, index, plan) if "off" in item.facts)
+                yield from (item for item in surplus if item.facts["off"] > 0)
             yield from _tokens(case, index, plan)
             continue
         if refused is not None:

@@ -6,8 +6,10 @@ import importlib.metadata
 import platform
 from typing import Any
 
+from megatron_patch.testing.runtime import running
 from megatron_patch.testing.version import core_version
 
+from . import kernels
 from .configuration import as_dict
 from .searching import Search
 from .selections import ALL, Selections
@@ -26,6 +28,8 @@ def of(search: Search, selections: Selections, seed: int, seconds: float) -> Rep
             "hypothesis": importlib.metadata.version("hypothesis"),
             "python": platform.python_version(),
         },
+        "device": _device(),
+        "attention": "flash-attn" if kernels.are_real() else "stand-in",
         "patches": selections.states.get(ALL, {}),
         "configurations": search.examples,
         "fixed by patches": search.fixed,
@@ -34,6 +38,7 @@ def of(search: Search, selections: Selections, seed: int, seconds: float) -> Rep
         "dimensions": {
             name: dict(sorted(values.items())) for name, values in sorted(search.values.items())
         },
+        "lost": None if search.lost is None else str(search.lost),
         "found": [
             {
                 "finding": str(found.finding),
@@ -47,10 +52,18 @@ def of(search: Search, selections: Selections, seed: int, seconds: float) -> Rep
     }
 
 
+def _device() -> str:
+    import torch
+
+    device = running().device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def text(report: Report) -> str:
     """The report for people."""
     lines = [
-        f"megatron-core {report['versions']['megatron-core']}, seed {report['seed']}, "
+        f"megatron-core {report['versions']['megatron-core']} on {report['device']}, attention: "
+        f"{report['attention']}, seed {report['seed']}, "
         f"{report['seconds']:.0f} s: {report['configurations']} configurations, "
         f"{report['fixed by patches']} of them mended by patches, {len(report['found'])} found"
     ]

@@ -404,11 +404,20 @@ class Run:
             "requests": context.total_request_count,
             "evicted": getattr(engine, "evicted_request_count", 0),
             "random": observing.digest(torch.get_rng_state()),
+            "random of the device": _random_of_device(model),
             "sampling": None if generator is None else observing.digest(generator.get_state()),
             "requires_grad": [p.requires_grad for p in model.parameters()],
             "gradients": [p.grad is not None for p in model.parameters()],
             "training": sorted({module.training for module in model.modules()}),
         }
+
+
+def _random_of_device(model: Any) -> str | None:
+    """The state of PyTorch's own generator of a CUDA device; None where the model is on a CPU."""
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return None
+    return observing.digest(draws.default_generator(device).get_state())
 
 
 def _ids(requests: Any) -> list[int]:

@@ -16,6 +16,7 @@ from hypothesis import seed as hypothesis_seed
 
 from . import judging
 from .configuration import Configuration, dimensions, encode
+from .devices import DeviceLostError
 from .drawing import Abilities, configurations
 from .judging import Finding, Judgement, Runner
 
@@ -42,15 +43,20 @@ class Found:
     @property
     def command(self) -> str:
         """The command that repeats it."""
-        import shlex
-
-        return f"python tools/matrix.py --repeat {shlex.quote(encode(self.configuration))}"
+        return command(self.configuration)
 
     def __str__(self) -> str:
         by = f"\n  by {', '.join(self.patches)}" if self.patches else ""
         return (
             f"{self.finding}{by}\n  after {self.examples} examples; repeat with\n  {self.command}"
         )
+
+
+def command(configuration: Configuration) -> str:
+    """The command that runs one configuration."""
+    import shlex
+
+    return f"python tools/matrix.py --repeat {shlex.quote(encode(configuration))}"
 
 
 def sample(able: Abilities, number: int, seed: int) -> list[Configuration]:
@@ -91,7 +97,11 @@ class Search:
     unstable: list[str] = field(default_factory=list)
     """Configurations with which the released engine does not do the same twice."""
     known: Counter[str] = field(default_factory=Counter)
+    lost: DeviceLostError | None = None
+    """The device was lost, and the search over."""
     wanted: Callable[[Finding], bool] = lambda finding: True
+    told: Callable[[Configuration, Finding], None] = lambda configuration, finding: None
+    """Called with each finding at once, before it is shrunk."""
 
     def run(
         self,
@@ -105,7 +115,7 @@ class Search:
         """Run ``examples`` configurations, or for ``seconds``, or until ``most`` were found."""
         end = None if seconds is None else time.monotonic() + seconds
         number = first_seed
-        while len(self.found) < most:
+        while len(self.found) < most and self.lost is None:
             left = BATCH if examples is None else min(BATCH, examples - self.examples)
             if left <= 0 or (end is not None and time.monotonic() >= end):
                 return
@@ -129,13 +139,19 @@ class Search:
             text = encode(configuration)
             if text in failing:
                 return True
+            if self.lost is not None:
+                return False
             now = time.monotonic()
             if target:
                 if now > since[0] + SHRINKING:
                     return False
             elif end is not None and now >= end:
                 return False
-            judgement = judging.judge(configuration, self.run_with)
+            try:
+                judgement = judging.judge(configuration, self.run_with)
+            except DeviceLostError as error:
+                self.lost = error
+                return False
             if not target:
                 self._count(configuration, judgement)
                 progress(self)
@@ -145,6 +161,7 @@ class Search:
                 if not target:
                     target.append(finding.signature)
                     since[:] = [time.monotonic(), float(self.examples)]
+                    self.told(configuration, finding)
                 if finding.signature == target[0]:
                     failing[text] = configuration, finding
                     return True
@@ -162,7 +179,11 @@ class Search:
             self.found.append(self._attributed(configuration, finding, int(since[1])))
 
     def _attributed(self, configuration: Configuration, finding: Finding, examples: int) -> Found:
-        patches = judging.attribute(configuration, finding, self.run_with, self.applied)
+        patches: Sequence[str] = ()
+        try:
+            patches = judging.attribute(configuration, finding, self.run_with, self.applied)
+        except DeviceLostError as error:
+            self.lost = error
         return Found(configuration, finding, examples, tuple(patches))
 
     def _count(self, configuration: Configuration, judgement: Judgement) -> None:

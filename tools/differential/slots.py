@@ -45,6 +45,18 @@ def spoilt(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
     return found
 
 
+def forgotten(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
+    """(request, part) -> number of the first forward pass for which its table lacks a block of the
+    tokens that it has had. ``size``: tokens of a block.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for number, forward in enumerate(forwards):
+        for (index, part, offset, _), table in zip(forward.rows, forward.tables, strict=False):
+            if -1 in table[: offset // size]:
+                found.setdefault((index, part), number)
+    return found
+
+
 def older(forwards: list[Forward], size: int) -> set[tuple[int, int]]:
     """Parts of requests that found keys and values of other weights than they began with."""
     found: set[tuple[int, int]] = set()

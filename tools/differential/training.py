@@ -47,7 +47,8 @@ def between(what: str, model: Any, configuration: Configuration, version: int) -
     """``train``, ``update`` or ``evaluate``; returns what the trainer sees of it."""
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(1000 * configuration.seed + version)
         before = set_inference_mode(False)
         try:
@@ -163,7 +164,7 @@ def _evaluate(model: Any, length: int = LENGTH) -> Any:
     for name, tensor in seen.items():
         noted[name] = {
             **observing.output(tensor, length),
-            "numpy": _outcome(tensor.float().numpy),
+            "numpy": _outcome(tensor.float().cpu().numpy),
             "backward": _outcome(tensor.sum().backward),
             "gradients changed": _gradients(model) != gradients,
         }

@@ -12,7 +12,8 @@ With this patch
 - a top-p of 1.0 behind a top-k filters nothing, nor does a top-k from the size of the vocabulary
   on, or of -1;
 - a temperature of 0 is greedy, with whatever top-k and top-p;
-- temperatures so small that a logit divided by them is infinite are sampled, too.
+- temperatures so small that a logit divided by them is infinite are sampled, too. So are those
+  whose reciprocal is infinite in float32, below 3e-39: on a GPU, PyTorch multiplies by it.
 
 From 0.16 on each request has parameters of its own. There, what means nothing fails that request in
 ``add_request()``, as one that is too long fails, with an error that names the parameter: what is no
@@ -71,7 +72,7 @@ SAMPLING_PARAMETERS = Patch(
     fixed_in=None,
     releases=">=0.14,<0.20",
     removal="upstream takes such parameters, and no supported release is older",
-    updated="2026-11-26",
+    updated="2026-11-27",
     target=f"{CONTROLLER}:TextGenerationController.sample_from_logits",
     variants=(
         Variant("0.14", (*HUNKS.of("0.14"), OF_A_WAVE)),
