@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_patch import testing
@@ -76,3 +79,51 @@ def decode_step(requests: int = 4, **fields: Any) -> Steps:
     steps.end([True] * requests)
     steps.context.initialize_attention_state()
     return steps
+
+
+#: Compares what both versions of some methods make of a context.
+Compare = Callable[[Any], None]
+
+
+def compare_in_any_steps(
+    name: str, samplings: st.SearchStrategy[dict[str, Any]], compare: Compare
+) -> None:
+    """Call ``compare`` in steps of the context ``name``, of decoding, of prompts, with padding and
+    with paused requests. ``samplings`` are sampling parameters of the requests."""
+    seen: Counter[str] = Counter()
+
+    @given(walks(st.tuples(st.integers(2, 30), samplings)))
+    def walk_and_compare(walk: Any) -> None:
+        steps = Steps(**CONTEXTS[name])
+        context = steps.context
+        for requests, probability, chance in walk:
+            for length, sampling in requests:
+                steps.add(length, **sampling)
+            if not steps.active:
+                continue
+            context.initialize_attention_state()
+            compare(context)
+            seen["padded"] += context.padded_active_request_count > steps.active
+            seen["decode"] += context.num_prefill_requests == 0
+            seen["prompts"] += context.num_prefill_requests > 0
+            # As if some were paused: they are the first ones.
+            context.paused_request_count = chance.randint(0, context.num_decode_requests)
+            seen["paused"] += context.paused_request_count > 0
+            compare(context)
+            context.paused_request_count = 0
+            steps.end([chance.random() < probability for _ in range(steps.active)])
+
+    walk_and_compare()
+    assert min(seen[what] for what in ("decode", "prompts", "padded", "paused")) > 20, seen
+
+
+def compare_after_allocations(compare: Compare) -> None:
+    """Call ``compare`` in decode steps of a context whose storage is allocated anew in between."""
+    context = testing.build_context(
+        testing.EngineSpec(max_requests=8, max_tokens=192, **support.deallocating())
+    )
+    for _ in range(3):
+        decode_step(context=context)
+        compare(context)
+        support.deallocate(context)
+        support.allocate(context)

@@ -10,7 +10,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -32,7 +31,12 @@ from .checks import (
     state_of,
     with_one_token_changed,
 )
-from .steps import CONTEXTS, Steps, decode_step, walks
+from .steps import (
+    CONTEXTS,
+    compare_after_allocations,
+    compare_in_any_steps,
+    decode_step,
+)
 
 PAD = f"{CONTEXT}.pad_active_slices"
 
@@ -150,43 +154,12 @@ samplings = st.fixed_dictionaries(
 @only_patched
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_after_any_steps_the_slices_are_those_of_the_unpatched_methods(compared, name):
-    seen: Counter[str] = Counter()
-
-    @given(walks(st.tuples(st.integers(2, 30), samplings)))
-    def compare(walk):
-        steps = Steps(**CONTEXTS[name])
-        context = steps.context
-        for requests, probability, chance in walk:
-            for length, sampling in requests:
-                steps.add(length, **sampling)
-            if not steps.active:
-                continue
-            context.initialize_attention_state()
-            compared.refresh(context)
-            seen["padded"] += context.padded_active_request_count > steps.active
-            seen["decode"] += context.num_prefill_requests == 0
-            seen["prompts"] += context.num_prefill_requests > 0
-            # As if some were paused: they are the first ones.
-            context.paused_request_count = chance.randint(0, context.num_decode_requests)
-            seen["paused"] += context.paused_request_count > 0
-            compared.refresh(context)
-            context.paused_request_count = 0
-            steps.end([chance.random() < probability for _ in range(steps.active)])
-
-    compare()
-    assert min(seen[what] for what in ("decode", "prompts", "padded", "paused")) > 20, seen
+    compare_in_any_steps(name, samplings, compared.refresh)
 
 
 @only_patched
 def test_storage_that_was_allocated_anew_is_refreshed(compared):
-    context = testing.build_context(
-        testing.EngineSpec(max_requests=8, max_tokens=192, **support.deallocating())
-    )
-    for _ in range(3):
-        decode_step(context=context)
-        compared.refresh(context)
-        support.deallocate(context)
-        support.allocate(context)
+    compare_after_allocations(compared.refresh)
 
 
 @only_patched

@@ -17,7 +17,6 @@ from megatron_patch.judge import judge
 from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state
-from ..upstream import support
 from .checks import (
     SPECS,
     Operators,
@@ -28,7 +27,13 @@ from .checks import (
     state_of,
     with_one_token_changed,
 )
-from .steps import CONTEXTS, Steps, decode_step, walks
+from .steps import (
+    CONTEXTS,
+    Steps,
+    compare_after_allocations,
+    decode_step,
+    walks,
+)
 
 INITIALIZE = f"{CONTEXT}.initialize_attention_state"
 
@@ -165,14 +170,7 @@ def test_after_any_steps_the_lengths_are_those_of_the_unpatched_method(compared,
 
 @only_patched
 def test_storage_that_was_allocated_anew_is_written(compared):
-    context = testing.build_context(
-        testing.EngineSpec(max_requests=8, max_tokens=192, **support.deallocating())
-    )
-    for _ in range(3):
-        decode_step(context=context)
-        compared.initialize(context)
-        support.deallocate(context)
-        support.allocate(context)
+    compare_after_allocations(compared.initialize)
 
 
 @only_patched

@@ -7,7 +7,6 @@ from collections import Counter
 from copy import deepcopy
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
@@ -19,7 +18,6 @@ from megatron_patch.verdicts import Verdict
 from tools.benchmarking import selected
 
 from ..conftest import RELEASE, not_in_source
-from ..upstream import support
 from .checks import (
     SPECS,
     Operators,
@@ -30,7 +28,12 @@ from .checks import (
     proof,
     with_one_token_changed,
 )
-from .steps import CONTEXTS, Steps, decode_step, walks
+from .steps import (
+    CONTEXTS,
+    compare_after_allocations,
+    compare_in_any_steps,
+    decode_step,
+)
 
 PATCHED = RELEASE >= Version("0.18")
 
@@ -113,46 +116,15 @@ def compared(unpatched):
 @only_patched
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_after_any_steps_the_staged_rows_are_those_of_the_unpatched_method(compared, name):
-    seen: Counter[str] = Counter()
     samplings = st.fixed_dictionaries(
         {"temperature": st.sampled_from([0.5, 1.0, 2.0]), "top_k": st.integers(0, 9)}
     )
-
-    @given(walks(st.tuples(st.integers(2, 30), samplings)))
-    def compare(walk):
-        steps = Steps(**CONTEXTS[name])
-        context = steps.context
-        for requests, probability, chance in walk:
-            for length, sampling in requests:
-                steps.add(length, **sampling)
-            if not steps.active:
-                continue
-            context.initialize_attention_state()
-            compared.transfer(context)
-            seen["padded"] += context.padded_active_request_count > steps.active
-            seen["decode"] += context.num_prefill_requests == 0
-            seen["prompts"] += context.num_prefill_requests > 0
-            # As if some were paused: they are the first ones.
-            context.paused_request_count = chance.randint(0, context.num_decode_requests)
-            seen["paused"] += context.paused_request_count > 0
-            compared.transfer(context)
-            context.paused_request_count = 0
-            steps.end([chance.random() < probability for _ in range(steps.active)])
-
-    compare()
-    assert min(seen[what] for what in ("decode", "prompts", "padded", "paused")) > 20, seen
+    compare_in_any_steps(name, samplings, compared.transfer)
 
 
 @only_patched
 def test_storage_that_was_allocated_anew_is_staged(compared):
-    context = testing.build_context(
-        testing.EngineSpec(max_requests=8, max_tokens=192, **support.deallocating())
-    )
-    for _ in range(3):
-        decode_step(context=context)
-        compared.transfer(context)
-        support.deallocate(context)
-        support.allocate(context)
+    compare_after_allocations(compared.transfer)
 
 
 @only_patched
