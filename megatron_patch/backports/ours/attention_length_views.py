@@ -37,7 +37,7 @@ HELPER = f"{CONTEXT}._attention_length_views"
 TRANSFER = f"{CONTEXT}.transfer_bookkeeping_to_gpu"
 
 
-def _attention_length_views(self: Any) -> tuple[Any, ...]:
+def _attention_length_views(self: Any) -> tuple[object, ...]:
     """The active requests' part of the tensors of lengths, and zeros in front of the sums.
 
     Returns:
@@ -57,8 +57,7 @@ def _attention_length_views(self: Any) -> tuple[Any, ...]:
     )
     # Not `==` of the tensors, which compares what is in them. Their memory may be exchanged, too.
     key = (first, count, *map(id, tensors), *map(torch.Tensor.data_ptr, tensors))
-    arrays: tuple[Any, ...]
-    sums: tuple[Any, ...]
+    arrays: tuple[object, ...]
     kept_key, arrays, sums, _ = self.__dict__.get("_attention_lengths", (None, (), (), ()))
     if kept_key != key:
         lengths, kv_offsets, mha_lengths, cu_lengths, mha_kv_lengths, cu_kv_lengths = (

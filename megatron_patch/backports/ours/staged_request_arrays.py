@@ -55,8 +55,9 @@ def _stage_requests(self: Any, n_active: int, padded_active: int) -> None:
         self._staging_top_k,
         self._staging_top_p,
     )
-    # Not `==` of the tensors, which compares what is in them. Their memory may be exchanged, too.
-    key = (first, n_active, padded_active, *map(id, tensors), *map(torch.Tensor.data_ptr, tensors))
+    # Not `==`, which compares what is in the tensors. Their memory may be exchanged, too.
+    counts = (first, n_active, padded_active)
+    key = (*counts, *map(id, tensors), *map(torch.Tensor.data_ptr, tensors))
     kept = self.__dict__.get("_staged_request_arrays")
     if kept is None or kept[0] != key:
         arrays = [tensor.numpy() for tensor in tensors]
