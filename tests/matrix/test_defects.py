@@ -303,6 +303,26 @@ def test_a_list_that_is_longer_than_its_tokens_is_told_though_the_engine_ended(d
 
 
 @pytest.mark.skipif(
+    RELEASE not in SpecifierSet(">=0.19,<0.20"), reason=f"{RELEASE} schedules nothing ahead"
+)
+def test_a_request_that_cannot_be_merged_is_told_though_the_engine_ended(device):
+    """It goes on when the engine ends, of what is wrong with patches too."""
+    text = (
+        '{"requests":[{"stem":3,"length":31,"num_tokens":7,"log_probs":"all","stop":[4,1]},'
+        '{"stem":3,"length":28,"num_tokens":8,"log_probs":"all","stop":[1,3],"odd_stop":"long"},'
+        '{"stem":7,"length":7,"arrival":16,"sampling":[1.0,0,0.0]}],"happenings":'
+        '[{"step":6,"steps":3},{"step":5,"steps":3},{"step":1,"what":"evaluate","steps":2}],'
+        '"block_size":4,"only_last":false,"prefix":"LRU","suspension":"recompute",'
+        '"scheduling":"async"}'
+    )
+    found = oracles.complaints(decode(text), released(text))
+    assert ("merge", 1) in [(item.kind, item.request) for item in found]
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert (judgement.findings, judgement.fixed) == ([], True)
+
+
+@pytest.mark.skipif(
     RELEASE not in SpecifierSet(">=0.17"), reason=f"{RELEASE} captures no graphs again"
 )
 @pytest.mark.parametrize("length", [75, 90])

@@ -48,6 +48,21 @@ def test_log_probs_that_nobody_asked_for_may_be_other_ones(device, path, left, r
     assert intended.recognise(CASE, both) is None
 
 
+@pytest.mark.parametrize(
+    ("of", "left", "right", "covered"),
+    [
+        (1, [], None, True),  # the released run filed for the step that ended the request, alone
+        (1, None, [], False),
+        (1, [-1.0], None, True),
+        (0, [], None, False),  # it has no stop word
+    ],
+)
+def test_nothing_may_be_filed_for_a_request_that_ended_at_once(device, of, left, right, covered):
+    case = oracles.Case(Configuration(requests=(Plan(), Plan(stop=(1, 2)))), Observation())
+    path = f"requests[{of}].parts[0].generated_log_probs"
+    assert (intended.recognise(case, [Difference(path, left, right)]) is not None) is covered
+
+
 LENGTH = ["ERROR_NONTRANSIENT", "MaxSequenceLengthOverflowError: request 0"]
 BLOCKS = ["ERROR_NONTRANSIENT", "BlockOverflowError: request 0"]
 

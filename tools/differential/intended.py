@@ -86,8 +86,11 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     left, right = difference.left, difference.right
     if place is None or not isinstance(left, list):
         return False
-    right = right or []  # None: a part for which no step has filed any
     plan = case.configuration.requests[int(place[1])]
+    word, _ = stop_words(case.configuration, plan)
+    if plan.log_probs is None and left == [] and right is None:
+        return bool(word)  # all that was filed is that of the step that ends the request
+    right = right or []  # None: a part for which no step has filed any
     if plan.log_probs is not None or not isinstance(right, list):
         return False
     if len(left) < len(right):
@@ -96,7 +99,6 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
         return len(left) <= plan.num_tokens and right[: len(left)] == left
     # The patched run has fewer: by the tokens that the last step accepted beyond those wanted, by
     # the tokens of a stop word, and by one for the step that ends the request.
-    word, _ = stop_words(case.configuration, plan)
     excess = len(left) - len(right)
     return (
         (place[3] == "generated" or bool(word))  # a prompt that was not scored has room for more

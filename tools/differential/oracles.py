@@ -188,8 +188,11 @@ def _requests(case: Case) -> Iterator[Complaint]:
             elif status == "FAILED":
                 yield from _ending(case, index, plan)
             elif status is not None:  # what is missing may have come, but what is too much not
-                surplus = (item for item in _counts(case, index, plan) if "off" in item.facts)
-                yield from (item for item in surplus if item.facts["off"] > 0)
+                yield from (
+                    item
+                    for item in _counts(case, index, plan)
+                    if item.kind == "merge" or item.facts["off"] > 0
+                )
             yield from _tokens(case, index, plan)
             continue
         if refused is not None:
