@@ -72,6 +72,6 @@ def test_tools_and_tests_need_no_metadata(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for line in ("megatron-core 0.16.1 on ", "machine: 0.16.1", "report: megatron-core 0.16.1,"):
+    for line in ("megatron-core 0.16.1 on ", "machine: 0.16.1", "report: megatron-core 0.16.1 "):
         assert line in done.stdout
     assert "tests/operation/test_plain_checkout.py" in done.stdout
