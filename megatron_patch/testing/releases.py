@@ -196,8 +196,13 @@ def _default_buffer_size_gb(spec: EngineSpec) -> float:
     from .models import torch_dtype
 
     blocks_per_request = -(-spec.max_sequence_length // spec.block_size_tokens)
-    block_bytes = (
-        2 * spec.num_layers * spec.block_size_tokens * spec.hidden_size * torch_dtype(spec).itemsize
-    )
+    kept = spec.hidden_size
+    if not {"max_requests", *ALIASES["max_requests"]} & {*context_parameters()}:
+        # Then the blocks decide how many requests there can be, and those of fewer KV heads are
+        # smaller.
+        kept = (
+            kept * (spec.num_query_groups or spec.num_attention_heads) // spec.num_attention_heads
+        )
+    block_bytes = 2 * spec.num_layers * spec.block_size_tokens * kept * torch_dtype(spec).itemsize
     # Half a block more, so that no rounding on the way loses one.
     return float((spec.max_requests * blocks_per_request + 1.5) * block_bytes / 1024**3)
