@@ -117,7 +117,7 @@ class Checked(NamedTuple):
 
 
 class CannotRunError(Exception):
-    """Megatron cannot be run on this machine; nothing can be proved of it."""
+    """Megatron cannot be run here as proofs run it; nothing can be proved of it."""
 
 
 def check(
