@@ -121,9 +121,9 @@ def verify_ranks(group: Any = None) -> None:
 
     The cost is that of one ``all_gather_object`` of about 200 bytes and 150 for each patch.
     """
-    patches = {case.patch.id: case.patch for case in _engine.cases.values()}
-    compared = [entry for entry in status() if not patches[entry.id].is_of_server]
-    waiting = [patch.id for patch in patches.values() if patch.may_stay_pending]
+    cases = _engine.cases
+    compared = [entry for entry in status() if not cases[entry.id].patch.is_of_server]
+    waiting = [id for id, case in cases.items() if case.patch.may_stay_pending]
     _ranks.verify_ranks(compared, megatron_version(), __version__, _engine.given, group, waiting)
 
 

@@ -120,15 +120,11 @@ class TestSeries(InFreshProcess):
         same(states, {patch.id: expected(patch) for patch in SERIES})
 
     def import_targets(self) -> None:
-        from megatron_patch.model import MAMBA
         from megatron_patch.sources import find_module_spec
 
-        from ..mamba import import_mamba
+        from ..mamba import import_all
 
-        names = [name for name in target_modules() if find_module_spec(name) is not None]
-        # Those of Mamba layers last: others have no stand-in for Triton.
-        for name in sorted(names, key=lambda name: name.startswith(MAMBA)):
-            (import_mamba if name.startswith(MAMBA) else importlib.import_module)(name)
+        import_all(name for name in target_modules() if find_module_spec(name) is not None)
 
     def snapshot(self) -> Snapshot:
         """All in the modules that patches change, in their classes, and the code of functions."""

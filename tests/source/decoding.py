@@ -5,7 +5,6 @@ As a program, it does so in a process of its own and writes what came out to a f
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import CodeType
@@ -18,10 +17,9 @@ from megatron_patch import testing
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import functions_below
 from megatron_patch.edits import Add
-from megatron_patch.model import MAMBA
 from megatron_patch.source_tree import SourceTree
 
-from ..mamba import import_mamba
+from ..mamba import import_all
 
 # They join and end at different steps; the second and the fourth begin with the same two blocks.
 LONG = tuple(range(1, 40))
@@ -112,10 +110,7 @@ def import_targets(tree: SourceTree) -> None:
     modules = {
         edit.target.partition(":")[0] for p in SERIES for v in p.variants for edit in v.edits
     }
-    # Those of Mamba layers last: others have no stand-in for Triton.
-    for module in sorted(modules, key=lambda module: (module.startswith(MAMBA), module)):
-        if tree.path(module) is not None:
-            (import_mamba if module.startswith(MAMBA) else importlib.import_module)(module)
+    import_all(module for module in modules if tree.path(module) is not None)
 
 
 def everything() -> dict[str, Any]:

@@ -87,11 +87,13 @@ def _is_unasked(case: Case, difference: Difference) -> bool:
     if place is None or not isinstance(left, list):
         return False
     plan = case.configuration.requests[int(place[1])]
+    if plan.log_probs is not None:
+        return False
     word, _ = stop_words(case.configuration, plan)
-    if plan.log_probs is None and left == [] and right is None:
+    if left == [] and right is None:
         return bool(word)  # all that was filed is that of the step that ends the request
     right = right or []  # None: a part for which no step has filed any
-    if plan.log_probs is not None or not isinstance(right, list):
+    if not isinstance(right, list):
         return False
     if len(left) < len(right):
         # Of a prompt's first answer, the released run keeps as many as there are tokens to
