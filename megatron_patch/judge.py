@@ -7,7 +7,7 @@ import gc
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from . import definitions, recognising, substituting
+from . import definitions, names, recognising, substituting
 from .edits import is_known_by_digest
 from .errors import SettingsError, TargetError
 from .ledger import sources_of
@@ -23,7 +23,7 @@ from .unknown import (
     judgement_of_unknown,
     misses_of,
 )
-from .verdicts import Finder, Judgement, Reader, Verdict, find_definition
+from .verdicts import Finder, Judgement, Miss, Reader, Verdict, find_definition
 
 
 def judge(
@@ -63,14 +63,17 @@ def judge(
                 ):
                     return _judgement_on_made(variant, source)
                 reason = f"source of {source.releases}"
-                return Judgement(Verdict.APPLICABLE, reason, variant)
+                return _applicable(reason, variant, find, read)
             candidates.append(Candidate(variant, source, misses))
         if not candidates:
             return Judgement(Verdict.DRIFTED, f"{patch.target}: no known source")
         below = _judgement_below_edits(patch, known, find, read, series) if series else None
         if below is not None:
             return below
-        return judgement_of_unknown(patch, closest_of(candidates, read), find, read, accepted)
+        found = judgement_of_unknown(patch, closest_of(candidates, read), find, read, accepted)
+        if found.variant is not None:
+            return _applicable(found.reason, found.variant, find, read, found.misses)
+        return found
     except SettingsError:
         raise
     except (SyntaxError, UnicodeError) as error:
@@ -165,5 +168,16 @@ def _judgement_below_edits(
             return _judgement_on_made(variant, source)
         if found is recognising.Made.NONE:
             reason = f"source of {source.releases}, with other patches of the series made in it"
-            return Judgement(Verdict.APPLICABLE, reason, variant)
+            return _applicable(reason, variant, find, read)
     return None
+
+
+def _applicable(
+    reason: str, variant: Variant, find: Finder, read: Reader, misses: tuple[Miss, ...] = ()
+) -> Judgement:
+    """The judgement on source that the edits are for, unless names that they use are not there."""
+    lacking = names.lacking(variant, find, read)
+    if not lacking:
+        return Judgement(Verdict.APPLICABLE, reason, variant, misses)
+    why = f"{reason}, but the edits use {', '.join(lacking)}, and no such name is defined there"
+    return Judgement(Verdict.DRIFTED, why, misses=misses, closest=variant)

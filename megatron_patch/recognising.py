@@ -124,10 +124,10 @@ def has_helpers(variant: Variant, read: Callable[[str], str | None]) -> bool:
 
 def is_taken(helper: Add, read: Callable[[str], str | None]) -> bool:
     """Whether the source binds the helper's name where it is to be put."""
-    return Target.parse(helper.target).name in bound_names(_body_around(helper, read))
+    return Target.parse(helper.target).name in bound_names(body_around(helper, read))
 
 
-def _body_around(helper: Add, read: Callable[[str], str | None]) -> list[ast.stmt]:
+def body_around(helper: Add, read: Callable[[str], str | None]) -> list[ast.stmt]:
     """The statements of the module or the class that the helper belongs to."""
     target = Target.parse(helper.target)
     body = body_of(read(target.module) or "")
@@ -144,6 +144,6 @@ def _is_there(helper: Add, read: Callable[[str], str | None]) -> bool:
     start = "def " if isinstance(wanted, FunctionNode) else ""
     if start + target.name not in (read(target.module) or ""):
         return False  # nearly always, and no tree is needed
-    body = _body_around(helper, read)
+    body = body_around(helper, read)
     digest = fingerprint.digest(wanted)
     return any(fingerprint.digest(n) == digest for n in body if type(n) is type(wanted))

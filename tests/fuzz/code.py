@@ -201,7 +201,7 @@ def reduced(text: str, keep: set[str]) -> str:
     lines = text.split("\n")
     dropped = [node for name, node in functions(tree) if name not in keep]
     for node in tree.body:
-        is_needed = any(name.startswith(f"{getattr(node, 'name', '')}.") for name in keep)
+        is_needed = any(f"{name}.".startswith(f"{getattr(node, 'name', '')}.") for name in keep)
         if isinstance(node, ast.ClassDef) and not is_needed:
             dropped.append(node)
     for node in dropped:

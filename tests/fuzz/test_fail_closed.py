@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import ast
 import difflib
+import dis
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from types import CodeType
 from zlib import crc32
 
 import pytest
 from hypothesis import currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 
+from megatron_patch import definitions
 from megatron_patch.backports import SERIES
 from megatron_patch.compilation import compile_code
 from megatron_patch.definitions import Definition, locate
@@ -24,6 +29,7 @@ from megatron_patch.edits import Add, Before, Requires, Target, is_known_by_dige
 from megatron_patch.judge import judge
 from megatron_patch.ledger import sources_of
 from megatron_patch.model import Patch, Source
+from megatron_patch.names import used_by
 from megatron_patch.rewrite import edited
 from megatron_patch.sources import read_source
 from megatron_patch.testing.version import core_version
@@ -101,7 +107,9 @@ def small(case: Case, module: str) -> str:
     several = [name for name in lengths if 8 < lengths[name] < 60]
     scopes = {name.rpartition(".")[0] for name in keep}
     several.sort(key=lambda name: name.rpartition(".")[0] not in scopes)
-    return reduced(text, keep | set(several[:BYSTANDERS]))
+    edits = case.judgement.variant.edits if case.judgement.variant else ()
+    used = {name for edit in edits if not isinstance(edit, Requires) for name in used_by(edit)}
+    return reduced(text, keep | used | set(several[:BYSTANDERS]))
 
 
 def looked_at(patch: Patch, module: str) -> set[str]:
@@ -370,6 +378,82 @@ def test_the_edits_succeed_with_a_comment_on_and_after_each_line(
         assert meaning(new, target.qualname) == meaning(old, target.qualname)
         check_edits(case, old, new, target)
         census.edited[case.patch.id].add(new)
+
+
+# Names that the edits take from their module.
+
+
+@each_case
+def test_an_import_may_be_missing_exactly_if_the_edits_do_not_use_it(case: Case) -> None:
+    """Which names they use is asked of the compiler."""
+    skip_unless_edited(case)
+    assert case.judgement.variant is not None
+    for module in {Target.parse(edit.target).module for edit in case.judgement.variant.edits}:
+        old = small(case, module)
+        there = imported(old)
+        used = compiled_names(case, module, old)
+        others = sorted(there - used, key=lambda name: crc32(f"{case.patch.id} {name}".encode()))
+        for name in sorted(there & used) + others[:2]:
+            new = without_import(old, name)
+            with told(old, new):
+                judgement = judgement_on(case, module, new)
+                if name not in used:
+                    assert judgement == case.judgement
+                    continue
+                assert (judgement.verdict, judgement.variant) == (Verdict.DRIFTED, None)
+                assert f"but the edits use {module}:{name}, and no such name" in judgement.reason
+
+
+@lru_cache(maxsize=256)
+def imported(text: str) -> frozenset[str]:
+    """The names that a module's import statements bind once."""
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    found = [alias.asname or alias.name.partition(".")[0] for n in nodes for alias in n.names]
+    bound = Counter([*found, *definitions.bound_names(ast.parse(text).body)])
+    return frozenset(name for name in found if bound[name] == 2 and name != "annotations")
+
+
+def without_import(text: str, name: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                if (alias.asname or alias.name.partition(".")[0]) == name:
+                    alias.asname = f"{name}_of_another_module"
+    return ast.unparse(tree)
+
+
+def compiled_names(case: Case, module: str, text: str) -> set[str]:
+    """The names that the compiled edits of a module take from it, and the originals do not."""
+    assert case.judgement.variant is not None
+    found: set[str] = set()
+    for edit in case.judgement.variant.edits:
+        target = Target.parse(edit.target)
+        if target.module != module or isinstance(edit, Requires):
+            continue
+        if isinstance(edit, Add):
+            found |= global_names(as_module(edit.source))
+            continue
+        original = locate(module, text, target.qualname)
+        assert original is not None
+        after = as_module(after_edits(case, text, target).segment)
+        found |= global_names(after) - global_names(as_module(original.segment))
+    return found
+
+
+def as_module(definition: str) -> CodeType:
+    """A module of a definition alone, with its decorators; annotations are not evaluated."""
+    future = "from __future__ import annotations\n"
+    return compile(future + textwrap.dedent(definition), "<definition>", "exec")
+
+
+def global_names(code: CodeType) -> set[str]:
+    """The names that code, with what is in it, looks up outside of all functions."""
+    found = {
+        i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return found.union(*map(global_names, inner))
 
 
 # Hooks whose targets are not known by their digests: any plain method will do.

@@ -1,0 +1,136 @@
+"""The names that edits take from the module that they are made in.
+
+What a module imports is no part of a function's digest. So the same function may stand in a module
+that does not have a name which the edit of it uses, and would raise ``NameError`` there.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from . import definitions, recognising
+from .edits import METAVARIABLE, Add, Before, Edit, Replace, Requires, Substitute, Target, source_of
+from .fingerprint import FunctionNode
+from .model import Variant
+from .outlines import outline_of
+from .verdicts import Finder, Reader
+
+
+def lacking(variant: Variant, find: Finder, read: Reader) -> list[str]:
+    """The names, as ``module:name``, that edits of ``variant`` use and their module does not have.
+
+    The files of the pinned releases are not looked into: that they have all names is tested.
+    Raises ``SyntaxError`` when the text of a module does not parse.
+    """
+    there: dict[str, frozenset[str]] = {}
+    for module in dict.fromkeys(Target.parse(edit.target).module for edit in variant.edits):
+        text = read(module)
+        if text is not None and outline_of(text) is None:
+            there[module] = names_in(text) | added_to(module, variant)
+    found = dict.fromkeys(
+        f"{module}:{name}"
+        for edit in variant.edits
+        if (module := Target.parse(edit.target).module) in there
+        for name in sorted(_taken(edit, variant, find) - there[module] - _of_class(edit, read))
+    )
+    return list(found)
+
+
+@lru_cache(maxsize=16)
+def names_in(text: str) -> frozenset[str]:
+    """The names that code in a module with this text finds outside of functions and classes."""
+    return frozenset(_bound_at_run_time(definitions.body_of(text))).union(
+        vars(builtins), ("__file__", "__name__")
+    )
+
+
+def _bound_at_run_time(body: Iterable[ast.stmt]) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            yield from _bound_at_run_time(node.orelse)
+        else:
+            yield from definitions.bound_names([node])
+
+
+def added_to(module: str, variant: Variant) -> frozenset[str]:
+    """The names that the variant itself adds to a module."""
+    targets = (Target.parse(edit.target) for edit in variant.edits if isinstance(edit, Add))
+    return frozenset(t.name for t in targets if t.module == module and not t.scope)
+
+
+def _taken(edit: Edit, variant: Variant, find: Finder) -> frozenset[str]:
+    """The names that the edit takes from its module, but for those that its target has already."""
+    if isinstance(edit, Requires):
+        return frozenset()
+    names = used_by(edit)
+    definition = None if isinstance(edit, Add) else find(edit.target)
+    if not names or definition is None:
+        return names
+    used, bound = _names([definition.node])
+    if isinstance(edit, Replace):  # its locals are no longer there
+        return names - (used - bound)
+    beside = (e for e in variant.edits if e.target == edit.target)
+    added = (_names(_code(e))[1] for e in beside if isinstance(e, (Before, Substitute)))
+    return names.difference(used, bound, *added)
+
+
+def _of_class(edit: Edit, read: Reader) -> frozenset[str]:
+    """The names of the class around an addition that its decorators and defaults see."""
+    function = _code(edit)[0] if isinstance(edit, Add) and Target.parse(edit.target).scope else None
+    if not isinstance(edit, Add) or not isinstance(function, FunctionNode):
+        return frozenset()
+    defaults = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
+    seen = _names([*function.decorator_list, *defaults])[0] - _names(function.body)[0]
+    return frozenset(
+        seen.intersection(definitions.bound_names(recognising.body_around(edit, read)))
+    )
+
+
+@lru_cache(maxsize=1024)
+def used_by(edit: Edit) -> frozenset[str]:
+    """The names that the code of an edit uses and does not bind, without metavariables."""
+    used, bound = _names(_code(edit))
+    return frozenset(name for name in used - bound if not name.startswith(METAVARIABLE))
+
+
+def _code(edit: Edit) -> list[ast.stmt]:
+    if isinstance(edit, Substitute):
+        return definitions.statements_of(edit.put)
+    if isinstance(edit, Before):
+        return definitions.statements_of(edit.statements)
+    if isinstance(edit, Replace):
+        return definitions.statements_of(source_of(edit.function))
+    assert isinstance(edit, Add)
+    return definitions.statements_of(edit.source)
+
+
+def _names(body: Iterable[ast.AST]) -> tuple[set[str], set[str]]:
+    """The names that code reads, and those that it binds, in whatever scope of its own.
+
+    Annotations are left out: ours stay text.
+    """
+    used: set[str] = set()
+    bound: set[str] = set()
+    rest = list(body)
+    while rest:
+        node = rest.pop()
+        skipped: object = None
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+            continue
+        elif isinstance(node, (*FunctionNode, ast.ClassDef)):
+            bound.add(node.name)
+            skipped = getattr(node, "returns", None)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+        elif isinstance(node, ast.AnnAssign):
+            skipped = node.annotation
+        rest.extend(child for child in ast.iter_child_nodes(node) if child is not skipped)
+    return used, bound
