@@ -35,26 +35,25 @@ def no_other_graphs(device: Any) -> Iterator[None]:
 SCHEDULINGS = pytest.mark.parametrize("scheduling", ["legacy", "async"])
 
 
-def spec_of(scheduling: str | None = None, **fields: Any) -> testing.EngineSpec:
+def fields_of(scheduling: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Fields of an engine with CUDA graphs that offloads its KV cache."""
     needs(hasattr(engine_class(), "suspend"), "suspend()")
     needs("kv_cache_management_mode" in context_parameters(), "modes of a suspension")
-    if scheduling is not None:
-        known = speculating.schedulings()
-        needs(scheduling in known or (known == (None,) and scheduling == "legacy"), scheduling)
-        fields["options"] = {
-            **fields.get("options", {}),
-            **(speculating.options_of(scheduling) if None not in known else {}),
-        }
-    return testing.EngineSpec(
-        **{
-            "num_cuda_graphs": 2,
-            "cuda_graph_scope": "layer",
-            "kv_cache_management_mode": "offload",
-            "max_sequence_length": 192,
-            "materialize_only_last_token_logits": False,
-            **fields,
-        }
-    )
+    if scheduling == "async":
+        needs(scheduling in speculating.schedulings(), "asynchronous scheduling")
+        fields["options"] = speculating.options_of(scheduling)
+    return {
+        "num_cuda_graphs": 2,
+        "cuda_graph_scope": "layer",
+        "kv_cache_management_mode": "offload",
+        "max_sequence_length": 192,
+        "materialize_only_last_token_logits": False,
+        **fields,
+    }
+
+
+def spec_of(scheduling: str | None = None, **fields: Any) -> testing.EngineSpec:
+    return testing.EngineSpec(**fields_of(scheduling, **fields))
 
 
 def suspending(steps: Collection[int]) -> Callable[[Any, int], None]:
@@ -154,17 +153,28 @@ def test_what_is_cached_of_their_prompts_is_found():
 
 
 @proof
-def test_states_of_a_hybrid_model():
-    spec = spec_of()
-    options = hybrids.options(spec.num_layers)
-    engine = testing.build_engine(spec_of(options=options, buffer_size_gb=0.02))
+@pytest.mark.parametrize("chunked", [False, True], ids=["whole prompts", "chunks"])
+def test_states_of_a_hybrid_model(chunked):
+    options = hybrids.options(2)
+    spec = spec_of(options=options, buffer_size_gb=0.02, enable_chunked_prefill=chunked)
+    requests = [FIRST, SECOND, LATE, *([LONG] if chunked else [])]
+    assert_states(testing.build_engine(spec), requests)
+
+
+def test_cached_states_of_a_hybrid_model():
+    spec = hybrids.caching(3, **fields_of())
+    again = testing.Request((*SECOND.prompt, 3, 4), 5, arrival_step=4)
+    assert_states(testing.build_engine(spec), [FIRST, SECOND, LATE, again])
+
+
+def assert_states(engine: Any, requests: Sequence[testing.Request]) -> None:
+    """The states have seen each token once, in order, and the tokens are the model's own."""
     counted = hybrids.TokenCount(engine)
-    requests = [FIRST, SECOND, LATE]
     found = testing.decode(
-        engine, requests, on_step=suspending((2, 3, 6)), capture_logits=False, max_steps=60
+        engine, requests, on_step=suspending((1, 2, 3, 6)), capture_logits=False, max_steps=60
     )
     assert counted.wrong == []
-    assert found.tokens == testing.reference_decode(testing.build_model(spec), requests)
+    assert found.tokens == testing.reference_decode(testing.build_model(spec_of()), requests)
 
 
 def running(engine: Any, requests: Sequence[testing.Request], steps: int) -> None:
@@ -223,25 +233,21 @@ def addresses(context: Any) -> dict[str, int]:
     }
 
 
-CONTEXTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "prefix cache": {"enable_prefix_caching": True},
-    "chunks": {"enable_chunked_prefill": True},
-    "speculative": {"num_speculative_tokens": 2},
-    "hybrid": {"options": hybrids.options, "buffer_size_gb": 0.02},
+CONTEXTS: dict[str, Callable[[], testing.EngineSpec]] = {
+    "plain": spec_of,
+    "async": lambda: spec_of("async"),
+    "prefix cache": lambda: spec_of(enable_prefix_caching=True),
+    "chunks": lambda: spec_of(enable_chunked_prefill=True),
+    "speculative": lambda: spec_of(num_speculative_tokens=2),
+    "hybrid": lambda: spec_of(options=hybrids.options(2), buffer_size_gb=0.02),
+    "hybrid with a prefix cache": lambda: hybrids.caching(3, **fields_of()),
 }
 
 
-@proof
-@pytest.mark.parametrize("fields", CONTEXTS.values(), ids=CONTEXTS)
-def test_all_bookkeeping_is_what_it_was(fields):
-    if callable(fields.get("options")):
-        fields = {**fields, "options": fields["options"](2)}
-    if "num_speculative_tokens" in fields:
-        speculating.needs_speculative_tokens()
-    engine = testing.build_engine(spec_of(**fields))
-    requests = [FIRST, SECOND, LONG] if "enable_chunked_prefill" in fields else [FIRST, SECOND]
-    running(engine, requests, steps=2)
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_all_bookkeeping_is_what_it_was(name):
+    engine = testing.build_engine(CONTEXTS[name]())
+    running(engine, [FIRST, SECOND, *([LONG] if name == "chunks" else [])], steps=2)
     context = engine.context
     before, there = bookkeeping(context), addresses(context)
     with counted() as count:
@@ -250,7 +256,7 @@ def test_all_bookkeeping_is_what_it_was(fields):
     assert count.captures > 0
     after = bookkeeping(context)
     assert after.keys() == before.keys()
-    assert [name for name in before if not _same(before[name], after[name])] == []
+    assert [key for key in before if not _same(before[key], after[key])] == []
     assert addresses(context) == there
 
 
