@@ -189,14 +189,16 @@ def running(engine: Any, requests: Sequence[testing.Request], steps: int) -> Non
 def bookkeeping(context: Any) -> dict[str, Any]:
     """Copies of all numbers, tensors and tables of a context, and of the keys and values in it.
 
-    Left out are the dummy block, the copies of a suspension, and what a step writes anew.
+    Left out are the dummy block, the copies of a suspension, a cache of views that a suspension
+    empties, and what a step writes anew.
     """
+    left_out = ("_offloadable", "_input_position_views", "intermediate_")
     names = ("mamba_metadata", "mamba_slot_allocator", "gpu_view")
     owners = [context, support.allocator(context), *(getattr(context, n, None) for n in names)]
     found: dict[str, Any] = {}
     for owner in filter(None, owners):
         for name, value in vars(owner).items():
-            if not name.startswith(("_offloadable", "intermediate_")):
+            if not name.startswith(left_out):
                 found[f"{type(owner).__name__}.{name}"] = _copied(value)
             if name == "memory_buffer":
                 found[f"{type(owner).__name__}.{name}"] = value[:, :, :-1].clone()
