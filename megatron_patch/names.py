@@ -30,12 +30,14 @@ def lacking(variant: Variant, find: Finder, read: Reader) -> list[str]:
         text = read(module)
         if text is not None and outline_of(text) is None:
             there[module] = names_in(text) | added_to(module, variant)
-    found = dict.fromkeys(
-        f"{module}:{name}"
-        for edit in variant.edits
-        if (module := Target.parse(edit.target).module) in there
-        for name in sorted(_taken(edit, variant, find) - there[module] - _of_class(edit, read))
-    )
+    found: dict[str, None] = {}
+    for edit in variant.edits:
+        module = Target.parse(edit.target).module
+        if module in there and not isinstance(edit, Requires):
+            missing = used_by(edit) - there[module]
+            # What is left are mostly locals of the target.
+            for name in sorted(missing - _bound_for(edit, variant, find, read) if missing else ()):
+                found[f"{module}:{name}"] = None
     return list(found)
 
 
@@ -61,48 +63,45 @@ def added_to(module: str, variant: Variant) -> frozenset[str]:
     return frozenset(t.name for t in targets if t.module == module and not t.scope)
 
 
-def _taken(edit: Edit, variant: Variant, find: Finder) -> frozenset[str]:
-    """The names that the edit takes from its module, but for those that its target has already."""
-    if isinstance(edit, Requires):
-        return frozenset()
-    names = used_by(edit)
-    definition = None if isinstance(edit, Add) else find(edit.target)
-    if not names or definition is None:
-        return names
-    used, bound = _names([definition.node])
-    if isinstance(edit, Replace):  # its locals are no longer there
-        return names - (used - bound)
+def _bound_for(edit: Edit, variant: Variant, find: Finder, read: Reader) -> set[str]:
+    """The names that an edit finds where it is made, but for those of the module."""
+    if isinstance(edit, Add):
+        return _of_class(edit, read)
+    definition = find(edit.target)
+    used, bound = _names([definition.node] if definition is not None else [])
+    if isinstance(edit, Replace):  # the target's locals are no longer there
+        return used - bound
     beside = (e for e in variant.edits if e.target == edit.target)
-    added = (_names(_code(e))[1] for e in beside if isinstance(e, (Before, Substitute)))
-    return names.difference(used, bound, *added)
+    others = (_names(_code(e))[1] for e in beside if isinstance(e, (Before, Substitute)))
+    return used.union(bound, *others)
 
 
-def _of_class(edit: Edit, read: Reader) -> frozenset[str]:
+def _of_class(edit: Add, read: Reader) -> set[str]:
     """The names of the class around an addition that its decorators and defaults see."""
-    function = _code(edit)[0] if isinstance(edit, Add) and Target.parse(edit.target).scope else None
-    if not isinstance(edit, Add) or not isinstance(function, FunctionNode):
-        return frozenset()
+    function = _code(edit)[0]
+    if not Target.parse(edit.target).scope or not isinstance(function, FunctionNode):
+        return set()
     defaults = [*function.args.defaults, *filter(None, function.args.kw_defaults)]
     seen = _names([*function.decorator_list, *defaults])[0] - _names(function.body)[0]
-    return frozenset(
-        seen.intersection(definitions.bound_names(recognising.body_around(edit, read)))
-    )
+    return seen.intersection(definitions.bound_names(recognising.body_around(edit, read)))
 
 
 @lru_cache(maxsize=1024)
 def used_by(edit: Edit) -> frozenset[str]:
-    """The names that the code of an edit uses and does not bind, without metavariables."""
+    """The names that an edit uses and neither binds nor looks for, without metavariables."""
     used, bound = _names(_code(edit))
+    if isinstance(edit, Substitute):
+        bound = bound.union(*_names(definitions.statements_of(edit.find)))
     return frozenset(name for name in used - bound if not name.startswith(METAVARIABLE))
 
 
 def _code(edit: Edit) -> list[ast.stmt]:
     if isinstance(edit, Substitute):
         return definitions.statements_of(edit.put)
-    if isinstance(edit, Before):
-        return definitions.statements_of(edit.statements)
-    if isinstance(edit, Replace):
-        return definitions.statements_of(source_of(edit.function))
+    if isinstance(edit, (Before, Replace)):
+        return definitions.statements_of(
+            source_of(edit.hook if isinstance(edit, Before) else edit.function)
+        )
     assert isinstance(edit, Add)
     return definitions.statements_of(edit.source)
 

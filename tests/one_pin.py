@@ -32,8 +32,13 @@ def is_left(item: pytest.Item) -> bool:
     """Whether the test is left to a newer pin, because it asks the same there."""
     if item.get_closest_marker("proof") is not None:
         return False
-    here = Version(core_version())
+    here = _here()
     return max(_pins_of(item, here), default=here) > here
+
+
+@cache
+def _here() -> Version:
+    return Version(core_version())
 
 
 def _pins_of(item: pytest.Item, here: Version) -> set[Version]:

@@ -19,6 +19,7 @@ from megatron_patch.judge import judge
 from megatron_patch.verdicts import Verdict
 
 from ..conftest import RELEASE, expected_state, not_in_source
+from ..gpu.kernels import spec_of
 from .checks import needs, proof, state_of, with_one_token_changed
 
 AFFECTED = Version("0.16") <= RELEASE < Version("0.18")
@@ -171,7 +172,7 @@ def test_one_changed_token_in_the_target_is_drifted(device):
 def test_a_late_gpu_samples_with_the_parameters_of_the_step(cuda_device):
     """The stream is always behind the host; what is read is the step's own all the same."""
     megatron_patch.install()
-    engine = testing.build_engine(SPECS["eager"])
+    engine = testing.build_engine(spec_of(materialize_only_last_token_logits=False))
     controller, context = engine.controller, engine.context
     bookkeeping, attention = (
         controller._dynamic_step_sample_bookkeeping,

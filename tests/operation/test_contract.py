@@ -197,8 +197,12 @@ WRONG = {
         "sample on 1.0: m:f: expected `x + 9` exactly once; not found",
     ),
     "a hunk that is there twice": (
-        editing(Substitute(TARGET, "x + 2", "x + x"), Substitute(TARGET, "x", "y")),
+        editing(Substitute(TARGET, "x + 2", "x + x"), Substitute(TARGET, "x", "len")),
         "sample on 1.0: m:f: expected `x` exactly once; found 2 times",
+    ),
+    "a name that the module lacks": (
+        editing(Substitute(TARGET, "x + 1", "x + math.pi")),
+        "the edits use m:math, and no such name is defined there",
     ),
     "a metavariable on one side": (
         editing(Substitute(TARGET, "2", NUMBER)),
