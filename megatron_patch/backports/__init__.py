@@ -31,6 +31,7 @@ from .ours.nvls_real_token_count import NVLS_REAL_TOKEN_COUNT
 from .ours.prompt_chunk_logprobs import PROMPT_CHUNK_LOGPROBS
 from .ours.recomputed_prompt_logprobs import RECOMPUTED_PROMPT_LOGPROBS
 from .ours.request_metadata_copies import REQUEST_METADATA_COPIES
+from .ours.resumed_graph_capture import RESUMED_GRAPH_CAPTURE
 from .ours.resumed_stop_words import RESUMED_STOP_WORDS
 from .ours.sampling_parameters import SAMPLING_PARAMETERS
 from .ours.single_sampling_bucket import SINGLE_SAMPLING_BUCKET
@@ -168,4 +169,5 @@ SERIES: tuple[Patch, ...] = (
     BOOKKEEPING_READS,
     STAGED_REQUEST_ARRAYS,
     REQUEST_METADATA_COPIES,
+    RESUMED_GRAPH_CAPTURE,
 )

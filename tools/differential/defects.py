@@ -903,6 +903,7 @@ DEFECTS: tuple[Defect, ...] = (
         "an engine that is resumed captures its graphs again with dummy requests, for which there "
         "is no room beside the requests that it has kept",
         _captured_again,
+        ("resumed-graph-capture",),
     ),
     Defect(
         "graphs captured between two chunks of a prompt",
@@ -910,5 +911,6 @@ DEFECTS: tuple[Defect, ...] = (
         "an engine that is resumed captures its graphs again and then resets its context, which "
         "has kept the first chunks of a prompt: their blocks are no longer in its table",
         _captured_between_chunks,
+        ("resumed-graph-capture",),
     ),
 )
