@@ -56,6 +56,18 @@ def test_nothing_is_asked_of_sampling_that_the_source_lacks(data):
         assert (plan.top_n, plan.stop, plan.end) == (0, None, None)
 
 
+def test_on_a_gpu_graphs_are_captured_and_of_nothing_that_megatron_refuses(device):
+    able = replace(Abilities.installed(), captures=True)
+    drawn = [found for seed in range(3) for found in sample(able, 100, seed)]
+    assert {found.scope for found in drawn if found.graphs is None} == {None}
+    captured = [found for found in drawn if found.graphs is not None]
+    assert {found.scope for found in captured} == {"layer", *["block"] * able.blocks}
+    assert not any(found.experts or found.recompute for found in captured)
+    assert "own context" not in {found.company for found in captured}
+    assert any(found.recompute for found in drawn)
+    assert any(found.experts for found in drawn) is able.experts
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"request":[]}', '{"requests":[{"steam":1}]}'])
 def test_what_is_no_configuration_is_refused(text):
     with pytest.raises(ValueError, match=r".+"):

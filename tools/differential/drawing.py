@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
+from megatron_patch.testing.runtime import running
 from megatron_patch.testing.version import core_release
 
 from . import kernels
@@ -91,6 +92,8 @@ class Abilities:
     """Multi-latent attention."""
     stretched: bool = False
     """Attention is that of flash-attn: see :mod:`.kernels`."""
+    captures: bool = False
+    """An engine with CUDA graphs captures them, as on a GPU, also where no scope is given."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that are not drawn, and their values."""
 
@@ -131,6 +134,7 @@ class Abilities:
             windows=kernels.have_windows(),
             latents=not kernels.are_real(),
             stretched=kernels.are_real(),
+            captures=not running().on_cpu,
         )
 
 
@@ -295,6 +299,18 @@ def _with_cached_states(draw: Any, found: dict[str, Any]) -> None:
     found["requests"] = (first, *others, again)
 
 
+def _with_captured_graphs(found: dict[str, Any]) -> None:
+    """Say what is captured where no scope does: each layer. Megatron captures no graph of what is
+    drawn without a scope for that reason, and so that has no graphs."""
+    if found.get("graphs") is None or "scope" in found:
+        return
+    if found.get("experts") or found.get("recompute") or found.get("company") == "own context":
+        del found["graphs"]
+        found.pop("mixed", None)
+    else:
+        found["scope"] = "layer"
+
+
 @st.composite
 def configurations(draw: Any, able: Abilities) -> Configuration:
     """Configurations of the installed release. What it lacks is left at its default."""
@@ -381,5 +397,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found["company"] = draw(st.sampled_from([None, *possible]))
         if found["company"] == "own context":
             found.pop("scope", None)  # CUDA graphs refuse a class that they do not know
+    if able.captures:
+        _with_captured_graphs(found)
     configuration = Configuration(**{**found, **able.only})
     return kernels.stretched(configuration) if able.stretched else configuration
