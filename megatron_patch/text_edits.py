@@ -52,7 +52,8 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     tree = definitions.module_tree(text)
     lines = _lines(text)
     source = edit.source.strip("\n") + "\n"
-    if isinstance(edit.definition, str) and not target.scope:
+    (node,) = definitions.statements_of(edit.source)
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and not target.scope:
         row = _below_imports(module, tree)
         source = "\n" + source
     else:
@@ -72,7 +73,7 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
     end = _line_end(lines)
     lines[row:row] = [line.removesuffix("\n") + end for line in _lines(source)]
     result = "".join(lines)
-    expected = _with_definition(tree, target, ast.parse(edit.source).body, row)
+    expected = _with_definition(tree, target, [node], row)
     if not equal(definitions.module_tree(result), expected):
         raise TargetError(f"{target}: the text with the helper is not what it is meant to be")
     return result

@@ -131,6 +131,11 @@ CASES = {
         "# What a thing is.\n",
         "def _function(x: int) -> int:\n    return x\n\n\n# What a thing is.\n",
     ),
+    "add a function that a hunk defines, above the class of the first target": (
+        [add("_function", "def _function(x):\n    return x\n"), requires("Thing.fetch")],
+        "# What a thing is.\n",
+        "def _function(x):\n    return x\n\n\n# What a thing is.\n",
+    ),
     "add to the module, above a function": (
         [add("_function", _function), requires("function")],
         "@functools.lru_cache(",
