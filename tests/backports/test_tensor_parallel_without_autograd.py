@@ -441,7 +441,8 @@ def test_the_input_is_not_written_to(layers, device):
     assert tensor.equal(before)
 
 
-def test_a_compiled_layer_stays_one_graph(layers, device):
+def test_a_compiled_layer_stays_one_graph(layers, device, monkeypatch):
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
     layer, tensor = layer_and_input("column", layers, device)
     graphs = []
 
