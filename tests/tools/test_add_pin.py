@@ -75,8 +75,10 @@ def test_on_the_tox_ini_of_this_repository():
     gone, added = changes(old, new)
     number = newest.factor.removeprefix("mcore")
     assert gone  # of env_list
+    # With others in braces, or alone, as `py312-mcore019-source` is.
+    alone = [line.replace(f"mcore{number}", f"mcore{{{number}}}") for line in gone]
     assert added == [
-        *(line.replace(number, f"{number},9901") for line in gone),
+        *(line.replace(number, f"{number},9901") for line in alone),
         "    mcore9901: megatron-core==99.1.0",
         "    mcore9901: EXPECTED_MEGATRON_CORE = 99.1.0",
     ]
