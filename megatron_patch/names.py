@@ -29,7 +29,7 @@ def lacking(variant: Variant, find: Finder, read: Reader) -> list[str]:
     for module in dict.fromkeys(Target.parse(edit.target).module for edit in variant.edits):
         text = read(module)
         if text is not None and outline_of(text) is None:
-            there[module] = names_in(text) | added_to(module, variant)
+            there[module] = names_in(text) | _added_to(module, variant)
     found: dict[str, None] = {}
     for edit in variant.edits:
         module = Target.parse(edit.target).module
@@ -57,7 +57,7 @@ def _bound_at_run_time(body: Iterable[ast.stmt]) -> Iterator[str]:
             yield from definitions.bound_names([node])
 
 
-def added_to(module: str, variant: Variant) -> frozenset[str]:
+def _added_to(module: str, variant: Variant) -> frozenset[str]:
     """The names that the variant itself adds to a module."""
     targets = (Target.parse(edit.target) for edit in variant.edits if isinstance(edit, Add))
     return frozenset(t.name for t in targets if t.module == module and not t.scope)

@@ -39,7 +39,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from megatron_patch import testing
-from tools import attention_used, benchmarking
+from tools import attention_used, benchmarking, same_bits
 
 GETTER = "current_input_and_position_ids"
 SELECTIONS = ("none", "input-position-view-cache", "all")
@@ -122,9 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     device = benchmarking.start(options.tensor_parallel)
     on_cuda = device.type == "cuda"
-    # Where an operator has several kernels, use one that gives the same bits in each run.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    same_bits.choose()
     engine, made = benchmarking.measured_build(
         benchmarking.spec_of(options, device), options.build_with
     )

@@ -42,7 +42,7 @@ from megatron_patch import testing
 from megatron_patch.testing.decoding import add_request, has_work, stepper
 from megatron_patch.testing.event_loop import settle
 from megatron_patch.testing.releases import context_parameters, engine_class, parameters_of
-from tools import benchmarking
+from tools import benchmarking, same_bits
 
 SELECTIONS = ("none", "all")
 
@@ -213,10 +213,8 @@ def figures(runs: Sequence[Run], first: Run) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as they are written to JSON."""
-    import torch
-
     device = testing.start()
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    same_bits.choose()
     load = arrivals(options)
     spec = spec_of(options, device, load)
     engine, made = benchmarking.measured_build(spec, options.build_with)

@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import megatron_patch
 from megatron_patch import testing
+from tools import same_bits
 from tools.differential import fresh, judging, ranks, report
 from tools.differential.configuration import Configuration, decode, encode
 from tools.differential.devices import DeviceLostError
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # So that Megatron is imported as it was released: modules keep what they import by name.
     megatron_patch.uninstall()
     testing.start()
+    same_bits.choose()
     torch.set_num_threads(1)  # more only get in each other's way with tensors this small
     if options.fill:  # a switch of PyTorch that is on by default, in this mode only
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -85,10 +85,12 @@ def main(folder: str) -> None:
 
     from megatron_patch import testing  # the patches wait for Megatron from now on
 
+    from .. import same_bits
     from .running import run
 
     logging.disable(logging.WARNING)
     testing.start()
+    same_bits.choose()
     torch.set_num_threads(1)
     lines = (Path(folder) / "configurations").read_text().splitlines()
     records = [run(decode(line)).record for line in lines]
