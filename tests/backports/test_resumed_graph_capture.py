@@ -216,8 +216,9 @@ def _copied(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, torch.Tensor):  # bit for bit: what was never written may be NaN
+        bits, others = (tensor.reshape(-1).view(torch.uint8) for tensor in (one, other))
+        return torch.equal(bits, others)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list):
