@@ -105,6 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return sampling.run(SERIES, options)
     if not options.check and options.journal is None:
         made.error("expected --journal FILE, --check or --sample")
+    if options.write and options.anew and options.patch:
+        made.error(
+            "--write with --anew and --patch would leave the other patches out of the ledger; "
+            "write without --anew"
+        )
     journal = Journal(options.journal or Path())
     one_place = (options.megatron is None) != (not options.tree)
     if not options.write and (not one_place or (options.check and options.tree)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_patch.backports import SERIES
 from megatron_patch.edits import Substitute
 from megatron_patch.model import HAS_IT, Patch
 from tests.unit.sample import make_patch
@@ -102,3 +103,10 @@ def test_a_patch_that_the_series_lacks_is_an_error(clone, capsys):
     with pytest.raises(SystemExit):
         prove.main(["--megatron", str(clone.path), "--check", "--patch", "no-such-patch"])
     assert "invalid choice: 'no-such-patch'" in capsys.readouterr().err
+
+
+def test_a_ledger_of_some_patches_alone_is_not_written(tmp_path, capsys):
+    arguments = ["--journal", str(tmp_path / "journal"), "--write", "--anew", "--patch"]
+    with pytest.raises(SystemExit):
+        prove.main([*arguments, SERIES[0].id])
+    assert "would leave the other patches out of the ledger" in capsys.readouterr().err
