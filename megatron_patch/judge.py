@@ -23,7 +23,7 @@ from .unknown import (
     judgement_of_unknown,
     misses_of,
 )
-from .verdicts import Finder, Judgement, Miss, Reader, Verdict, find_definition
+from .verdicts import Finder, Judgement, Reader, Verdict, find_definition
 
 
 def judge(
@@ -43,37 +43,8 @@ def judge(
     read = functools.cache(read)
     find = functools.cache(functools.partial(find_definition, read=read))
     try:
-        check_accepted(patch, find, accepted)
-        if find(patch.target) is None:
-            reason = f"{patch.target} does not exist in this release"
-            return Judgement(Verdict.NOT_APPLICABLE, reason)
-        known = sources_of(patch)
-        for source in known:
-            if source.proved in TOLD and not differences(source, find):
-                return _judgement_on_told(source)
-        candidates: list[Candidate] = []
-        for source in known:
-            if source.proved in TOLD:
-                continue
-            variant = variant_of(patch, source)
-            misses = tuple(misses_of(variant, source, find))
-            if not misses:
-                if recognising.is_made_of_helpers(variant) and recognising.has_helpers(
-                    variant, read
-                ):
-                    return _judgement_on_made(variant, source)
-                reason = f"source of {source.releases}"
-                return _applicable(reason, variant, find, read)
-            candidates.append(Candidate(variant, source, misses))
-        if not candidates:
-            return Judgement(Verdict.DRIFTED, f"{patch.target}: no known source")
-        below = _judgement_below_edits(patch, known, find, read, series) if series else None
-        if below is not None:
-            return below
-        found = judgement_of_unknown(patch, closest_of(candidates, read), find, read, accepted)
-        if found.variant is not None:
-            return _applicable(found.reason, found.variant, find, read, found.misses)
-        return found
+        found = _judgement(patch, find, read, accepted, series)
+        return _unless_names_lack(found, find, read)
     except SettingsError:
         raise
     except (SyntaxError, UnicodeError) as error:
@@ -87,6 +58,37 @@ def judge(
         why = f"nested too deeply for what is left of the stack ({type(error).__name__})"
         reason = f"{patch.target}: the source cannot be judged: it is {why}"
     return Judgement(Verdict.DRIFTED, reason)
+
+
+def _judgement(
+    patch: Patch, find: Finder, read: Reader, accepted: Collection[str], series: Sequence[Patch]
+) -> Judgement:
+    check_accepted(patch, find, accepted)
+    if find(patch.target) is None:
+        reason = f"{patch.target} does not exist in this release"
+        return Judgement(Verdict.NOT_APPLICABLE, reason)
+    known = sources_of(patch)
+    for source in known:
+        if source.proved in TOLD and not differences(source, find):
+            return _judgement_on_told(source)
+    candidates: list[Candidate] = []
+    for source in known:
+        if source.proved in TOLD:
+            continue
+        variant = variant_of(patch, source)
+        misses = tuple(misses_of(variant, source, find))
+        if not misses:
+            if recognising.is_made_of_helpers(variant) and recognising.has_helpers(variant, read):
+                return _judgement_on_made(variant, source)
+            reason = f"source of {source.releases}"
+            return Judgement(Verdict.APPLICABLE, reason, variant)
+        candidates.append(Candidate(variant, source, misses))
+    if not candidates:
+        return Judgement(Verdict.DRIFTED, f"{patch.target}: no known source")
+    below = _judgement_below_edits(patch, known, find, read, series) if series else None
+    if below is not None:
+        return below
+    return judgement_of_unknown(patch, closest_of(candidates, read), find, read, accepted)
 
 
 #: What needs no edits, and what that means for a patch.
@@ -127,6 +129,7 @@ def trees_kept() -> Iterator[None]:
     finally:
         keep_texts(False)
         definitions.forget()
+        names.forget()
         recognising.forget()
         substituting.forget()
         if collecting:
@@ -168,16 +171,16 @@ def _judgement_below_edits(
             return _judgement_on_made(variant, source)
         if found is recognising.Made.NONE:
             reason = f"source of {source.releases}, with other patches of the series made in it"
-            return _applicable(reason, variant, find, read)
+            return Judgement(Verdict.APPLICABLE, reason, variant)
     return None
 
 
-def _applicable(
-    reason: str, variant: Variant, find: Finder, read: Reader, misses: tuple[Miss, ...] = ()
-) -> Judgement:
-    """The judgement on source that the edits are for, unless names that they use are not there."""
-    lacking = names.lacking(variant, find, read)
+def _unless_names_lack(found: Judgement, find: Finder, read: Reader) -> Judgement:
+    """The judgement, but drifted where the edits would use names that are not there."""
+    lacking = [] if found.variant is None else names.lacking(found.variant, find, read)
     if not lacking:
-        return Judgement(Verdict.APPLICABLE, reason, variant, misses)
-    why = f"{reason}, but the edits use {', '.join(lacking)}, and no such name is defined there"
-    return Judgement(Verdict.DRIFTED, why, misses=misses, closest=variant)
+        return found
+    why = f"but the edits use {', '.join(lacking)}, and no such name is defined there"
+    return Judgement(
+        Verdict.DRIFTED, f"{found.reason}, {why}", misses=found.misses, closest=found.variant
+    )

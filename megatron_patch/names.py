@@ -49,6 +49,11 @@ def names_in(text: str) -> frozenset[str]:
     )
 
 
+def forget() -> None:
+    """Keep no texts of modules."""
+    names_in.cache_clear()
+
+
 def _bound_at_run_time(body: Iterable[ast.stmt]) -> Iterator[str]:
     for node in body:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
