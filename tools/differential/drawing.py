@@ -299,16 +299,10 @@ def _with_cached_states(draw: Any, found: dict[str, Any]) -> None:
     found["requests"] = (first, *others, again)
 
 
-def _with_captured_graphs(found: dict[str, Any]) -> None:
-    """Say what is captured where no scope does: each layer. Megatron captures no graph of what is
-    drawn without a scope for that reason, and so that has no graphs."""
-    if found.get("graphs") is None or "scope" in found:
-        return
-    if found.get("experts") or found.get("recompute") or found.get("company") == "own context":
-        del found["graphs"]
-        found.pop("mixed", None)
-    else:
-        found["scope"] = "layer"
+def _without_captured_graphs(able: Abilities, found: dict[str, Any]) -> None:
+    """Of what Megatron refuses to capture; where it captures all graphs, there are none."""
+    for name in ("scope", *(["graphs", "mixed"] if able.captures else [])):
+        found.pop(name, None)
 
 
 @st.composite
@@ -331,7 +325,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found["graphs"] = 1 if found["max_requests"] == 8 else draw(st.sampled_from([1, 2]))
         if able.mixed:
             found["mixed"] = one_in(3)
-        scopes = [None, "layer", "block"] if able.blocks else [None, "layer"]
+        scopes = [*([] if able.captures else [None]), "layer", *["block"] * able.blocks]
         scope = draw(st.sampled_from(scopes))
         if scope is not None:
             found["scope"] = scope
@@ -386,7 +380,7 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         found["captured"] = draw(st.booleans())
     if able.experts and not found.get("captured") and "speculative" not in found and one_in(8):
         found["experts"] = 4
-        found.pop("scope", None)
+        _without_captured_graphs(able, found)
     elif not found.get("captured") and one_in(4):
         found["recompute"] = "scope" not in found
     if one_in(10):
@@ -396,8 +390,6 @@ def configurations(draw: Any, able: Abilities) -> Configuration:
         possible = [name for name, guest in COMPANY.items() if guest.possible()]
         found["company"] = draw(st.sampled_from([None, *possible]))
         if found["company"] == "own context":
-            found.pop("scope", None)  # CUDA graphs refuse a class that they do not know
-    if able.captures:
-        _with_captured_graphs(found)
+            _without_captured_graphs(able, found)  # which refuse a class that they do not know
     configuration = Configuration(**{**found, **able.only})
     return kernels.stretched(configuration) if able.stretched else configuration
