@@ -6,9 +6,10 @@
     pip install --no-deps wheels/flash_attn-*.whl
 
 The whole of flash-attn takes an hour to compile. Inference of a model in bfloat16 needs the forward
-pass of one or two head dimensions, without dropout, ALiBi, soft caps and windows: for two
-dimensions these are 8 of its 72 files of kernels, and take minutes. What is left out is refused
-with an error when it is called. The kernels that are built are those of flash-attn, unchanged.
+pass of one or two head dimensions, without dropout, ALiBi, soft caps and windows: for three
+dimensions these are 12 of its 72 files of kernels, and take minutes. What is left out is refused
+with an error when it is called. The kernels that are built are those of flash-attn, unchanged, and
+each takes the heads that it takes there: that of 64, heads of 33 to 64.
 
 Needs PyTorch with CUDA, the nvcc of the same version, ninja and setuptools; no network and no GPU.
 Headers and libraries that the toolkit lacks are those that PyTorch was installed with. With a GPU
@@ -38,7 +39,11 @@ from typing import Any
 #: not among them: heads of other sizes than those of the kernels stay possible.
 LEFT_OUT = ("BACKWARD", "DROPOUT", "ALIBI", "SOFTCAP", "LOCAL")
 
-HEAD_DIMS = (64, 128)
+#: The head dimensions that flash-attn has kernels of.
+SIZES = (32, 64, 96, 128, 192, 256)
+
+#: Those that are built: of the models that people run, and of small ones, as tests have.
+HEAD_DIMS = (32, 64, 128)
 
 SOURCE = Path("csrc/flash_attn")
 SWITCHES = SOURCE / "src/static_switch.h"
@@ -57,18 +62,28 @@ def kernels(head_dims: Sequence[int]) -> list[str]:
     ]
 
 
+def heads_of(size: int) -> range:
+    """The head dimensions that the kernel of ``size`` takes.
+
+    Those of no other: partial sums are as wide as a head when it is rounded up to the next of
+    `SIZES`, and a wider kernel writes past their end.
+    """
+    below = max((other for other in SIZES if other < size), default=0)
+    return range(below + 1, size + 1)
+
+
 def switches(head_dims: Sequence[int]) -> str:
     """A header that knows of ``head_dims`` and bfloat16 only, to be included after the others."""
     sizes = sorted(head_dims)
-    branches = [
-        f"if ((HEADDIM) <= {size}) {{ constexpr static int kHeadDim = {size}; "
-        "return __VA_ARGS__(); }"
-        for size in sizes
-    ]
+    taken = {size: f"((HEADDIM) >= {heads_of(size)[0]} && (HEADDIM) <= {size})" for size in sizes}
+    names = ", ".join(f"{heads_of(size)[0]} to {size}" for size in sizes)
     lines = [
         "#define HEADDIM_SWITCH(HEADDIM, ...) [&] {",
-        f'  TORCH_CHECK((HEADDIM) <= {sizes[-1]}, "built for heads of at most {sizes[-1]}");',
-        *(f"  {branch}" for branch in branches),
+        f'  TORCH_CHECK({" || ".join(taken.values())}, "built for heads of {names}");',
+        *(
+            f"  if {heads} {{ constexpr static int kHeadDim = {size}; return __VA_ARGS__(); }}"
+            for size, heads in taken.items()
+        ),
         "}()",
     ]
     return "\n".join(
@@ -241,77 +256,80 @@ def build(tree: Path, output: Path, jobs: int) -> Path:
 def check(head_dims: Sequence[int] = HEAD_DIMS) -> list[str]:
     """Call the installed flash-attn as Megatron does, and compare it with PyTorch.
 
-    Returns a line for each shape that was compared. Needs a CUDA device.
+    Returns a line for each shape that was compared: with heads of the size of each kernel, and with
+    narrower ones, which are padded to it. Needs a CUDA device.
 
     Raises:
         AssertionError: the results are further apart than rounding to bfloat16 explains.
     """
+    lines = []
+    for size in (narrower for kernel in head_dims for narrower in (kernel - 16, kernel)):
+        for heads, groups in ((16, 16), (32, 8)):
+            shape = f"head dimension {size}, {heads} heads, {groups} of keys and values"
+            worst = _furthest(size, heads, groups)
+            assert worst < 0.03, f"{shape}: off by {worst}"
+            lines.append(f"{shape}: {worst:.4f}")
+    return lines
+
+
+def _furthest(size: int, heads: int, groups: int) -> float:
+    """How far attention over KV blocks is from PyTorch's, at most."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     flash_attn: Any = import_module("flash_attn")
-    lines = []
     generator = torch.Generator("cuda").manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16, generator=generator)
 
     block, lengths = 256, [1, 255, 256, 700]
-    for size in head_dims:
-        for heads, groups in ((16, 16), (32, 8)):
-            blocks_each = -(-max(lengths) // block)
-            table = torch.randperm(len(lengths) * blocks_each, device="cuda", dtype=torch.int32)
-            table = table.view(len(lengths), blocks_each)
-            keys, values = (draw(table.numel(), block, groups, size) for _ in range(2))
-            new = [min(length, 5) for length in lengths]
-            starts = torch.tensor([0, *torch.tensor(new).cumsum(0)], dtype=torch.int32).cuda()
-            ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32).cuda()
-            queries = draw(sum(new), heads, size)
-            prefilled = flash_attn.flash_attn_varlen_func(
-                queries,
-                keys,
-                values,
-                starts,
-                ends,
-                max(new),
-                max(lengths),
-                causal=True,
-                block_table=table,
-            )
-            last = queries[starts[1:].long() - 1]
-            decoded = flash_attn.flash_attn_with_kvcache(
-                last.unsqueeze(1),
-                keys,
-                values,
-                cache_seqlens=torch.tensor(lengths, dtype=torch.int32).cuda(),
-                causal=True,
-                block_table=table,
-            )
-            worst = 0.0
-            for row, length in enumerate(lengths):
-                mine = slice(int(starts[row]), int(starts[row + 1]))
-                shape = (1, -1, groups, size)
-                k, v = (
-                    cache[table[row].long()].reshape(shape)[:, :length].transpose(1, 2).float()
-                    for cache in (keys, values)
-                )
-                q = queries[mine].unsqueeze(0).transpose(1, 2).float()
-                seen = torch.ones(new[row], length, dtype=torch.bool, device="cuda")
-                expected = scaled_dot_product_attention(
-                    q, k, v, attn_mask=seen.tril(length - new[row]), enable_gqa=True
-                ).transpose(1, 2)[0]
-                for got, wanted in (
-                    (prefilled[mine], expected),
-                    (decoded[row], expected[-1:]),
-                ):
-                    worst = max(worst, float((got.float() - wanted).abs().max()))
-            assert worst < 0.03, (
-                f"head dimension {size}, {heads} heads, {groups} of keys and values: off by {worst}"
-            )
-            lines.append(
-                f"head dimension {size}, {heads} heads, {groups} of keys and values: {worst:.4f}"
-            )
-    return lines
+    blocks_each = -(-max(lengths) // block)
+    table = torch.randperm(len(lengths) * blocks_each, device="cuda", dtype=torch.int32)
+    table = table.view(len(lengths), blocks_each)
+    keys, values = (draw(table.numel(), block, groups, size) for _ in range(2))
+    new = [min(length, 5) for length in lengths]
+    starts = torch.tensor([0, *torch.tensor(new).cumsum(0)], dtype=torch.int32).cuda()
+    ends = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32).cuda()
+    queries = draw(sum(new), heads, size)
+    prefilled = flash_attn.flash_attn_varlen_func(
+        queries,
+        keys,
+        values,
+        starts,
+        ends,
+        max(new),
+        max(lengths),
+        causal=True,
+        block_table=table,
+    )
+    last = queries[starts[1:].long() - 1]
+    decoded = flash_attn.flash_attn_with_kvcache(
+        last.unsqueeze(1),
+        keys,
+        values,
+        cache_seqlens=torch.tensor(lengths, dtype=torch.int32).cuda(),
+        causal=True,
+        block_table=table,
+    )
+    worst = 0.0
+    for row, length in enumerate(lengths):
+        mine = slice(int(starts[row]), int(starts[row + 1]))
+        k, v = (
+            cache[table[row].long()]
+            .reshape(1, -1, groups, size)[:, :length]
+            .transpose(1, 2)
+            .float()
+            for cache in (keys, values)
+        )
+        q = queries[mine].unsqueeze(0).transpose(1, 2).float()
+        seen = torch.ones(new[row], length, dtype=torch.bool, device="cuda")
+        expected = scaled_dot_product_attention(
+            q, k, v, attn_mask=seen.tril(length - new[row]), enable_gqa=True
+        ).transpose(1, 2)[0]
+        for got, wanted in ((prefilled[mine], expected), (decoded[row], expected[-1:])):
+            worst = max(worst, float((got.float() - wanted).abs().max()))
+    return worst
 
 
 def _check_wheel(wheel: Path, head_dims: Sequence[int]) -> None:
@@ -333,9 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path(), metavar="DIR", help="write the wheel there"
     )
-    parser.add_argument(
-        "--head-dims", type=int, nargs="+", default=HEAD_DIMS, choices=(32, 64, 96, 128, 192, 256)
-    )
+    parser.add_argument("--head-dims", type=int, nargs="+", default=HEAD_DIMS, choices=SIZES)
     parser.add_argument(
         "--architectures",
         nargs="+",

@@ -20,7 +20,7 @@ def tree(tmp_path):
     """A source tree with the file names of the real one."""
     source = tmp_path / flash_attn_wheel.SOURCE / "src"
     source.mkdir(parents=True)
-    for name in flash_attn_wheel.kernels([32, 64, 96, 128, 192, 256]):
+    for name in flash_attn_wheel.kernels(flash_attn_wheel.SIZES):
         (tmp_path / name).write_text("// kernels\n")
     (tmp_path / flash_attn_wheel.SWITCHES).write_text(SWITCHES)
     cutlass = tmp_path / "csrc/cutlass/include/cutlass"
@@ -54,11 +54,29 @@ def test_what_is_left_out_is_refused_and_not_misread(tree):
     macros = dict(re.findall(r"#define (\w+)\(.*?\) (.*)", few.replace("\\\n", " ")))
     assert macros["FP16_SWITCH"].index("TORCH_CHECK(!(COND)") < macros["FP16_SWITCH"].index("using")
     head_dims = macros["HEADDIM_SWITCH"]
-    assert head_dims.index("TORCH_CHECK((HEADDIM) <= 128") < head_dims.index("kHeadDim = 64")
-    assert head_dims.index("kHeadDim = 64") < head_dims.index("kHeadDim = 128")
-    assert "kHeadDim = 256" not in head_dims
+    assert head_dims.index("TORCH_CHECK(") < head_dims.index("kHeadDim = 64")
+    assert '"built for heads of 33 to 64, 97 to 128"' in head_dims
     backward = (tree / flash_attn_wheel.NO_BACKWARD).read_text()
     assert backward.count("template void run_mha_bwd_<cutlass::bfloat16_t") == 4
+
+
+@pytest.mark.parametrize("built", [(64, 128), (32,), (96, 32), flash_attn_wheel.SIZES])
+def test_a_head_goes_to_the_kernel_whose_width_it_is_rounded_up_to(built):
+    """The results of a split are as wide as that: a wider kernel writes past their end."""
+    macro = flash_attn_wheel.switches(built).replace("\\\n", " ").partition("HEADDIM_SWITCH(")[2]
+    (refusal,) = re.findall(r"TORCH_CHECK\((.*?), \"", macro)
+    branches = re.findall(r"if (\(.*?\)) \{ constexpr static int kHeadDim = (\d+);", macro)
+
+    def holds(condition, size):
+        return eval(
+            condition.replace("HEADDIM", str(size)).replace("&&", "and").replace("||", "or")
+        )
+
+    for size in range(8, 257, 8):
+        rounded = -(-size // 32) * 32 if size <= 128 else -(-size // 64) * 64
+        taken = [int(width) for condition, width in branches if holds(condition, size)]
+        assert taken == [rounded] * (rounded in built), size
+        assert holds(refusal, size) == (rounded in built), size
 
 
 def test_other_source_is_not_touched(tree):
