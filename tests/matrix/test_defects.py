@@ -237,6 +237,19 @@ def test_a_model_whose_latents_are_cached_drafts_nothing(device):
     assert judgement.known == ["drafts of a model whose latents are cached"]
 
 
+@needs_async
+def test_a_draft_behind_the_longest_sequence_does_not_go_astray(device):
+    """It is kept where it belongs; the position that the model is given is the last that it has."""
+    configuration = decode(
+        '{"requests":[{"length":13,"num_tokens":51}],"longest":64,"only_last":false,'
+        '"speculative":1,"scheduling":"async"}'
+    )
+    judgement = judging.judge(configuration, judging.runner(Selections()))
+    megatron_patch.uninstall()
+    assert not judgement.findings
+    assert judgement.fixed
+
+
 def test_what_a_patch_mends_is_no_excuse_where_it_is_applied(device):
     """A complaint may come from several defects, each with patches of its own."""
     ids = {patch.id for patch in SERIES}

@@ -71,19 +71,23 @@ def tables(context: Any) -> list[list[int]]:
 def astray(context: Any, size: int) -> list[tuple[int, int, int]]:
     """Tokens of the next forward pass whose keys and values go elsewhere than their request's table
     says: the row, the position in the request and the block. ``size``: tokens of a block.
+
+    Where a token stands in its request is counted here: the position that the model is given may
+    be another one, such as the last that it has, for a draft behind the longest sequence.
     """
     rows, first, found = tables(context), context.paused_request_count, []
     name = "token_to_block_idx"
     goes = getattr(context, name if hasattr(context, name) else name.replace("block", "chunk"))
     tokens = slice(0, context.active_token_count)
-    for row, position, block in zip(
-        context.token_to_request_idx[tokens].tolist(),
-        context.token_to_pos_ids[tokens].tolist(),
-        goes[tokens].tolist(),
-        strict=True,
+    following = context.request_kv_length_offsets[first : context.total_request_count].tolist()
+    for number, block in zip(
+        context.token_to_request_idx[tokens].tolist(), goes[tokens].tolist(), strict=True
     ):
-        if rows[row - first][position // size] != block:
-            found.append((row - first, position, block))
+        row = number - first
+        position = following[row]
+        following[row] += 1
+        if rows[row][position // size] != block:
+            found.append((row, position, block))
     return found
 
 
