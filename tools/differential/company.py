@@ -126,9 +126,11 @@ def _edit_in_context(engine: Any) -> None:
     cls = type(engine.context)
 
     def initialize_attention_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = cls.initialize_attention_state(self, *args, **kwargs)
+        copied = cls.initialize_attention_state(self, *args, **kwargs)
+        if copied is not None:  # the event of a copy to the GPU, which reads this tensor until then
+            copied.synchronize()
         self.token_to_input_ids[: self.active_token_count] ^= 1
-        return result
+        return copied
 
     names = {"initialize_attention_state": initialize_attention_state}
     engine.context.__class__ = type(cls.__name__, (cls,), names)
