@@ -58,13 +58,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--one-pin-a-variant"):
         return
-    from .one_pin import is_left
+    from .one_pin import left
 
-    kept, left = list[pytest.Item](), list[pytest.Item]()
-    for item in items:
-        (left if is_left(item) else kept).append(item)
-    config.hook.pytest_deselected(items=left)
-    items[:] = kept
+    gone = {item: None for item in left(items)}
+    config.hook.pytest_deselected(items=[*gone])
+    items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture(autouse=True)

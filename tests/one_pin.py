@@ -4,12 +4,13 @@ What a backport's tests ask beside its proofs (each corner case, each way to rea
 over random lives) depends only on the variant that is applied, and on the source that it is applied
 to. Where a newer pin gets the same variant, or needs none for the same reason, they run there. So
 do the mutants of that source, and what shows a defect that a newer pin has as well. The proofs run
-on each pin, and so does the matrix, which draws from all of the engine.
+on each pin, with all their cases on that newer one and with the first and the last case here. The
+matrix, which draws from all of the engine, runs on each pin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -28,12 +29,20 @@ from tools.proving import entries
 TOX_INI = Path(__file__).parents[1] / "tox.ini"
 
 
-def is_left(item: pytest.Item) -> bool:
-    """Whether the test is left to a newer pin, because it asks the same there."""
-    if item.get_closest_marker("proof") is not None:
-        return False
+def left(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """The tests that are left to a newer pin, because they ask the same there."""
     here = _here()
-    return max(_pins_of(item, here), default=here) > here
+    newer = [item for item in items if max(_pins_of(item, here), default=here) > here]
+    proofs = [item for item in newer if item.get_closest_marker("proof") is not None]
+    # By the function, of which each parameter set is an item.
+    first = {_function(item): item for item in reversed(proofs)}
+    last = {_function(item): item for item in proofs}
+    stay = {*first.values(), *last.values()}
+    return [item for item in newer if item not in stay]
+
+
+def _function(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
 
 
 @cache
@@ -47,13 +56,23 @@ def _pins_of(item: pytest.Item, here: Version) -> set[Version]:
     parameters = callspec.params if callspec else {}
     folder = item.path.parent.name
     if folder == "backports":
-        return pins_alike(item.path.stem.removeprefix("test_").replace("_", "-"), here)
+        alike = [pins_alike(id, here) for id in patches_of(item)]
+        return set.intersection(*alike) if alike else set()
     if folder == "fuzz":
         about = parameters.get("case") or parameters.get("use")
         return pins_alike(about.patch.id, here) if about else set()
     if folder == "matrix" and "releases" in parameters:
         return {*SpecifierSet(parameters["releases"]).filter(pins())}
     return set()
+
+
+def patches_of(item: pytest.Item) -> tuple[str, ...]:
+    """The ids of the patches that a test of `tests/backports` is about.
+
+    Those that its marker ``about`` names, or the one that its file is named after.
+    """
+    about = item.get_closest_marker("about")
+    return about.args if about else (item.path.stem.removeprefix("test_").replace("_", "-"),)
 
 
 @cache

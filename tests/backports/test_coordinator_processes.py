@@ -90,6 +90,7 @@ def address(folder: Path) -> str:
     return (folder / "address").read_text()
 
 
+@pytest.mark.about("removed-engine-replies", "removed-engine-routing")
 def test_the_other_engine_answers_when_one_is_killed(device, tmp_path):
     coordinator_class()
     client_module = importlib.import_module("megatron.core.inference.inference_client")

@@ -33,7 +33,10 @@ from tools.benchmarking import selected
 from ..conftest import SOURCE
 from .test_input_position_view_cache import PATCHED, RELEASE, deallocating_modes, storage
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = [
+    pytest.mark.about("input-position-view-cache"),
+    pytest.mark.usefixtures("device"),
+]
 
 # Where the source is patched, installing changes nothing: fewer lives are enough.
 EXAMPLES = settings().max_examples // (2 if SOURCE else 1)

@@ -68,12 +68,10 @@ class ToxIni:
     def _value(self, match: re.Match[str]) -> str:
         return self._ini[match[1]][match[2]].replace("\\\n", " ")
 
-    def runs(self, environment: str, file: str, marked: str | None = None) -> bool:
-        """Whether the environment runs all tests of a file, or all that are ``marked`` so."""
+    def runs(self, environment: str, file: str) -> bool:
+        """Whether the environment runs all tests of a file."""
         places = {file, *(folder.as_posix() for folder in Path(file).parents)}
         for words in self.pytest_arguments(environment):
-            if marked is not None and words[:2] == ["-m", marked]:
-                words = words[2:]
             is_whole = not any(word.startswith(FILTERS) for word in words)
             if is_whole and (not words or places.intersection(words)):
                 return True
