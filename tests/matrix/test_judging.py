@@ -185,6 +185,14 @@ def test_attribution_names_the_patch(engine_class):
     assert judging.attribute(CONFIGURATION, finding, with_ids, ["other", "guilty"]) == ["guilty"]
 
 
+def test_an_exception_is_told_with_its_place():
+    facts = {"place": "megatron.core.one:function", "during": "step 3"}
+    one = oracles.Complaint("exception", None, "IndexError: index 1", facts)
+    assert str(one) == "exception: IndexError: index 1 (megatron.core.one:function, step 3)"
+    assert one == oracles.Complaint("exception", None, "IndexError: index 1")
+    assert str(oracles.Complaint("token", 2, "wrong", facts)) == "token: request 2: wrong"
+
+
 def test_differences_are_bit_for_bit():
     left = {"a": [1.0, float("nan")], "b": 1, "c": None}
     assert not comparing.differences(left, {**left, "a": [1.0, float("nan")]})

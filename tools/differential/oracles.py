@@ -39,7 +39,10 @@ class Complaint:
 
     def __str__(self) -> str:
         of = "" if self.request is None else f"request {self.request}: "
-        return f"{self.kind}: {of}{self.text}"
+        # Where an exception came from tells of it, and is no part of what is compared.
+        places = [str(self.facts[name]) for name in ("place", "during") if name in self.facts]
+        where = f" ({', '.join(places)})" if self.kind == "exception" and places else ""
+        return f"{self.kind}: {of}{self.text}{where}"
 
 
 @dataclass(frozen=True)
