@@ -77,7 +77,8 @@ def test_in_cuda_graphs(no_other_graphs, for_prefill, scope):
         **GPT_OSS,
         softmax_scale=0.2,
         num_cuda_graphs=2,
-        max_requests=32,
+        max_requests=16,
+        max_sequence_length=64,
         cuda_graph_scope=scope,
         options={"use_cuda_graphs_for_non_decode_steps": True} if for_prefill else {},
     )
