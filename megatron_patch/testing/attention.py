@@ -13,6 +13,8 @@ out-of-bounds read there. Where a CUDA graph is stood in for, each replay checks
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +24,26 @@ from .arguments import check_blocks, check_lengths, expect_shape, refuse
 from .padded_attention import attend, log_sums, visible
 from .rotary import append, rotated_behind
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _unseen(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, of which no mode of :mod:`torch.overrides` sees the operators.
+
+    It names no CUDA device and asks for no transfer: :class:`.standins.CudaOnCpu` would only take
+    its time.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch._C.DisableTorchFunction():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@_unseen
 def flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
@@ -109,6 +130,7 @@ def flash_attn_varlen_func(
     return packed, sums.masked_fill(padding[:, None], torch.inf).T, q.new_empty(0)
 
 
+@_unseen
 def flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
@@ -216,13 +238,24 @@ def _packed_rows(starts: Tensor, width: int, total: int) -> Tensor:
 def _paged(
     k_cache: Tensor, v_cache: Tensor, block_table: Tensor, k_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values, each (batch, max_blocks * block_size, kv_heads, head_dim), in order."""
+    """Keys and values, each (batch, tokens, kv_heads, head_dim), in order.
+
+    As many tokens as the block table has room for; on a CPU, outside of a capture, no blocks that
+    lie behind the last key of all.
+    """
     num_blocks, block_size = k_cache.shape[:2]
     expect_shape("block_table", block_table, (k_lengths.shape[0], block_table.shape[1]))
     check_lengths("the block table's width in tokens", block_table.shape[1] * block_size, k_lengths)
     if not block_table.is_cuda:
         check = functools.partial(check_blocks, num_blocks=num_blocks, block_size=block_size)
         graphs.on_host(check, block_table, k_lengths)
+        if not graphs.is_capturing():  # a replay may be of longer sequences
+            longest = int(k_lengths.max()) if len(k_lengths) else 0
+            block_table = block_table[:, : max(1, -(-longest // block_size))]
     # Unused entries are often -1.
     blocks = block_table.clamp(0, num_blocks - 1)
-    return k_cache[blocks].flatten(1, 2), v_cache[blocks].flatten(1, 2)
+    keys, values = (
+        cache.index_select(0, blocks.flatten()).view(len(blocks), -1, *cache.shape[2:])
+        for cache in (k_cache, v_cache)
+    )
+    return keys, values

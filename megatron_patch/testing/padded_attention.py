@@ -53,9 +53,8 @@ def attend(
     # What lies behind the last key was perhaps never written. A weight of zero does not keep a
     # NaN or infinity there out of the sum, so it has to be overwritten.
     absent = (torch.arange(k.shape[1], device=q.device) >= k_lengths[:, None])[:, :, None, None]
-    groups = q.shape[2] // k.shape[2]
-    k = k.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
-    v = v.masked_fill(absent, 0).repeat_interleave(groups, dim=2)
+    heads = q.shape[2]
+    k, v = (_repeated(x.masked_fill(absent, 0), heads) for x in (k, v))
     out = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -70,8 +69,14 @@ def attend(
 
 def log_sums(q: Tensor, k: Tensor, visible: Tensor, scale: float | None) -> Tensor:
     """(batch, heads, queries) float32: the log-sum-exp of the scores of each row."""
-    k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
+    k = _repeated(k, q.shape[2])
     scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float())
     scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
     sums: Tensor = scores.masked_fill(~visible[:, None], -torch.inf).logsumexp(dim=-1)
     return sums.masked_fill(~visible.any(dim=-1)[:, None], torch.inf)
+
+
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """Keys or values of groups of heads, for each of the ``heads``."""
+    groups = heads // x.shape[2]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=2)

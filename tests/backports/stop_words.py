@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,9 +70,13 @@ def word_of(asked: testing.Request) -> list[int]:
     return [int(token) for word in asked.sampling.get("stop_words", ()) for token in word.split()]
 
 
+#: The same answers come again and again, from one engine after the other.
+_alone = functools.cache(log_probs.of)
+
+
 def assert_log_probs(model: Any, asked: testing.Request, part: Any, *, top_n: int = 0) -> None:
     """There are as many log probs as tokens, and each is that of its own token."""
-    of_prompt, of_generated = log_probs.of(model, asked.prompt, part.generated_tokens)
+    of_prompt, of_generated = _alone(model, asked.prompt, tuple(part.generated_tokens))
     assert part.generated_log_probs == pytest.approx(of_generated, abs=1e-4)
     if part.prompt_log_probs:
         assert part.prompt_log_probs == pytest.approx(of_prompt, abs=1e-4)

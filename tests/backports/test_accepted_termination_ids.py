@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +27,19 @@ def speculative(device: Any) -> None:
     speculating.needs_speculative_tokens()
 
 
+@functools.cache
+def alone(prompts: tuple[tuple[int, ...], ...], length: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens of the model alone."""
+    requests = [testing.Request(prompt, length) for prompt in prompts]
+    return testing.reference_decode(testing.build_model(speculating.spec(2)), requests)
+
+
 def ending_at(place: int) -> tuple[list[testing.Request], list[tuple[int, ...]]]:
     """Requests whose termination ids are what the model alone has there; and what is right."""
-    model = testing.build_model(speculating.spec(2))
-    plain = [testing.Request(prompt, LENGTH) for prompt in PROMPTS]
     requests, right = [], []
-    for request, tokens in zip(plain, testing.reference_decode(model, plain), strict=True):
+    for prompt, tokens in zip(PROMPTS, alone(PROMPTS, LENGTH), strict=True):
         last = tokens[place]
+        request = testing.Request(prompt, LENGTH)
         requests.append(replace(request, sampling={"termination_id": last}))
         right.append(tokens[: tokens.index(last) + 1])
     return requests, right
@@ -51,11 +58,10 @@ def decode(requests: list[testing.Request], scheduling: str | None, **sampling: 
 def guess_right(engine: Any, requests: list[testing.Request]) -> None:
     """Have drafts that are the tokens of the model alone, as those of a trained model would be."""
     controller = engine.controller
-    model = testing.build_model(speculating.spec(2))
-    plain = [testing.Request(request.prompt, LENGTH + 4) for request in requests]
+    prompts = tuple(request.prompt for request in requests)
     texts = [
-        (*request.prompt, *tokens)
-        for request, tokens in zip(plain, testing.reference_decode(model, plain), strict=True)
+        (*prompt, *tokens)
+        for prompt, tokens in zip(prompts, alone(prompts, LENGTH + 4), strict=True)
     ]
     original = controller._compute_serial_mtp_and_sample
 

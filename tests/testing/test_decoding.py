@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -100,6 +100,27 @@ def test_an_engine_can_be_used_again(expected: tuple[tuple[int, ...], ...]) -> N
     assert all(map(torch.equal, first.logits, third.logits))
 
 
+@pytest.mark.parametrize("wrong", [(), (0,), (4, 5), range(12)], ids=str)
+def test_the_reference_does_not_depend_on_what_is_likely(
+    expected: tuple[tuple[int, ...], ...], wrong: Sequence[int]
+) -> None:
+    model = testing.build_model(SPEC)
+    likely = [[*tokens] for tokens in expected]
+    likely[3] = []
+    for place in wrong:
+        likely[0][place] = (likely[0][place] + 1) % SPEC.vocab_size
+    passes = []
+    model.register_forward_hook(lambda module, args, logits: passes.append(logits.shape[1]))
+
+    assert (
+        testing.reference_decode(model, REQUESTS[:4], [*likely[:2], None, likely[3]])
+        == (expected[:4])
+    )
+    # The last place is not looked at: nothing comes after it.
+    of_the_first = 1 + len({*wrong} - {11})
+    assert len(passes) == of_the_first + 1 + REQUESTS[2].num_tokens + 1
+
+
 def test_the_reference_does_not_depend_on_an_engine(
     expected: tuple[tuple[int, ...], ...],
 ) -> None:
@@ -135,7 +156,7 @@ def test_every_kind_of_engine(spec: EngineSpec) -> None:
     decoded = testing.decode(engine, REQUESTS)
 
     alone = testing.build_model(replace(spec, num_cuda_graphs=None))
-    assert decoded.tokens == testing.reference_decode(alone, REQUESTS)
+    assert decoded.tokens == testing.reference_decode(alone, REQUESTS, decoded.tokens)
 
 
 @pytest.fixture
@@ -234,8 +255,8 @@ def test_prompts_longer_than_a_step_are_split() -> None:
     except testing.UnsupportedError as error:
         pytest.skip(str(error))
 
-    expected = testing.reference_decode(testing.build_model(spec), requests)
-    assert testing.decode(engine, requests).tokens == expected
+    tokens = testing.decode(engine, requests).tokens
+    assert tokens == testing.reference_decode(testing.build_model(spec), requests, tokens)
 
 
 @pytest.mark.parametrize("steps_suspended", [0, 3])
