@@ -18,6 +18,8 @@ FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 PLAIN = (str, int, bool, type(None))
 #: Types of nodes below which no other node has a place in the text.
 LEAVES = (ast.Name, ast.Constant)
+#: Fields with contexts and operators, which have no fields themselves.
+BARE = ("ctx", "op")
 
 
 def digest(node: ast.AST) -> str:
@@ -61,8 +63,14 @@ def _write(node: object, put: Callable[[str], None]) -> None:
             continue
         if (value is None and not isinstance(node, ast.Constant)) or value == []:
             continue
-        put(f"{separator}{name}=")
-        _write(value, put)
+        # What most fields are takes no further call.
+        if type(value) is str:
+            put(f"{separator}{name}=str:{value!a}")
+        elif name in BARE:
+            put(f"{separator}{name}={type(value).__name__}()")
+        else:
+            put(f"{separator}{name}=")
+            _write(value, put)
         separator = ","
     put(")")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from . import definitions, recognising
+from .definitions import Definition
 from .edits import METAVARIABLE, Add, Before, Edit, Replace, Requires, Substitute, Target, source_of
 from .fingerprint import FunctionNode
 from .model import Variant
@@ -50,8 +51,9 @@ def names_in(text: str) -> frozenset[str]:
 
 
 def forget() -> None:
-    """Keep no texts of modules."""
+    """Keep no texts of modules, and no trees."""
     names_in.cache_clear()
+    _names_of.cache_clear()
 
 
 def _bound_at_run_time(body: Iterable[ast.stmt]) -> Iterator[str]:
@@ -73,7 +75,7 @@ def _bound_for(edit: Edit, variant: Variant, find: Finder, read: Reader) -> set[
     if isinstance(edit, Add):
         return _of_class(edit, read)
     definition = find(edit.target)
-    used, bound = _names([definition.node] if definition is not None else [])
+    used, bound = (set[str](), set[str]()) if definition is None else _names_of(definition)
     if isinstance(edit, Replace):  # the target's locals are no longer there
         return used - bound
     beside = (e for e in variant.edits if e.target == edit.target)
@@ -109,6 +111,12 @@ def _code(edit: Edit) -> list[ast.stmt]:
         )
     assert isinstance(edit, Add)
     return definitions.statements_of(edit.source)
+
+
+@lru_cache(maxsize=64)  # several edits, and patches, ask for the same one
+def _names_of(definition: Definition) -> tuple[set[str], set[str]]:
+    """The names that a definition reads, and those that it binds. Not to be changed."""
+    return _names([definition.node])
 
 
 def _names(body: Iterable[ast.AST]) -> tuple[set[str], set[str]]:

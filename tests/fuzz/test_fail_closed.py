@@ -6,6 +6,7 @@ Tried for each patch of the series, and each function that decides on it in the 
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import dis
 import textwrap
@@ -101,7 +102,7 @@ def small(case: Case, module: str) -> str:
         keep &= {target.qualname for target in deciding}
     lengths = {
         name: node.end_lineno - node.lineno  # type: ignore[operator]
-        for name, node in functions(ast.parse(text))
+        for name, node in functions(definitions.module_tree(text))
         if name not in keep
     }
     several = [name for name in lengths if 8 < lengths[name] < 60]
@@ -132,7 +133,7 @@ OF_EACH_SORT = EXAMPLES // 100
 @lru_cache(maxsize=64)  # each mutant comes of one original
 def names(text: str) -> set[str]:
     """Those of the functions of a module."""
-    return {name for name, _ in functions(ast.parse(text))}
+    return {name for name, _ in functions(definitions.module_tree(text))}
 
 
 @lru_cache(maxsize=64)
@@ -145,11 +146,25 @@ def places(mutator: Mutator, text: str, qualname: str) -> list[Edit]:
     return list(mutator(parsed(text, qualname)))
 
 
+@lru_cache(maxsize=2048)
+def first_place(mutator: Mutator, text: str, qualname: str) -> Edit | None:
+    """The first of the places, for which the others need not be found."""
+    return next(iter(mutator(parsed(text, qualname))), None)
+
+
+def some_places(mutator: Mutator, text: str, qualname: str) -> list[Edit]:
+    """At most ``OF_EACH_SORT`` of the places, from the first to near the last."""
+    if OF_EACH_SORT == 1:
+        return list(filter(None, [first_place(mutator, text, qualname)]))
+    found = places(mutator, text, qualname)
+    return found[:: -(-len(found) // OF_EACH_SORT) or 1]
+
+
 def mutated(
     data: st.DataObject, mutators: tuple[Mutator, ...], text: str, qualname: str, most: int = 3
 ) -> str:
     """The text after one to ``most`` edits that hypothesis chooses."""
-    fitting = [mutator for mutator in mutators if places(mutator, text, qualname)]
+    fitting = [mutator for mutator in mutators if first_place(mutator, text, qualname)]
     for _ in range(data.draw(st.integers(1, most))):
         mutator = data.draw(st.sampled_from(fitting))
         if found := places(mutator, text, qualname):
@@ -157,10 +172,30 @@ def mutated(
     return text
 
 
+@lru_cache(maxsize=64)
+def with_line_ends(text: str) -> str:
+    """The text with any line ends."""
+    # Not drawn: Hypothesis would try each mutant three times.
+    return text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
+
+
+def says_the_same(new: str, old: str, target: Target) -> bool:
+    """Whether the target says the same in a mutant as in the original.
+
+    The mutant has the line ends with which it is judged, so that it is parsed once for both.
+    """
+    return meaning(with_line_ends(new), target.qualname) == known_meaning(old, target.qualname)
+
+
+@lru_cache(maxsize=256)
+def known_meaning(text: str, qualname: str) -> tuple[tuple[object, ...], ...]:
+    """That of an original, with which many mutants are compared."""
+    return meaning(text, qualname)
+
+
 def judgement_on(case: Case, module: str, text: str) -> Judgement:
     """The judgement of the patch when ``text``, with any line ends, is the module."""
-    # Not drawn: Hypothesis would try each mutant three times.
-    text = text.replace("\n", ("\n", "\r\n", "\r")[len(text) % 3])
+    text = with_line_ends(text)
     # Looking for edits of the series in a mutant takes long, and is another way to be known.
     series = SERIES if len(text) % 8 == 0 else ()
     return judge(case.patch, lambda name: text if name == module else full(name), series=series)
@@ -226,7 +261,7 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
     def refuse(old: str, new: str) -> None:
         if new in refused:
             return
-        if meaning(new, target.qualname) == meaning(old, target.qualname):
+        if says_the_same(new, old, target):
             equal.add(new)
             return
         with told(old, new):
@@ -244,8 +279,7 @@ def test_changed_source_is_refused(case: Case, target: Target, census: Census) -
     # First single mutations of each sort: among several, one that a digest misses would not show.
     old = small(case, target.module)
     for mutator in CHANGING:
-        found = places(mutator, old, target.qualname)
-        for edit in found[:: -(-len(found) // OF_EACH_SORT) or 1]:
+        for edit in some_places(mutator, old, target.qualname):
             refuse(old, parsed(old, target.qualname).edited(edit))
 
     def check(data: st.DataObject, old: str) -> None:
@@ -287,7 +321,7 @@ def test_source_that_says_the_same_is_recognised(
         new = mutated(data, NEUTRAL, old, target.qualname)
         if new not in recognised:
             with told(old, new):
-                assert meaning(new, target.qualname) == meaning(old, target.qualname)
+                assert says_the_same(new, old, target)
                 assert judgement_on(case, target.module, new) == case.judgement
             recognised.add(new)
 
@@ -329,7 +363,7 @@ def after_edits(case: Case, text: str, target: Target) -> Definition:
     return definition
 
 
-@lru_cache(maxsize=64)  # each mutant is compared with one original
+@lru_cache(maxsize=1024)  # several tests compare mutants with one original
 def digest_after_edits(case: Case, text: str, target: Target) -> str:
     return after_edits(case, text, target).digest
 
@@ -371,11 +405,14 @@ def test_the_edits_succeed_with_a_comment_on_and_after_each_line(
 ) -> None:
     skip_unless_edited(case)
     for target in case.targets:
-        old = new = small(case, target.module)
+        old = small(case, target.module)
         edits = [e for e in places(add_comment, old, target.qualname) if e.text.strip() == comment]
-        for edit in sorted(edits, key=lambda edit: edit.start, reverse=True):
-            new = new[: edit.start] + edit.text + new[edit.end :]
-        assert meaning(new, target.qualname) == meaning(old, target.qualname)
+        parts, done = [], 0
+        for edit in sorted(reversed(edits), key=lambda edit: edit.start):
+            parts += [old[done : edit.start], edit.text]
+            done = edit.end
+        new = "".join([*parts, old[done:]])
+        assert meaning(new, target.qualname) == known_meaning(old, target.qualname)
         check_edits(case, old, new, target)
         census.edited[case.patch.id].add(new)
 
@@ -407,20 +444,28 @@ def test_an_import_may_be_missing_exactly_if_the_edits_do_not_use_it(case: Case)
 @lru_cache(maxsize=256)
 def imported(text: str) -> frozenset[str]:
     """The names that a module's import statements bind once."""
-    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    tree = definitions.module_tree(text)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
     found = [alias.asname or alias.name.partition(".")[0] for n in nodes for alias in n.names]
-    bound = Counter([*found, *definitions.bound_names(ast.parse(text).body)])
+    bound = Counter([*found, *definitions.bound_names(tree.body)])
     return frozenset(name for name in found if bound[name] == 2 and name != "annotations")
 
 
 def without_import(text: str, name: str) -> str:
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            for alias in node.names:
-                if (alias.asname or alias.name.partition(".")[0]) == name:
-                    alias.asname = f"{name}_of_another_module"
-    return ast.unparse(tree)
+    """The text with another name in place of this one in the import statements that bind it."""
+    lines = text.encode().split(b"\n")
+    tree = definitions.module_tree(text)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    for node in sorted(nodes, key=lambda n: (n.lineno, n.col_offset), reverse=True):
+        new = copy.deepcopy(node)
+        bound = [a for a in new.names if (a.asname or a.name.partition(".")[0]) == name]
+        for alias in bound:
+            alias.asname = f"{name}_of_another_module"
+        if bound:
+            first, last = node.lineno - 1, node.end_lineno - 1  # type: ignore[operator]
+            before, after = lines[first][: node.col_offset], lines[last][node.end_col_offset :]
+            lines[first : last + 1] = [before + ast.unparse(new).encode() + after]
+    return b"\n".join(lines).decode()
 
 
 def compiled_names(case: Case, module: str, text: str) -> set[str]:
