@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from typing import Any
 
 import pytest
 from packaging.version import Version
 
 from megatron_patch.backports import SERIES
-from megatron_patch.source_tree import SourceTree
 from tools import patched_tree
 
 from .. import starter
 from ..conftest import RELEASE, not_in_source
+from ..unit.source_trees import add_compiled
 from . import code
 
 pytestmark = not_in_source
@@ -34,10 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the two processes say, by the kind of patching."""
     tree = tmp_path_factory.mktemp("patched") / "tree"
     assert patched_tree.main(["--output", str(tree)]) == 0
-    # What git has left alone has the time and size that its compiled code is valid for.
-    compiled = SourceTree.installed().root / "megatron"
-    for cache in compiled.rglob("__pycache__"):
-        shutil.copytree(cache, tree / "megatron" / cache.relative_to(compiled))
+    add_compiled(tree)
     said = {}
     for name, path in {"at run time": (), "in the source": (tree,)}.items():
         done = starter.run(CODE, path=path, modules=MODULES, **dict.fromkeys(OURS))
