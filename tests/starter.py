@@ -10,7 +10,6 @@ standard output, until its input ends. See :mod:`.lifecycle.zygote` for another 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import gc
 import importlib
@@ -32,20 +31,17 @@ def run(
     code: str,
     *arguments: str,
     path: tuple[Path, ...] = (),
-    modules: tuple[str, ...] = (),
     **variables: str | None,
 ) -> subprocess.CompletedProcess[str]:
     """What ``python -c code`` does in the root of the tests, with ``path`` first on its path.
 
     Its environment is that of this process with ``variables``, less those that are ``None``.
-    ``modules`` are others that it need not import itself, where they are installed.
     """
     environment = {k: v for k, v in {**os.environ, **variables}.items() if v is not None}
     request = {
         "arguments": ["-c", *arguments],
         "code": code,
         "environment": environment,
-        "modules": modules,
         "path": [str(place) for place in path],
     }
     starter = _starter()
@@ -77,15 +73,15 @@ def _next_to_run() -> dict[str, Any] | None:
     """Start a process for each request. Returns in each what it is to run, and at last ``None``."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed here must not get between the replies
-    _import(MODULES)
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # none of it is searched for garbage in the children
     while True:
         try:
             request: dict[str, Any] = pickle.load(requests)
         except EOFError:
             return None
-        _import(request["modules"])
-        gc.collect()
-        gc.freeze()  # none of it is searched for garbage in the children
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as error:
             pid = os.fork()
             if pid == 0:
@@ -104,12 +100,6 @@ def _next_to_run() -> dict[str, Any] | None:
                 texts.append(file.read().decode())
         pickle.dump((status, *texts), replies)
         replies.flush()
-
-
-def _import(modules: tuple[str, ...]) -> None:
-    for name in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
 
 
 def _run(request: dict[str, Any]) -> None:

@@ -10,21 +10,18 @@ import os
 from typing import Any
 
 import pytest
-from packaging.version import Version
 
 from megatron_patch.backports import SERIES
 from tools import patched_tree
 
 from .. import starter
-from ..conftest import RELEASE, not_in_source
+from ..conftest import not_in_source
 from ..unit.source_trees import add_compiled
 from . import code
 
 pytestmark = not_in_source
 
 CODE = f"import runpy; runpy.run_module({code.__name__!r}, run_name='__main__')"
-#: What the HTTP server of newer releases imports.
-MODULES = ("quart", "transformers.models.auto.tokenization_auto") * (RELEASE >= Version("0.17"))
 OURS = [name for name in os.environ if name.startswith("MEGATRON_PATCH")]
 
 
@@ -36,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     add_compiled(tree)
     said = {}
     for name, path in {"at run time": (), "in the source": (tree,)}.items():
-        done = starter.run(CODE, path=path, modules=MODULES, **dict.fromkeys(OURS))
+        done = starter.run(CODE, path=path, **dict.fromkeys(OURS))
         assert done.returncode == 0, done.stdout + done.stderr
         said[name] = json.loads(done.stdout)
     assert said["in the source"]["root"] == os.path.realpath(tree)
