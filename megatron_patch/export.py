@@ -11,6 +11,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from pathlib import Path
 
+from .definitions import no_search_for_garbage
 from .errors import TreeError
 from .source_edits import FileEdit, SourcePatch
 
@@ -25,6 +26,7 @@ def file_name(made: SourcePatch) -> str:
     return f"{made.number:04}-{made.patch.id}.patch"
 
 
+@no_search_for_garbage()
 def files(patches: Sequence[SourcePatch]) -> dict[str, bytes]:
     """The content of a directory of patches, by file name; ``series`` lists them in order."""
     content = {file_name(made): patch_text(made) for made in patches}

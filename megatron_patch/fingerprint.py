@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Union
 
 FunctionNode = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -18,13 +19,24 @@ FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 PLAIN = (str, int, bool, type(None))
 #: Types of nodes below which no other node has a place in the text.
 LEAVES = (ast.Name, ast.Constant)
-#: Fields with contexts and operators, which have no fields themselves.
-BARE = ("ctx", "op")
+        # What most fields are takes no further call.
+        if type(value) is str:
+            put(f"{separator}{name}=str:{value!a}")
+        elif name in BARE:
+            put(f"{separator}{name}={type(value).__name__}()")
+        else:
+            put(f"{separator}{name}=")
+            _write(value, put, known)
 
 
-def digest(node: ast.AST) -> str:
-    """16 hexadecimal digits that are equal for equal syntax trees, docstring left out."""
-    return hashlib.sha256(canonical(node).encode("ascii")).hexdigest()[:16]
+def digest(node: ast.AST, known: Mapping[int, str] = NONE_KNOWN) -> str:
+    """16 hexadecimal digits that are equal for equal syntax trees, docstring left out.
+
+    ``known`` are canonical forms, as of :func:`forms_below`.
+    """
+    parts: list[str] = []
+    _write(node, parts.append, known)
+    return hashlib.sha256("".join(parts).encode("ascii")).hexdigest()[:16]
 
 
 def canonical(node: object) -> str:
@@ -34,14 +46,31 @@ def canonical(node: object) -> str:
     return "".join(parts)
 
 
-def _write(node: object, put: Callable[[str], None]) -> None:
+def forms_below(node: ast.AST) -> dict[int, str]:
+    """The canonical forms of the statements in a tree, by their ``id()``, while the tree is kept.
+
+    For the digests of many trees that share most statements with it.
+    """
+    found: dict[int, str] = {}
+    statements = [child for child in walk(node) if isinstance(child, ast.stmt)]
+    for statement in reversed(statements):  # inner ones first
+        parts: list[str] = []
+        _write(statement, parts.append, found)
+        found[id(statement)] = "".join(parts)
+    return found
+
+
+def _write(node: object, put: Callable[[str], None], known: Mapping[int, str] = NONE_KNOWN) -> None:
     """Call ``put`` with each piece of the canonical form of ``node``: joining all is slow."""
+    if known and (form := known.get(id(node))) is not None:
+        put(form)
+        return
     if isinstance(node, list):
         put("[")
         for index, item in enumerate(node):
             if index:
                 put(",")
-            _write(item, put)
+            _write(item, put, known)
         put("]")
         return
     if not isinstance(node, ast.AST):
@@ -50,7 +79,7 @@ def _write(node: object, put: Callable[[str], None]) -> None:
         return
     if isinstance(node, ast.JoinedStr):
         put("JoinedStr(")
-        _write(_joined(node), put)
+        _write(_joined(node), put, known)
         put(")")
         return
     put(f"{type(node).__name__}(")
@@ -63,6 +92,7 @@ def _write(node: object, put: Callable[[str], None]) -> None:
             continue
         if (value is None and not isinstance(node, ast.Constant)) or value == []:
             continue
+<<<<<<< HEAD
         # What most fields are takes no further call.
         if type(value) is str:
             put(f"{separator}{name}=str:{value!a}")
@@ -71,6 +101,10 @@ def _write(node: object, put: Callable[[str], None]) -> None:
         else:
             put(f"{separator}{name}=")
             _write(value, put)
+=======
+        put(f"{separator}{name}=")
+        _write(value, put, known)
+>>>>>>> w-b
         separator = ","
     put(")")
 

@@ -12,7 +12,9 @@ from .definitions import Definition, body_of, bound_names, statements_of
 from .edits import Add, Replace, Target, changes_code, is_known_by_digest
 from .fingerprint import FunctionNode
 from .ledger import sources_of
+from .matching import landmark
 from .model import Patch, Source, Variant
+from .substituting import rows_with
 
 #: The digests of a target without edits of the series, and the ids of the patches left out.
 Below = Mapping[str, frozenset[str]]
@@ -73,6 +75,8 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
     # the order of the series, and code that one of them would have put there may have been there
     # before.
     todo = [(definition.node, found[definition.digest])]
+    forms = functools.cache(lambda: fingerprint.forms_below(definition.node))
+    rows = functools.cache(lambda code: rows_with(definition, landmark(code)))
     for node, ids in todo:
         for other in series:
             for variant in other.variants if other.id not in ids else ():
@@ -81,13 +85,13 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
                     for edit in variant.edits
                     if edit.target == target and changes_code(edit) and not isinstance(edit, Add)
                 ]
-                original = undoing.undone(node, edits) if edits else None
+                original = undoing.undone(node, edits, rows) if edits else None
                 if original is undoing.Gone.WHOLE:
                     for source in sources_of(other):
                         if source.proved == variant.name:
                             found.setdefault(dict(source.digests)[target], ids | {other.id})
                 elif isinstance(original, FunctionNode):
-                    digest = fingerprint.digest(original)
+                    digest = fingerprint.digest(original, forms())
                     if digest not in found:
                         found[digest] = ids | {other.id}
                         todo.append((original, found[digest]))

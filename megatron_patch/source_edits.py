@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from . import text_edits
+from .definitions import no_search_for_garbage
 from .edits import Add, Requires, Target
 from .errors import DriftedError, RewriteError, TargetError
 from .judge import judge
@@ -47,6 +48,7 @@ class Skipped:
     reason: str
 
 
+@no_search_for_garbage()
 def source_patches(
     tree: SourceTree,
     series: Sequence[Patch],

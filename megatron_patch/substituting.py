@@ -103,10 +103,10 @@ def only_place(definition: Definition, tree: FunctionTree, edit: Substitute) -> 
 
 
 def _places(definition: Definition, tree: FunctionTree, edit: Substitute) -> list[Place]:
-    return places(tree, edit.find, edit.put, _rows(definition, landmark(edit.find)))
+    return places(tree, edit.find, edit.put, rows_with(definition, landmark(edit.find)))
 
 
-def _rows(definition: Definition, name: str | None) -> list[int] | None:
+def rows_with(definition: Definition, name: str | None) -> list[int] | None:
     """The numbers of the lines of the definition that have the name, ``None`` if that is not known.
 
     In text that is not ASCII a name can be spelled otherwise.

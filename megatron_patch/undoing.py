@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import cast
 
@@ -18,11 +18,16 @@ class Gone(Enum):
     WHOLE = "a function that was replaced as a whole"
 
 
-def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | None:
+def undone(
+    node: FunctionTree,
+    edits: Sequence[Edit],
+    rows: Callable[[str], Sequence[int] | None] = lambda code: None,
+) -> FunctionTree | Gone | None:
     """The tree that one patch's ``edits`` of one target have made ``node`` from.
 
     ``None`` when the edits are not in there, and ``Gone.WHOLE`` when they have replaced it as a
-    whole. ``node`` is not changed.
+    whole. ``node`` is not changed. ``rows`` gives for code what :func:`~.matching.places` can take
+    of the text that ``node``, or what it was made from, has been parsed from.
     """
     for edit in reversed(edits):
         body = without_docstring(node)
@@ -38,7 +43,8 @@ def undone(node: FunctionTree, edits: Sequence[Edit]) -> FunctionTree | Gone | N
             node = with_field(node, "body", [*head, *body[len(statements) :]])
         elif isinstance(edit, Substitute):
             # What is taken out, be there a comment in its place, has left nothing to find.
-            found = places(node, edit.put, edit.find) if statements_of(edit.put) else []
+            is_kept = bool(statements_of(edit.put))
+            found = places(node, edit.put, edit.find, rows(edit.put)) if is_kept else []
             if len(found) != 1:
                 return None
             node = exchanged(node, found[0], statements_of(edit.find))

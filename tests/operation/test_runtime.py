@@ -11,6 +11,7 @@ from packaging.version import Version
 from megatron_patch import testing
 from megatron_patch.testing import runtime
 
+from .. import starter
 from ..conftest import RELEASE
 
 DECODE = """
@@ -21,13 +22,15 @@ print(testing.decode(engine, [request]).tokens)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
-    code = f"from megatron_patch import testing\n{code}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return starter.run(f"from megatron_patch import testing\n{code}")
 
 
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys; assert not {'torch', 'megatron', 'megatron.core'} & set(sys.modules)"
-    result = run(code)
+    code = f"from megatron_patch import testing\n{code}"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -17,7 +17,7 @@ from megatron_patch.model import Origin
 from megatron_patch.source_tree import SourceTree
 
 from ..conftest import RELEASE
-from ..unit.source_trees import git, repository
+from ..unit.source_trees import add_compiled, git, repository
 from .test_command import megatron_patch_command
 
 CORE = Path("megatron", "core")
@@ -109,6 +109,7 @@ def test_afterwards_check_says_that_nothing_is_to_be_done(released, patched, nee
 
 
 def test_afterwards_a_process_leaves_it_alone(patched, needed):
+    add_compiled(patched)
     names = ",".join(patch.id for patch in SERIES)
     report = json.loads(run("status", "--json", path=patched, MEGATRON_PATCH=names))
     states = {patch["id"]: patch["state"] for patch in report["patches"]}

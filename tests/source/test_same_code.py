@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +14,15 @@ import pytest
 from megatron_patch.backports import SERIES
 from tools import patched_tree
 
+from .. import starter
 from ..conftest import not_in_source
+from ..unit.source_trees import add_compiled
 from . import code
 
 pytestmark = not_in_source
+
+CODE = f"import runpy; runpy.run_module({code.__name__!r}, run_name='__main__')"
+OURS = [name for name in os.environ if name.startswith("MEGATRON_PATCH")]
 
 
 @pytest.fixture(scope="module")
@@ -28,29 +30,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the two processes say, by the kind of patching."""
     tree = tmp_path_factory.mktemp("patched") / "tree"
     assert patched_tree.main(["--output", str(tree)]) == 0
-    started = {"at run time": _start(), "in the source": _start(str(tree))}
+    add_compiled(tree)
     said = {}
-    for name, process in started.items():
-        out, error = process.communicate()
-        assert process.returncode == 0, out + error
-        said[name] = json.loads(out)
+    for name, path in {"at run time": (), "in the source": (tree,)}.items():
+        done = starter.run(CODE, path=path, **dict.fromkeys(OURS))
+        assert done.returncode == 0, done.stdout + done.stderr
+        said[name] = json.loads(done.stdout)
     assert said["in the source"]["root"] == os.path.realpath(tree)
     assert said["at run time"]["root"] != os.path.realpath(tree)
     return said
-
-
-def _start(*places: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEGATRON_PATCH")}
-    path = environment.get("PYTHONPATH", "")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (*places, path)))
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", code.__name__],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_what_is_applied_at_run_time_is_there_in_the_source(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,3 +58,14 @@ def repository(root: Path) -> None:
     git("init", "-q", cwd=root)
     git("add", "--force", ".", cwd=root)
     git("commit", "-q", "-m", "as it was", cwd=root)
+
+
+def add_compiled(root: Path) -> None:
+    """Give a copy of the installed Megatron its compiled code, which is valid where none is edited.
+
+    Python takes that of a file only if the file has the time and the size that it was made of.
+    """
+    installed = SourceTree.installed().root / "megatron"
+    for cache in installed.rglob("__pycache__"):
+        there = root / "megatron" / cache.relative_to(installed)
+        shutil.copytree(cache, there, dirs_exist_ok=True)
