@@ -19,14 +19,9 @@ FunctionTree = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 PLAIN = (str, int, bool, type(None))
 #: Types of nodes below which no other node has a place in the text.
 LEAVES = (ast.Name, ast.Constant)
-        # What most fields are takes no further call.
-        if type(value) is str:
-            put(f"{separator}{name}=str:{value!a}")
-        elif name in BARE:
-            put(f"{separator}{name}={type(value).__name__}()")
-        else:
-            put(f"{separator}{name}=")
-            _write(value, put, known)
+#: Fields with contexts and operators, which have no fields themselves.
+BARE = ("ctx", "op")
+NONE_KNOWN: Mapping[int, str] = MappingProxyType({})
 
 
 def digest(node: ast.AST, known: Mapping[int, str] = NONE_KNOWN) -> str:
@@ -92,7 +87,6 @@ def _write(node: object, put: Callable[[str], None], known: Mapping[int, str] = 
             continue
         if (value is None and not isinstance(node, ast.Constant)) or value == []:
             continue
-<<<<<<< HEAD
         # What most fields are takes no further call.
         if type(value) is str:
             put(f"{separator}{name}=str:{value!a}")
@@ -100,11 +94,7 @@ def _write(node: object, put: Callable[[str], None], known: Mapping[int, str] = 
             put(f"{separator}{name}={type(value).__name__}()")
         else:
             put(f"{separator}{name}=")
-            _write(value, put)
-=======
-        put(f"{separator}{name}=")
-        _write(value, put, known)
->>>>>>> w-b
+            _write(value, put, known)
         separator = ","
     put(")")
 
