@@ -63,9 +63,7 @@ def _starter() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    atexit.register(starter.wait)
-    assert starter.stdin is not None
-    atexit.register(starter.stdin.close)  # called first
+    atexit.register(starter.communicate)  # ends its input, and waits
     return starter
 
 
