@@ -112,10 +112,8 @@ def test_the_reference_does_not_depend_on_what_is_likely(
     passes = []
     model.register_forward_hook(lambda module, args, logits: passes.append(logits.shape[1]))
 
-    assert (
-        testing.reference_decode(model, REQUESTS[:4], [*likely[:2], None, likely[3]])
-        == (expected[:4])
-    )
+    found = testing.reference_decode(model, REQUESTS[:4], [*likely[:2], None, likely[3]])
+    assert found == expected[:4]
     # The last place is not looked at: nothing comes after it.
     of_the_first = 1 + len({*wrong} - {11})
     assert len(passes) == of_the_first + 1 + REQUESTS[2].num_tokens + 1
