@@ -18,9 +18,8 @@ from .stack import Case, Stack
 from .states import PatchStatus, State
 from .telling import Teller
 
-# What judges and compiles, `judge` and `plan`, and `logging` are imported by the first call that
-# needs them: they are a third of the time that `import megatron_patch` would take, in processes
-# without Megatron too.
+# `judge`, `plan` and `logging` are imported by the first call that needs them: they are a third of
+# the time that `import megatron_patch` would take, in processes without Megatron too.
 
 
 def modules_of(patch: Patch) -> set[str]:
