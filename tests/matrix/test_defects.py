@@ -224,15 +224,20 @@ def test_a_release_is_as_wrong_as_is_known(name, releases, text):
     assert name in judgement.known
 
 
+def judged(text: str) -> judging.Judgement:
+    """The judgement of a configuration, with the patches of the series."""
+    judgement = judging.judge(decode(text), judging.runner(Selections()))
+    megatron_patch.uninstall()
+    return judgement
+
+
 @needs_drafts
 def test_a_model_whose_latents_are_cached_drafts_nothing(device):
     """A release does not come that far without its patch."""
-    configuration = decode(
+    judgement = judged(
         '{"requests":[{"length":70,"num_tokens":7}],"block_size":64,"max_tokens":128,'
         '"longest":128,"only_last":false,"speculative":1,"latents":true}'
     )
-    judgement = judging.judge(configuration, judging.runner(Selections()))
-    megatron_patch.uninstall()
     assert not judgement.findings
     assert judgement.known == ["drafts of a model whose latents are cached"]
 
@@ -240,12 +245,10 @@ def test_a_model_whose_latents_are_cached_drafts_nothing(device):
 @needs_async
 def test_a_draft_behind_the_longest_sequence_does_not_go_astray(device):
     """It is kept where it belongs; the position that the model is given is the last that it has."""
-    configuration = decode(
+    judgement = judged(
         '{"requests":[{"length":13,"num_tokens":51}],"longest":64,"only_last":false,'
         '"speculative":1,"scheduling":"async"}'
     )
-    judgement = judging.judge(configuration, judging.runner(Selections()))
-    megatron_patch.uninstall()
     assert not judgement.findings
     assert judgement.fixed
 
