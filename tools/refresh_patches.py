@@ -16,7 +16,6 @@ removed.
 from __future__ import annotations
 
 import argparse
-import gc
 import re
 import sys
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from megatron_patch import export  # noqa: E402
 from megatron_patch.backports import SERIES  # noqa: E402
+from megatron_patch.definitions import no_search_for_garbage  # noqa: E402
 from megatron_patch.errors import DriftedError, NotMegatronError  # noqa: E402
 from megatron_patch.export import UPSTREAM  # noqa: E402
 from megatron_patch.judge import judge  # noqa: E402
@@ -84,6 +84,7 @@ def pinned_series(version: str, tree: SourceTree, series: Sequence[Patch]) -> Pi
     )
 
 
+@no_search_for_garbage()
 def generated(
     pinned: Sequence[Pin], series: Sequence[Patch], cache: Path, readme: str | None = None
 ) -> tuple[dict[str, bytes], list[str]]:
@@ -328,5 +329,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    gc.disable()  # syntax trees are no garbage; to look for some took a third of the time
     sys.exit(main())
