@@ -105,6 +105,12 @@ SHOWN = [
         '{"requests":[{"num_tokens":1}],"lessons":["look","train","look"],"captured":true}',
     ),
     (
+        "graphs of a model without gradient buffers",
+        ">=0.19",
+        '{"requests":[{"num_tokens":4}],"happenings":[{"step":1,"what":"train"}],"graphs":1,'
+        '"scope":"layer","lessons":["train"],"captured":true}',
+    ),
+    (
         "graphs captured again",
         ">=0.17",
         '{"requests":[{"length":8,"num_tokens":8}],"happenings":[{"step":3}],"graphs":1,'

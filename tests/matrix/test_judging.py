@@ -155,6 +155,19 @@ def test_weights_that_change_are_followed(device):
     assert not oracles.complaints(configuration, observation)
 
 
+@pytest.mark.skipif(RELEASE < Version("0.17"), reason=f"{RELEASE} has no speculative tokens")
+def test_a_run_knows_nothing_of_a_model_that_was_trained_before(device):
+    """One that drafts more tokens has more losses than Megatron has made room for."""
+    for drafts in (1, 2):
+        trained = Configuration(
+            requests=(Plan(num_tokens=4),),
+            happenings=(Happening(1, "train"),),
+            only_last=False,
+            speculative=drafts,
+        )
+        assert Planted().runner()(trained, "none").record["error"] is None
+
+
 @pytest.mark.skipif(not PER_REQUEST, reason=f"{RELEASE} samples all requests alike")
 def test_a_patch_that_loses_a_log_prob_is_harm(engine_class):
     original = engine_class.post_process_requests

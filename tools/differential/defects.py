@@ -294,6 +294,20 @@ def _recorded_without_gradients(case: Case, complaint: Complaint) -> bool:
     return "look" in lessons[:first] and set(lessons[first:-1]) == {"train"}
 
 
+def _recorded_without_buffers(case: Case, complaint: Complaint) -> bool:
+    """The engine's model, with a graph a layer, was trained before a lesson that is captured."""
+    configuration = case.configuration
+    return (
+        complaint.kind == "exception"
+        and str(complaint.facts["place"]).endswith(":create_bwd_graph")
+        and "has no attribute 'main_grad'" in complaint.facts["text"]
+        and str(complaint.facts["during"]).startswith("lesson ")
+        and configuration.captured
+        and configuration.scope == "layer"
+        and any(item.what == "train" for item in configuration.happenings)
+    )
+
+
 def _captured_again(case: Case, complaint: Complaint) -> bool:
     """Graphs were being captured as an engine was resumed, in a context that still has requests."""
     return (
@@ -896,6 +910,13 @@ DEFECTS: tuple[Defect, ...] = (
         "training step ends, with them switched on: parameters then count among the inputs of its "
         "graph, and no call without gradients, for which it is chosen, passes them",
         _recorded_without_gradients,
+    ),
+    Defect(
+        "graphs of a model without gradient buffers",
+        ">=0.19",
+        "a captured backward pass adds to `main_grad`, which only Megatron's data parallelism gives "
+        "to parameters: layers that were trained without it raise as the graphs are made",
+        _recorded_without_buffers,
     ),
     Defect(
         "graphs captured again",

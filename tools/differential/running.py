@@ -121,7 +121,7 @@ class Run:
         record["error"] = None
         during = ["build"]
         self.engine: Any = None
-        training.forget_graphs()
+        training.forget_earlier_runs()
         try:
             self.engine = testing.build_engine(building.spec(configuration))
             guest.built(self.engine)

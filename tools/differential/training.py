@@ -188,9 +188,13 @@ def _outcome(call: Callable[[], Any]) -> str:
     return "done"
 
 
-def forget_graphs() -> None:
-    """Drop what Megatron keeps of CUDA graphs in the process, for the next run."""
-    from megatron.core.transformer import cuda_graphs
+def forget_earlier_runs() -> None:
+    """Drop what Megatron keeps in the process of the runs before: graphs, and losses of drafts.
+
+    The table of those losses has a place for each draft of the first model that was trained, so a
+    model with more of them would raise IndexError.
+    """
+    from megatron.core.transformer import cuda_graphs, multi_token_prediction
 
     if hasattr(cuda_graphs, "delete_cuda_graphs"):
         cuda_graphs.delete_cuda_graphs()
@@ -199,3 +203,4 @@ def forget_graphs() -> None:
         if hasattr(record, name):
             setattr(record, name, [])
     allow_more_cuda_graphs()
+    multi_token_prediction.MTPLossLoggingHelper.tracker.clear()
