@@ -5,9 +5,10 @@
 Runs the engine of ``bench_decode.py`` under Python's own profiler and lists functions by the time
 spent in each without what it calls; operators of torch count for the function that calls them. The
 profiler costs time with every call: the step is timed without it too, and the shares say more than
-the sums. On a CUDA device a second run, under torch's profiler, counts the calls of the CUDA
-runtime, which is where the host launches work and waits for it, and what the GPU then does: its
-kernels and copies, and how long it was idle before each of them.
+the sums. A run without a profiler says when the calls of a step begin and how long they take; see
+``step_timeline.py``. On a CUDA device another run, under torch's profiler, counts the calls of the
+CUDA runtime, which is where the host launches work and waits for it, and what the GPU then does:
+its kernels and copies, and how long it was idle before each of them.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from megatron_patch import testing
-from tools import benchmarking
+from tools import benchmarking, step_timeline
 
+#: Microseconds; calls that take less time are not printed.
+LEAST = 5
 TABLES = ("functions", "runtime", "gpu", "idle_before")
 
 
@@ -122,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **benchmarking.provenance("profile_decode.py", options),
             "patches": options.patches,
             "step_us": step,
+            "timeline": step_timeline.timeline(engine, requests),
             "functions": functions(engine, requests),
             **(
                 cuda_tables(engine, requests)
@@ -133,6 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"megatron-core {result['megatron_core']} on {result['device']}, patches "
         f"{options.patches}: {step:.0f} us a step without a profiler"
     )
+    line = result["timeline"]
+    print("\ntimeline: us from the beginning of the step, us, calls without a profiler")
+    for row in line["calls"]:
+        if row["us"] >= LEAST:
+            print(f"{row['begins_us']:9.1f} {row['us']:9.1f}  {row['function']} {row['time']}")
+    if line["host_us"] is not None:
+        print(f"{line['host_us']:.0f} us from the longest wait to the next launch of a graph")
     for title in TABLES:
         print(f"\n{title}: own us a step, with what they call, calls a step")
         for row in result[title][: options.rows]:

@@ -6,16 +6,17 @@ import json
 
 import pytest
 
-from megatron_patch.testing.releases import engine_class
-from tools import profile_decode
+from megatron_patch import testing
+from megatron_patch.testing import releases
+from tools import profile_decode, step_timeline
 
 SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=12 --prompt=4 --tokens=9"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engine(device):
+def engine_class(device):
     """Import the engine before the test, because the import needs a real stderr."""
-    engine_class()
+    return releases.engine_class()
 
 
 def test_functions_of_megatron_by_the_time_that_is_their_own(tmp_path, capsys):
@@ -36,10 +37,45 @@ def test_functions_of_megatron_by_the_time_that_is_their_own(tmp_path, capsys):
     assert update["calls"] == 1
     cuda = ("runtime", "gpu", "idle_before")
     assert [result[table] for table in cuda] == [[], [], []]
+    line = result["timeline"]
+    begins = [row["begins_us"] for row in line["calls"]]
+    assert begins == sorted(begins)
+    (update,) = (row for row in line["calls"] if row["function"] == "update_requests")
+    assert 0 < update["begins_us"] < update["begins_us"] + update["us"] < line["step_us"]
     printed = capsys.readouterr().out.splitlines()
     assert "patches none" in printed[0]
-    assert printed[3].endswith(rows[0]["function"])
-    assert len(printed) == 3 + 3 + 2 * len(cuda)
+    assert any(text.endswith(" update_requests 1") for text in printed)
+    functions = printed.index("functions: own us a step, with what they call, calls a step")
+    assert printed[functions + 1].endswith(rows[0]["function"])
+    assert len(printed) == functions + 1 + 3 + 2 * len(cuda)
+
+
+def test_a_clock_leaves_everything_as_it_was(engine_class):
+    import torch
+
+    owners = [engine_class, torch.Tensor, torch.cuda.CUDAGraph]
+    before = [dict(vars(owner)) for owner in owners]
+    engine = testing.build_engine(testing.EngineSpec())
+    with step_timeline.clocked(engine) as calls:
+        assert [dict(vars(owner)) for owner in owners] != before
+        assert torch.tensor([1, 2]).tolist() == [1, 2]
+    assert [dict(vars(owner)) for owner in owners] == before
+    assert {name for name, *_ in calls} == {"tolist"}
+
+
+def test_the_host_is_in_the_way_from_the_longest_wait_to_the_next_launch():
+    calls = [
+        ("replay", 0.0, 1.0),
+        ("replay", 2.0, 3.0),
+        ("update_requests", 31.0, 36.0),  # of which the last wait is a part
+        ("tolist", 4.0, 30.0),
+        ("item", 32.0, 35.0),
+        ("replay", 50.0, 51.0),
+        ("tolist", 52.0, 70.0),
+        ("replay", 110.0, 111.0),
+    ]
+    assert step_timeline._host(calls) == 30.0
+    assert step_timeline._host(calls[:4]) is None
 
 
 def test_the_gpu_is_idle_where_nothing_overlaps():

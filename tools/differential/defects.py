@@ -914,8 +914,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(
         "graphs of a model without gradient buffers",
         ">=0.19",
-        "a captured backward pass adds to `main_grad`, which only Megatron's data parallelism gives "
-        "to parameters: layers that were trained without it raise as the graphs are made",
+        "a captured backward pass adds to `main_grad`, which parameters get from Megatron's data "
+        "parallelism alone: layers that were trained without it raise as the graphs are made",
         _recorded_without_buffers,
     ),
     Defect(
