@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\ntimeline: us from the beginning of the step, us, calls without a profiler")
     for row in line["calls"]:
         if row["us"] >= LEAST:
-            print(f"{row['begins_us']:9.1f} {row['us']:9.1f}  {row['function']} {row['time']}")
+            print(f"{row['begins_us']:9.1f} {row['us']:9.1f}  {row['function']} {row['nth']}")
     if line["host_us"] is not None:
         print(f"{line['host_us']:.0f} us from the longest wait to the next launch of a graph")
     for title in TABLES:
