@@ -7,7 +7,7 @@ import ast
 import gc
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -166,7 +166,7 @@ def parsed(module: str, text: str, qualname: str) -> Definition | None:
     node = found[0]
     if isinstance(node, ast.ClassDef):
         raise TargetError(f"{module}:{qualname} is a class; expected a function")
-    first = first_line(node)
+    first = first_line(node, _rows_of(text))
     segment = _segment(text, first, last_line(node))
     return Definition(module, qualname, segment, first, flags, names, node)
 
@@ -175,10 +175,17 @@ def _segment(text: str, first: int, last: int) -> str:
     return "\n".join(_rows_of(text)[first - 1 : last]) + "\n"
 
 
-def first_line(node: ast.stmt) -> int:
-    """The number of the statement's first line, decorators included."""
+def first_line(node: ast.stmt, lines: Sequence[str] = (), start: int = 1) -> int:
+    """The number of the statement's first line, decorators included.
+
+    The tree has no place for the ``@``, which may stand above its decorator, as in ``@(``. With the
+    ``lines`` of the text, of which the first is number ``start``, it is found.
+    """
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+    while lines and decorators and not lines[first - start].lstrip().startswith("@"):
+        first -= 1
+    return first
 
 
 def last_line(node: ast.stmt) -> int:

@@ -128,7 +128,7 @@ def _prefixed(definition: Definition, edit: Before) -> Definition:
         margin = margin_of(lines[node.lineno - definition.first_line]) + "    "
         lines[row] = before.rstrip() + "\n" + indented(edit.statements, margin) + margin + after
     else:
-        row = first_line(first_statement) - definition.first_line
+        row = first_line(first_statement, lines, definition.first_line) - definition.first_line
         # The lines of a docstring may begin in any way.
         top = last_line(node.body[0]) - definition.first_line + 1 if skip else 0
         while row > top and lines[row - 1].lstrip().startswith("#"):

@@ -66,7 +66,8 @@ def with_addition(module: str, text: str, edit: Add, variant: Variant) -> str:
                 row = last_line(anchor.node)
                 source = "\n" + source.removesuffix("\n")
         else:
-            row = first_line(next(n for n in tree.body if last_line(n) >= anchor.first_line)) - 1
+            below = next(n for n in tree.body if last_line(n) >= anchor.first_line)
+            row = first_line(below, lines) - 1
             source += "\n\n"
         while row and lines[row - 1].lstrip().startswith("#"):
             row -= 1  # a comment above a definition belongs to it

@@ -88,7 +88,7 @@ class Code:
 
         None if other code is on these lines, or if the statement is an ``elif``.
         """
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        first = self.first_line(node)
         start, end = self._starts[first - 1], self._starts[node.end_lineno]  # type: ignore[index]
         before = self.text[start : self.start(node)] if first == node.lineno else ""
         after = self.text[self.end(node) : end].strip()
@@ -96,6 +96,13 @@ class Code:
         if before.strip() or is_elif or (after and not after.startswith("#")):
             return None
         return start, end
+
+    def first_line(self, node: ast.stmt) -> int:
+        """The line with the ``@`` of the first decorator, which may be above it, or its own."""
+        decorators = getattr(node, "decorator_list", None)
+        if not decorators:
+            return node.lineno
+        return self.text.count("\n", 0, self.text.rindex("@", 0, self.start(decorators[0]))) + 1
 
     def margin(self, node: ast.stmt) -> str:
         """The white space in front of a statement."""
@@ -140,7 +147,7 @@ class Code:
     @cached_property
     def tokens(self) -> list[Token]:
         """The tokens of the function, decorators included."""
-        first = min([self.node.lineno, *(d.lineno for d in self.node.decorator_list)])
+        first = self.first_line(self.node)
         text = "\n".join(self._lines[first - 1 : self.node.end_lineno]) + "\n"
         tokens: list[Token] = []
         depth = strings = 0

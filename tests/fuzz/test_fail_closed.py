@@ -325,7 +325,7 @@ def test_source_that_says_the_same_is_recognised(
                 assert judgement_on(case, target.module, new) == case.judgement
             recognised.add(new)
 
-    try_mutants(case, target.module, SHARE * 5 // 8, check)
+    try_mutants(case, target.module, SHARE - 2, check)  # some come twice
     assert len(recognised) >= SHARE // 2
 
 

@@ -7,9 +7,11 @@ import textwrap
 
 import pytest
 
+from megatron_patch.definitions import locate
 from megatron_patch.edits import Edit
 from megatron_patch.errors import DriftedError
 from megatron_patch.fingerprint import canonical
+from megatron_patch.rewrite import edited
 
 from .source_trees import MODULE, PATH, made, write
 from .thing import (
@@ -173,6 +175,29 @@ def result_of(name: str) -> tuple[list[Edit], str]:
 def test_the_edit_is_this_text_and_nothing_else_changes(tmp_path, name):
     edits, expected = result_of(name)
     assert after(tmp_path, TEXT, *edits).decode() == expected
+
+
+# An @ that is not in the line of what it puts around the function.
+APART = ["@ \\\n    property", "@(  # an @\n        property\n    )"]
+
+
+@pytest.mark.parametrize("decorator", APART)
+@pytest.mark.parametrize("name", ["replace below decorators", "add to a class, above decorators"])
+def test_an_at_sign_may_stand_above_its_decorator(tmp_path, name, decorator):
+    edits, expected = result_of(name)
+    text = TEXT.replace("@property", decorator)
+    assert after(tmp_path, text, *edits).decode() == expected.replace("@property", decorator)
+
+
+@pytest.mark.parametrize("decorator", APART)
+def test_a_hook_stands_above_the_at_sign_of_the_first_statement(decorator):
+    above = "class Thing:\n    def one(self):\n"
+    below = textwrap.indent(f"    {decorator}\n    def f(): pass\n    return f\n", "    ")
+    found = locate("m", above + below, "Thing.one")
+    assert found is not None
+    assert (
+        above.partition("\n")[2] + HOOK_TEXT + below == edited(found, prefix("Thing.one")).segment
+    )
 
 
 # Cases whose edits one patch can make all at once. The first is the one that helpers go by.
