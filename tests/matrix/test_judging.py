@@ -300,3 +300,34 @@ def test_a_run_that_reads_what_nobody_wrote_says_nothing(device, after, astray, 
     judging._leave_out_unwritten(configuration, seen, "correctness", lambda *_: again, other)
     assert other.findings
     assert not other.unstable
+
+
+@pytest.mark.skipif(RELEASE < Version("0.17"), reason="it has no speculative tokens")
+@pytest.mark.parametrize(
+    ("on_cpu", "first", "left"),
+    [
+        (False, 0, []),  # which of two requests has written last is up to the GPU
+        (False, -1, ["performance"]),  # it differs before that
+        (True, 0, ["performance"]),  # a CPU writes in the order of the rows
+    ],
+)
+def test_what_two_requests_write_to_one_slot_says_nothing_on_a_gpu(
+    device, mocker, on_cpu, first, left
+):
+    configuration = decode(BLOCK)
+    observation = Planted().runner()(configuration, "none")
+    size = configuration.block_size
+    forwards = observation.forwards
+    number = next(number for number, forward in enumerate(forwards) if len(forward.rows) > 1)
+    forward = forwards[number]
+    (_, _, offset, _), table = forward.rows[1], forward.tables[1]
+    forward.astray = [(0, offset % size, table[offset // size])]
+    mocker.patch.object(judging, "running").return_value.on_cpu = on_cpu
+    path = f"outputs[{number + first}].digest"
+    finding = judging.Finding(
+        "performance", ("none", "all"), (comparing.Difference(path, "a", "b"),)
+    )
+    judgement = judging.Judgement([finding])
+    judging._leave_out_undefined(configuration, {"none": observation}, judgement)
+    assert [item.kind for item in judgement.findings] == left
+    assert judgement.unstable is not bool(left)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.differential.observing import Forward
-from tools.differential.slots import older, rewritten, spoilt, went_to_another
+from tools.differential.slots import contested, older, rewritten, spoilt, went_to_another
 
 SIZE = 4
 
@@ -51,6 +51,16 @@ def test_who_owns_the_slot_where_it_went_reads_it():
         forward(((3, 0, 0, 1), [4])),
     ]
     assert spoilt(forwards, SIZE) == {(0, 0): 1, (1, 0): 2, (2, 0): 3}
+
+
+def test_two_requests_contest_a_slot_where_what_goes_astray_meets_what_does_not():
+    shared = forward(((0, 0, 0, 4), [1]), ((1, 0, 0, 4), [1]))  # one prompt, computed twice
+    astray = forward(((0, 0, 3, 2), [1, 2]), ((1, 0, 1, 2), [3]), astray=[(0, 3, 5)])
+    meets = forward(((0, 0, 3, 2), [1, 2]), ((1, 0, 3, 1), [3]), astray=[(0, 3, 3)])
+    both = forward(((0, 0, 3, 1), [1]), ((1, 0, 3, 1), [3]), astray=[(0, 3, 5), (1, 3, 5)])
+    assert contested([shared, astray], SIZE) is None
+    assert contested([shared, astray, meets, both], SIZE) == 2
+    assert contested([both], SIZE) == 0
 
 
 def test_what_is_computed_from_it_is_spoilt_too():

@@ -12,7 +12,9 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 
-from . import comparing, defects, intended, oracles
+from megatron_patch.testing.runtime import running
+
+from . import comparing, defects, intended, oracles, slots
 from .company import COMPANY
 from .comparing import Difference
 from .configuration import Configuration
@@ -121,7 +123,7 @@ def judge(
         seen[performance] = run_with(configuration, performance)
         judgement.findings[:0] = _same(seen, none, performance)
     _compare(configuration, seen, none, patched, judgement)
-    _leave_out_forgotten(configuration, seen, judgement)
+    _leave_out_undefined(configuration, seen, judgement)
     if judgement.findings and not everything:
         again = run_with(configuration, none)
         if comparing.differences(seen[none].record, again.record):
@@ -130,19 +132,23 @@ def judge(
     return judgement
 
 
-def _leave_out_forgotten(
+def _leave_out_undefined(
     configuration: Configuration, seen: dict[str, Observation], judgement: Judgement
 ) -> None:
-    """Say nothing of what performance patches change of a run from where it reads no block at all.
+    """Say nothing of what performance patches change from where nothing says what a run reads.
 
-    The keys and values are then those of whatever stands where the kernel looks.
+    Where it reads no block at all, keys and values are those of whatever stands where the kernel
+    looks. Where two requests write to one slot, they are on a GPU those of either.
     """
     left = []
     for finding in judgement.findings:
         case = oracles.Case(configuration, seen[finding.between[0]])
-        first = min(defects.forgotten_prompts(case).values(), default=None)
+        firsts = [*defects.forgotten_prompts(case).values()]
+        if not running().on_cpu:
+            contested = slots.contested(case.observation.forwards, configuration.block_size)
+            firsts += [] if contested is None else [contested]
         apart = intended.first_apart(case, finding.differences)
-        if finding.kind != "performance" or first is None or apart < first:
+        if finding.kind != "performance" or not firsts or apart < min(firsts):
             left.append(finding)
         else:
             judgement.unstable = True

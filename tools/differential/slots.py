@@ -45,6 +45,26 @@ def spoilt(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
     return found
 
 
+def contested(forwards: list[Forward], size: int) -> int | None:
+    """The number of the first forward pass in which a token goes astray into a slot that another
+    request writes to as well, so that the last one to do so counts. None if there is none.
+    """
+    for number, forward in enumerate(forwards):
+        astray = {(row, position): block for row, position, block in forward.astray}
+        went = [
+            [
+                (astray.get((row, position), block), place)
+                for position, (block, place) in _slots(forward, row, offset, size)
+            ]
+            for row, (_, _, offset, _) in enumerate(forward.rows)
+        ]
+        for row, position in astray:
+            slot = astray[row, position], position % size
+            if any(slot in slots for other, slots in enumerate(went) if other != row):
+                return number
+    return None
+
+
 def forgotten(forwards: list[Forward], size: int) -> dict[tuple[int, int], int]:
     """(request, part) -> number of the first forward pass for which its table lacks a block of the
     tokens that it has had. ``size``: tokens of a block.
