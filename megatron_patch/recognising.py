@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import NamedTuple
 
 from . import fingerprint, undoing
 from .definitions import Definition, body_of, bound_names, statements_of
@@ -70,14 +71,14 @@ def below(
 
 @functools.lru_cache(maxsize=256)  # several patches look at the same targets
 def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...]) -> Below:
-    found: dict[str, frozenset[str]] = {definition.digest: frozenset()}
     # All that is possible, in any order: somebody who makes the patches one by one need not keep to
     # the order of the series, and code that one of them would have put there may have been there
     # before.
-    todo = [(definition.node, found[definition.digest])]
+    steps: dict[str, list[_Step]] = {definition.digest: []}
+    todo = [(definition.node, definition.digest, frozenset[str]())]
     forms = functools.cache(lambda: fingerprint.forms_below(definition.node))
     rows = functools.cache(lambda code: rows_with(definition, landmark(code)))
-    for node, ids in todo:
+    for node, above, ids in todo:
         for other in series:
             for variant in other.variants if other.id not in ids else ():
                 edits = [
@@ -86,16 +87,51 @@ def _digests_below(definition: Definition, target: str, series: tuple[Patch, ...
                     if edit.target == target and changes_code(edit) and not isinstance(edit, Add)
                 ]
                 original = undoing.undone(node, edits, rows) if edits else None
+                step = _Step(above, other, variant)
                 if original is undoing.Gone.WHOLE:
                     for source in sources_of(other):
                         if source.proved == variant.name:
-                            found.setdefault(dict(source.digests)[target], ids | {other.id})
+                            steps.setdefault(dict(source.digests)[target], []).append(step)
                 elif isinstance(original, FunctionNode):
                     digest = fingerprint.digest(original, forms())
-                    if digest not in found:
-                        found[digest] = ids | {other.id}
-                        todo.append((original, found[digest]))
-    return found
+                    if digest not in steps:
+                        todo.append((original, digest, ids | {other.id}))
+                    steps.setdefault(digest, []).append(step)
+    found = {digest: _made_on(digest, target, steps, definition.digest) for digest in steps}
+    return {digest: ids for digest, ids in found.items() if ids is not None}
+
+
+class _Step(NamedTuple):
+    """A patch that was taken out, and the digest of what it was taken out of."""
+
+    above: str
+    patch: Patch
+    variant: Variant
+
+
+def _made_on(
+    digest: str, target: str, steps: Mapping[str, Sequence[_Step]], there: str
+) -> frozenset[str] | None:
+    """The ids of patches that make of ``digest`` what is ``there``, all of which such source gets.
+
+    A patch that it does not get, as where upstream has the change, was not made there.
+    """
+
+    def above(below: str, ids: frozenset[str]) -> frozenset[str] | None:
+        if below == there:
+            return ids
+        for step in steps[below]:
+            if step.patch.id not in ids and any(
+                source.proved == step.variant.name
+                and dict(source.digests).get(target, digest) == digest
+                for source in sources_of(step.patch)
+            ):
+                found = above(step.above, ids | {step.patch.id})
+                if found is not None:
+                    return found
+        return None
+
+    return above(digest, frozenset())
 
 
 def forget() -> None:

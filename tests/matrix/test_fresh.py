@@ -32,7 +32,7 @@ def test_a_difference_is_found(monkeypatch):
     monkeypatch.setattr(fresh, "_run", run)
     (result,) = fresh.compare([Configuration()], seconds=300)
     assert result.between == ("none", "performance")
-    assert "requests[0].parts[0].prompt_tokens[0]" in str(result)
+    assert "requests[0].parts[0].prompt_tokens[0]" in [item.path for item in result.differences]
 
 
 def test_what_a_process_says_is_in_the_error():

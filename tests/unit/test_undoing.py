@@ -287,3 +287,29 @@ def test_what_is_taken_out_has_left_nothing_to_find(put):
     found = locate(MODULE, TEXT, "Thing.one")
     edit = Substitute(f"{MODULE}:Thing.one", "for item in range(2):\n    total += item\n", put)
     assert undone(edited(found, edit).node, [edit]) is None
+
+
+def test_an_edit_is_not_ours_on_source_that_does_not_get_it():
+    """Upstream has made the change there, and somebody has made it once more."""
+    line = "        total = x + 1\n"
+    more = "        self.log = ()\n"
+    released = TEXT.replace(line, line + more)
+    one = f"{MODULE}:Thing.one"
+    backport = make_patch(
+        substitute("one", "total = x + 1", "total = x + 1\nself.log = ()"),
+        known=digest_in(TEXT),
+        id="backport",
+        has_it={one: digest_in(released)(one)},
+    )
+    other = make_patch(
+        substitute("one", "total += item", "total -= item"), known=digest_in(released), id="other"
+    )
+
+    def verdicts_on(text: str) -> list[Verdict]:
+        series = (backport, other)
+        return [judge(patch, {MODULE: text}.get, series=series).verdict for patch in series]
+
+    assert verdicts_on(released) == [Verdict.UPSTREAMED, Verdict.APPLICABLE]
+    assert verdicts_on(released.replace(more, more + more)) == [Verdict.DRIFTED] * 2
+    both = released.replace("total += item", "total -= item")
+    assert verdicts_on(both) == [Verdict.UPSTREAMED] * 2
