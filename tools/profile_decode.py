@@ -30,16 +30,19 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from megatron_patch import testing
 from tools import benchmarking, step_timeline
 
+ROOT = Path(__file__).parents[1]
 #: Microseconds; calls that take less time are not printed.
 LEAST = 5
 TABLES = ("functions", "runtime", "gpu", "idle_before")
 
 
 def place(file: str) -> str:
-    """``file`` without what is above its package."""
+    """``file`` without what is above its package, or above these tools."""
+    if file.startswith(f"{ROOT}/tools/"):
+        return file.removeprefix(f"{ROOT}/")
     packages = ("megatron/", "torch/", "megatron_patch/")
     start = max(file.rfind(f"/{package}") for package in packages)
-    return file if start < 0 else file[start + 1 :]
+    return file.rpartition("/site-packages/")[2] if start < 0 else file[start + 1 :]
 
 
 def functions(engine: Any, requests: Sequence[testing.Request]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
+from unittest import mock
 
 from megatron_patch import testing
 from tools import benchmarking
@@ -66,24 +67,12 @@ def clocked(engine: Any) -> Iterator[list[Call]]:
     with ExitStack() as stack:
         for owner, names in places:
             for name in names:
-                if callable(getattr(owner, name, None)):
-                    stack.enter_context(_clocked(owner, name, calls))
+                function = getattr(owner, name, None)
+                if callable(function):
+                    # It puts the very function back, so that patches find their own again.
+                    clock = mock.patch.object(owner, name, _with_clock(function, name, calls))
+                    stack.enter_context(clock)
         yield calls
-
-
-@contextmanager
-def _clocked(owner: type, name: str, calls: list[Call]) -> Iterator[None]:
-    own = name in vars(owner)
-    function = vars(owner)[name] if own else getattr(owner, name)
-    setattr(owner, name, _with_clock(function, name, calls))
-    try:
-        yield
-    finally:
-        # The very function that was there, so that patches find their own again.
-        if own:
-            setattr(owner, name, function)
-        else:
-            delattr(owner, name)
 
 
 def _with_clock(function: Any, name: str, calls: list[Call]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_patch import testing
 from megatron_patch.testing import releases
-from tools import profile_decode, step_timeline
+from tools import benchmarking, profile_decode, step_timeline
 
 SIZE = "--layers=1 --hidden=32 --heads=2 --vocabulary=64 --requests=12 --prompt=4 --tokens=9"
 
@@ -94,6 +94,8 @@ def test_the_gpu_is_idle_where_nothing_overlaps():
         ("/somewhere/site-packages/megatron/core/utils.py", "megatron/core/utils.py"),
         ("/megatron/torch/nn/functional.py", "torch/nn/functional.py"),
         ("/usr/lib/python3.12/asyncio/events.py", "/usr/lib/python3.12/asyncio/events.py"),
+        ("/somewhere/site-packages/einops/einops.py", "einops/einops.py"),
+        (benchmarking.__file__, "tools/benchmarking.py"),
         ("<megatron_patch one module:Class.method>", "<megatron_patch one module:Class.method>"),
     ],
 )
